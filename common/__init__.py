@@ -1,0 +1,1 @@
+"""What every package stands on: the error users see, typed settings and crash-safe files."""

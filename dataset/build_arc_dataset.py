@@ -1,0 +1,446 @@
+r"""Build an augmented dataset from Kaggle-format files.
+
+    python -m dataset.build_arc_dataset --input-file-prefix kaggle/combined/arc-agi \
+        --output-dir data/arc1concept-aug-1000 \
+        --subsets training evaluation concept --test-set-name evaluation
+
+A task's train pairs, and the test pairs of subsets that are not a test set, go to `train/`; the
+test pairs of the test sets go to `test/`. Both halves of one variant share an identifier.
+
+Two passes over the tasks, each task on its own: the first counts its distinct variants, which
+fixes every offset; the second draws them again, renders them and writes them to their place. All
+that is random about a task comes from (seed, task id), so the bytes do not depend on the number
+of workers, and no process ever holds more than one chunk of one task.
+"""
+
+import argparse
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from common.errors import UserError, exit_cleanly
+from common.files import atomic_directory, require_new_directory
+from dataset.augmentation import Variants, draw_variants, transform, variant_name
+from dataset.canvas import CANVAS_SIDE, PAD, VOCAB_SIZE, place
+from dataset.storage import (
+    BLANK_IDENTIFIER,
+    BLANK_NAME,
+    IDENTIFIERS_FILE,
+    METADATA_FILE,
+    SET_NAME,
+    TEST_PUZZLES_FILE,
+    DatasetMetadata,
+    create_array,
+    write_rows,
+)
+from dataset.tasks import Grid, Pair, Task, load_subset, save_tasks
+
+BUILD_FILE = "build.json"
+SPLITS = ("train", "test")
+CHUNK_VARIANTS = 1024
+"""Variants rendered at a time: bounds a worker's memory whatever --num-aug is."""
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The command line, as parsed and checked."""
+
+    input_file_prefix: str
+    output_dir: Path
+    subsets: tuple[str, ...]
+    test_set_names: tuple[str, ...]
+    num_aug: int = 1000
+    seed: int = 42
+    puzzle_identifiers_start: int = 1
+    canvas_side: int = CANVAS_SIDE
+    task_ids: tuple[str, ...] = ()
+    allow_leakage: bool = False
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A task and where its pairs go."""
+
+    task: Task
+    pairs: dict[str, tuple[Pair, ...]]
+    """Split name -> pairs; the test split is empty for a task outside the test sets."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one task's variants start on disk, and the options its rendering needs."""
+
+    source: Source
+    folder: Path
+    options: BuildOptions
+    first_identifier: int
+    first_puzzle: dict[str, int]
+    first_example: dict[str, int]
+
+
+@dataclass
+class Summary:
+    """What was built; printed, and kept in `build.json` beside the options."""
+
+    tasks: int = 0
+    test_tasks: int = 0
+    test_inputs: int = 0
+    variants: int = 0
+    train_examples: int = 0
+    test_examples: int = 0
+    tasks_with_too_few_variants: int = 0
+    tasks_left_out_as_too_large: int = 0
+    tasks_met_again_in_a_later_subset: int = 0
+    test_pairs_among_training_pairs: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    hidden_test_sets: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        for key, value in asdict(self).items():
+            if isinstance(value, list):
+                text = ", ".join(value) or "none"
+            else:
+                text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+            yield f"  {key.replace('_', ' ')}: {text}"
+
+
+def build(options: BuildOptions) -> Summary:
+    """Build the dataset; `options.output_dir` appears only when it is complete.
+
+    Raises:
+        UserError: bad options or input files, or an output folder that exists.
+    """
+    started = time.monotonic()
+    _check(options)
+    summary = Summary()
+    sources = _load_sources(options, summary)
+    with (
+        _executor(options.workers) as executor,
+        atomic_directory(options.output_dir, sync=False) as folder,
+    ):
+        drawn = executor.map(partial(_count_variants, options=options), sources, chunksize=4)
+        counts = list(_progress(drawn, sources, "drawing"))
+        _create(folder, sources, counts, options)
+        placements = _place_tasks(folder, sources, counts, options)
+        names = executor.map(_write_task, placements)
+        _write_identifiers(folder, _progress(names, sources, "writing"), options)
+        test_tasks = [source.task for source in sources if source.pairs["test"]]
+        save_tasks(folder / TEST_PUZZLES_FILE, test_tasks)
+        summary.tasks = len(sources)
+        summary.test_tasks = len(test_tasks)
+        summary.test_inputs = sum(len(task.test) for task in test_tasks)
+        summary.variants = sum(counts)
+        summary.train_examples = _num_examples(sources, counts, "train")
+        summary.test_examples = _num_examples(sources, counts, "test")
+        summary.tasks_with_too_few_variants = sum(n < options.num_aug + 1 for n in counts)
+        summary.bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        summary.seconds = time.monotonic() - started
+        described = {**asdict(options), "output_dir": str(options.output_dir)}
+        del described["workers"]  # The bytes do not depend on it.
+        counted = {**asdict(summary)}
+        del counted["seconds"]
+        (folder / BUILD_FILE).write_text(
+            json.dumps({"options": described, "summary": counted}, indent=1)
+        )
+    return summary
+
+
+def _check(options: BuildOptions) -> None:
+    for name in options.test_set_names:
+        if name not in options.subsets:
+            raise UserError(
+                f"--test-set-name {name} is not among --subsets {' '.join(options.subsets)}"
+            )
+    limits = (
+        ("--num-aug", options.num_aug, 0, None),
+        ("--puzzle-identifiers-start", options.puzzle_identifiers_start, 1, None),
+        ("--canvas-side", options.canvas_side, 1, CANVAS_SIDE),
+        ("--workers", options.workers, 1, None),
+        ("--seed", options.seed, 0, None),
+    )
+    for flag, value, low, high in limits:
+        if value < low or (high is not None and value > high):
+            raise UserError(f"{flag} {value}: must be {low} to {high if high else 'any number'}")
+    require_new_directory(options.output_dir, "--output-dir", "remove it or choose another folder")
+
+
+def _load_sources(options: BuildOptions, summary: Summary) -> list[Source]:
+    """Tasks in the order of the subsets, each once, with the split of every pair decided."""
+    subsets = {
+        name: load_subset(options.input_file_prefix, name)
+        for name in tqdm(dict.fromkeys(options.subsets), desc="reading", unit="subset")
+    }
+    wanted = set(options.task_ids)
+    if missing := wanted - {task.task_id for tasks in subsets.values() for task in tasks}:
+        raise UserError(f"--task-ids: '{min(missing)}' is in none of the subsets")
+    test_ids = {t.task_id for name in options.test_set_names for t in subsets.get(name, [])}
+    sources: dict[str, Source] = {}
+    # Test sets first: if leakage is allowed at all, a task stays what its test set makes of it.
+    for name in sorted(subsets, key=lambda name: name not in options.test_set_names):
+        is_test = name in options.test_set_names
+        if is_test and any(pair.output is None for task in subsets[name] for pair in task.test):
+            summary.hidden_test_sets.append(name)
+        for task in subsets[name]:
+            if wanted and task.task_id not in wanted:
+                continue
+            if not is_test and task.task_id in test_ids and not options.allow_leakage:
+                raise UserError(
+                    f"--subsets {name}: task '{task.task_id}' of {name} is also in the test set, "
+                    f"training on it would leak test answers; leave {name} out, or pass "
+                    f"--allow-leakage to train on everything in {name} but such tasks' test pairs"
+                )
+            if task.task_id in sources:
+                summary.tasks_met_again_in_a_later_subset += 1
+            elif task.max_side > options.canvas_side:
+                summary.tasks_left_out_as_too_large += 1
+            else:
+                known_tests = tuple(pair for pair in task.test if pair.output is not None)
+                train = task.train if is_test else task.train + known_tests
+                sources[task.task_id] = Source(
+                    task, {"train": train, "test": task.test if is_test else ()}
+                )
+    if not any(source.pairs["test"] for source in sources.values()):
+        raise UserError("no test task is left: check --task-ids and --canvas-side")
+    order = {task.task_id: i for i, task in enumerate(t for ts in subsets.values() for t in ts)}
+    ordered = sorted(sources.values(), key=lambda source: order[source.task.task_id])
+    summary.test_pairs_among_training_pairs = _count_leaked_pairs(ordered)
+    return ordered
+
+
+def _count_leaked_pairs(sources: list[Source]) -> int:
+    """Test pairs that stand, under another task's name, among the training pairs."""
+
+    def key(pair: Pair) -> tuple[object, ...]:
+        assert pair.output is not None
+        return (pair.input.shape, pair.input.tobytes(), pair.output.shape, pair.output.tobytes())
+
+    training = {key(pair) for source in sources for pair in source.pairs["train"]}
+    return sum(
+        pair.output is not None and key(pair) in training
+        for source in sources
+        for pair in source.pairs["test"]
+    )
+
+
+def _generator(task: Task, options: BuildOptions) -> np.random.Generator:
+    return np.random.default_rng([options.seed, *task.task_id.encode()])
+
+
+def _count_variants(source: Source, options: BuildOptions) -> int:
+    rng = _generator(source.task, options)
+    return len(draw_variants(source.task, options.num_aug, rng).dihedrals)
+
+
+def _write_task(placement: Placement) -> list[str]:
+    """Render and write all variants of one task; return their names in order."""
+    source, options = placement.source, placement.options
+    rng = _generator(source.task, options)
+    variants = draw_variants(source.task, options.num_aug, rng)
+    count = len(variants.dihedrals)
+    for split in SPLITS:
+        pairs = source.pairs[split]
+        if not pairs:
+            continue
+        translations = np.zeros((count, len(pairs), 2), dtype=np.int64)
+        if split == "train":
+            translations = _draw_translations(pairs, variants, options.canvas_side, rng)
+        for start in range(0, count, CHUNK_VARIANTS):
+            chunk = slice(start, start + CHUNK_VARIANTS)
+            part = Variants(variants.dihedrals[chunk], variants.permutations[chunk])
+            inputs, labels = _render(pairs, part, translations[chunk], options.canvas_side)
+            row = placement.first_example[split] + start * len(pairs)
+            write_rows(placement.folder / split, "inputs", row, inputs)
+            write_rows(placement.folder / split, "labels", row, labels)
+        identifiers = placement.first_identifier + np.arange(count, dtype=np.int32)
+        ends = placement.first_example[split] + len(pairs) * np.arange(1, count + 1, dtype=np.int32)
+        puzzle = placement.first_puzzle[split]
+        write_rows(placement.folder / split, "puzzle_identifiers", puzzle, identifiers)
+        # Offset 0 is the file's own zero: each task writes where its puzzles end.
+        write_rows(placement.folder / split, "puzzle_indices", puzzle + 1, ends)
+    return [
+        variant_name(source.task.task_id, int(dihedral), permutation)
+        for dihedral, permutation in zip(*variants, strict=True)
+    ]
+
+
+def _draw_translations(
+    pairs: tuple[Pair, ...], variants: Variants, side: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Positions [V, pairs, 2] of the grids' top-left; one pair of each variant stays at (0, 0)."""
+    count = len(variants.dihedrals)
+    uniform = rng.random((count, len(pairs), 2))
+    stays = rng.integers(0, len(pairs), size=count)
+    extents = np.array(
+        [
+            [np.maximum(*(transform(g, d).shape for g in _both(pair))) for pair in pairs]
+            for d in range(8)
+        ]
+    )
+    room = side - extents[variants.dihedrals]
+    translations = np.floor(uniform * (room + 1)).astype(np.int64)
+    translations[np.arange(count), stays] = 0
+    return translations
+
+
+def _render(
+    pairs: tuple[Pair, ...], variants: Variants, translations: npt.NDArray[np.int64], side: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Inputs and labels [V * pairs, side * side], variant by variant."""
+    count = len(variants.dihedrals)
+    canvases = np.zeros((2, count, len(pairs), side * side), dtype=np.uint8)
+    for dihedral in np.unique(variants.dihedrals):
+        rows = np.flatnonzero(variants.dihedrals == dihedral)
+        permutations = variants.permutations[rows]
+        for p, pair in enumerate(pairs):
+            top, left = translations[rows, p, 0], translations[rows, p, 1]
+            for half, grid in enumerate((pair.input, pair.output)):
+                if grid is None:  # A hidden solution: its label stays PAD throughout.
+                    continue
+                recoloured = permutations[:, transform(grid, int(dihedral))]
+                canvases[half, rows, p] = place(recoloured, side, top, left)
+    inputs, labels = canvases.reshape(2, count * len(pairs), side * side)
+    return inputs, labels
+
+
+def _both(pair: Pair) -> tuple[Grid, Grid]:
+    assert pair.output is not None, "training pairs have outputs"
+    return pair.input, pair.output
+
+
+def _num_examples(sources: list[Source], counts: list[int], split: str) -> int:
+    return sum(n * len(s.pairs[split]) for s, n in zip(sources, counts, strict=True))
+
+
+def _create(folder: Path, sources: list[Source], counts: list[int], options: BuildOptions) -> None:
+    """Create all arrays at their final size, and the metadata."""
+    cells = options.canvas_side**2
+    for split in SPLITS:
+        path = folder / split
+        path.mkdir()
+        members = [n for s, n in zip(sources, counts, strict=True) if s.pairs[split]]
+        examples = _num_examples(sources, counts, split)
+        create_array(path, "inputs", "uint8", (examples, cells))
+        create_array(path, "labels", "uint8", (examples, cells))
+        create_array(path, "puzzle_identifiers", "int32", (sum(members),))
+        create_array(path, "puzzle_indices", "int32", (sum(members) + 1,))
+        create_array(path, "group_indices", "int32", (len(members) + 1,))
+        write_rows(path, "group_indices", 1, np.cumsum(members, dtype=np.int32))
+        metadata = DatasetMetadata(
+            pad_id=PAD,
+            ignore_label_id=PAD,
+            blank_identifier_id=BLANK_IDENTIFIER,
+            vocab_size=VOCAB_SIZE,
+            seq_len=cells,
+            num_puzzle_identifiers=options.puzzle_identifiers_start + sum(counts),
+            total_groups=len(members),
+            mean_puzzle_examples=examples / sum(members),
+            total_puzzles=sum(members),
+            sets=[SET_NAME],
+        )
+        (path / METADATA_FILE).write_text(metadata.model_dump_json())
+
+
+def _place_tasks(
+    folder: Path, sources: list[Source], counts: list[int], options: BuildOptions
+) -> Iterator[Placement]:
+    identifier = options.puzzle_identifiers_start
+    puzzle, example = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    for source, count in zip(sources, counts, strict=True):
+        yield Placement(source, folder, options, identifier, dict(puzzle), dict(example))
+        identifier += count
+        for split in SPLITS:
+            puzzle[split] += count if source.pairs[split] else 0
+            example[split] += count * len(source.pairs[split])
+
+
+def _write_identifiers(
+    folder: Path, names_of_tasks: Iterator[list[str]], options: BuildOptions
+) -> None:
+    """Stream the names to a JSON list, task by task."""
+    with (folder / IDENTIFIERS_FILE).open("w", encoding="utf-8") as file:
+        file.write("[" + ", ".join([json.dumps(BLANK_NAME)] * options.puzzle_identifiers_start))
+        for names in names_of_tasks:
+            file.write("".join(f", {json.dumps(name)}" for name in names))
+        file.write("]")
+
+
+def _progress(results: Iterator[Result], sources: list[Source], what: str) -> Iterator[Result]:
+    return iter(tqdm(results, total=len(sources), desc=what, unit="task", smoothing=0.05))
+
+
+def _executor(workers: int) -> Executor:
+    return ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"))
+
+
+def parse_arguments() -> BuildOptions:
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset.build_arc_dataset",
+        description="Build an augmented ARC dataset from Kaggle-format JSON files.",
+    )
+    add = parser.add_argument
+    add("--input-file-prefix", required=True, metavar="PREFIX",
+        help="reads PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")  # fmt: skip
+    add("--output-dir", required=True, type=Path, help="folder to create; must not exist")
+    add("--subsets", required=True, nargs="+", help="subsets to build from, e.g. training concept")
+    add("--test-set-name", required=True, help="the subset whose test pairs are held out")
+    add("--test-set-name2", help="a second held-out subset")
+    add("--num-aug", type=int, default=1000, help="variants per task besides the original")
+    add("--seed", type=int, default=42, help="same seed, same bytes")
+    add("--puzzle-identifiers-start", type=int, default=1, help="identifier of the first puzzle")
+    add("--canvas-side", type=int, default=CANVAS_SIDE,
+        help="side of the canvas in cells; tasks with larger grids are left out")  # fmt: skip
+    add("--task-ids", nargs="+", default=[], help="build only these tasks")
+    add("--allow-leakage", action="store_true",
+        help="accept subsets that contain tasks of the test set")  # fmt: skip
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    args = parser.parse_args()
+    return BuildOptions(
+        input_file_prefix=args.input_file_prefix,
+        output_dir=args.output_dir,
+        subsets=tuple(dict.fromkeys(args.subsets)),
+        test_set_names=tuple(filter(None, (args.test_set_name, args.test_set_name2))),
+        num_aug=args.num_aug,
+        seed=args.seed,
+        puzzle_identifiers_start=args.puzzle_identifiers_start,
+        canvas_side=args.canvas_side,
+        task_ids=tuple(args.task_ids),
+        allow_leakage=args.allow_leakage,
+        workers=args.workers,
+    )
+
+
+@exit_cleanly
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parse_arguments()
+    summary = build(options)
+    log.info("Built %s:", options.output_dir)
+    for line in summary.lines():
+        log.info(line)
+    if summary.test_pairs_among_training_pairs:
+        log.warning(
+            "Note: %d test pair(s) also stand among the training pairs of other tasks.",
+            summary.test_pairs_among_training_pairs,
+        )
+
+
+if __name__ == "__main__":
+    main()

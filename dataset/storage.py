@@ -1,0 +1,227 @@
+"""The dataset on disk, in the layout that the HRM, TRM and URM code bases read and write.
+
+    OUT/identifiers.json                      list: identifier -> puzzle name, 0 is "<blank>"
+    OUT/test_puzzles.json                     the test tasks in Kaggle form, outputs filled in
+    OUT/{train,test}/dataset.json             DatasetMetadata
+    OUT/{train,test}/all__inputs.npy          uint8 [examples, cells]
+    OUT/{train,test}/all__labels.npy          uint8 [examples, cells]
+    OUT/{train,test}/all__puzzle_identifiers.npy  int32 [puzzles]
+    OUT/{train,test}/all__puzzle_indices.npy  int32 [puzzles + 1], example offsets
+    OUT/{train,test}/all__group_indices.npy   int32 [groups + 1], puzzle offsets
+
+A puzzle is one variant of a task, a group is a task with all its variants. Inputs and labels are
+only ever memory-mapped: a dataset may be far larger than memory.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from common.errors import UserError
+from common.settings import validate
+from dataset.canvas import PAD, VOCAB_SIZE
+
+BLANK_IDENTIFIER = 0
+BLANK_NAME = "<blank>"
+SET_NAME = "all"
+IDENTIFIERS_FILE = "identifiers.json"
+TEST_PUZZLES_FILE = "test_puzzles.json"
+METADATA_FILE = "dataset.json"
+REBUILD = "rebuild the dataset with 'python -m dataset.build_arc_dataset' or copy it again"
+
+
+class DatasetMetadata(BaseModel):
+    """Contents of `dataset.json`. Keys that other builders add are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pad_id: int
+    ignore_label_id: int | None
+    blank_identifier_id: int
+    vocab_size: int
+    seq_len: int
+    num_puzzle_identifiers: int
+    total_groups: int
+    mean_puzzle_examples: float
+    total_puzzles: int
+    sets: list[str]
+
+
+@dataclass(frozen=True)
+class PuzzleSplit:
+    """The train or test half of a dataset, opened and checked."""
+
+    path: Path
+    metadata: DatasetMetadata
+    inputs: npt.NDArray[np.uint8]
+    """[examples, cells], memory-mapped."""
+    labels: npt.NDArray[np.uint8]
+    """[examples, cells], memory-mapped; all PAD where a test output is hidden."""
+    puzzle_identifiers: npt.NDArray[np.int32]
+    puzzle_indices: npt.NDArray[np.int64]
+    group_indices: npt.NDArray[np.int64]
+
+    def read(self, examples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Inputs and labels [n, cells] of the given rows, copied to memory.
+
+        Raises:
+            UserError: a token outside the vocabulary (checked here, where the rows are in memory
+                anyway, since a whole dataset is too large to scan when it is opened).
+        """
+        inputs, labels = self.inputs[examples], self.labels[examples]
+        if max(inputs.max(initial=0), labels.max(initial=0)) >= self.metadata.vocab_size:
+            raise UserError(
+                f"{self.path} holds a token outside its vocabulary of {self.metadata.vocab_size}: "
+                f"the file is damaged; {REBUILD}"
+            )
+        return inputs, labels
+
+
+def open_split(dataset_path: Path, split: str) -> PuzzleSplit:
+    """Open `dataset_path/split`, checking everything that can be checked without reading it all.
+
+    Raises:
+        UserError: a part is missing, truncated or inconsistent, or the vocabulary is another one.
+    """
+    path = dataset_path / split
+    if not path.is_dir():
+        raise UserError(
+            f"data.path={dataset_path}: no folder {path}; build the dataset with "
+            f"'python -m dataset.build_arc_dataset --output-dir {dataset_path} ...'"
+        )
+    metadata = validate(
+        DatasetMetadata, read_json(path / METADATA_FILE), source=str(path / METADATA_FILE)
+    )
+    _require(
+        metadata.vocab_size == VOCAB_SIZE and metadata.pad_id == PAD,
+        f"{path / METADATA_FILE}: vocab_size {metadata.vocab_size} and pad_id {metadata.pad_id}, "
+        f"expected {VOCAB_SIZE} and {PAD}",
+    )
+    _require(
+        metadata.sets == [SET_NAME],
+        f"{path / METADATA_FILE}: sets {metadata.sets}, only ['{SET_NAME}'] can be read",
+    )
+    arrays = {name: _open_array(path, name) for name in ("inputs", "labels")}
+    for name, array in arrays.items():
+        _require(
+            array.ndim == 2 and array.shape[1] == metadata.seq_len,
+            f"{_array_path(path, name)}: shape {array.shape}, expected [*, {metadata.seq_len}]",
+        )
+    _require(
+        len(arrays["inputs"]) == len(arrays["labels"]),
+        f"{path}: {len(arrays['inputs'])} inputs but {len(arrays['labels'])} labels",
+    )
+    identifiers = np.array(_open_array(path, "puzzle_identifiers"))
+    puzzle_indices = _open_offsets(path, "puzzle_indices", end=len(arrays["inputs"]))
+    group_indices = _open_offsets(path, "group_indices", end=len(puzzle_indices) - 1)
+    _require(
+        len(identifiers) == len(puzzle_indices) - 1,
+        f"{path}: {len(identifiers)} puzzle identifiers for {len(puzzle_indices) - 1} puzzles",
+    )
+    _require(
+        len(identifiers) > 0
+        and identifiers.min() >= 0
+        and identifiers.max() < metadata.num_puzzle_identifiers,
+        f"{_array_path(path, 'puzzle_identifiers')}: must name at least one puzzle, all below "
+        f"num_puzzle_identifiers={metadata.num_puzzle_identifiers}",
+    )
+    return PuzzleSplit(
+        path,
+        metadata,
+        inputs=arrays["inputs"],
+        labels=arrays["labels"],
+        puzzle_identifiers=identifiers,
+        puzzle_indices=puzzle_indices,
+        group_indices=group_indices,
+    )
+
+
+def load_identifiers(dataset_path: Path) -> list[str]:
+    """Puzzle names by identifier."""
+    names = read_json(dataset_path / IDENTIFIERS_FILE)
+    _require(
+        isinstance(names, list) and all(isinstance(name, str) for name in names),
+        f"{dataset_path / IDENTIFIERS_FILE}: must be a list of puzzle names",
+    )
+    return names
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of a dataset, run or checkpoint; UserError if missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist: {path.parent} is half written; {REBUILD}"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {REBUILD}") from error
+
+
+def create_array(split_path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """Create `all__{name}.npy` with its final size and reserve the disk space for it.
+
+    Raises:
+        OSError: ENOSPC at once, rather than in the middle of the work.
+    """
+    path = _array_path(split_path, name)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    del array
+    if hasattr(os, "posix_fallocate"):  # Not on macOS, where the file simply stays sparse.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def write_rows(split_path: Path, name: str, first_row: int, rows: npt.NDArray[Any]) -> None:
+    """Write `rows` into `all__{name}.npy` from `first_row` on.
+
+    Plain writes, not a memory map: on a full disk they fail with an error that can be handled,
+    where a mapped page kills the process, and they do not count as this process's memory.
+    """
+    path = _array_path(split_path, name)
+    array = np.load(path, mmap_mode="r")
+    assert array.dtype == rows.dtype and array.shape[1:] == rows.shape[1:], "other rows"
+    row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
+    with path.open("r+b") as file:
+        file.seek(array.offset + first_row * row_bytes)
+        file.write(np.ascontiguousarray(rows).data)
+
+
+def _array_path(split_path: Path, name: str) -> Path:
+    return split_path / f"{SET_NAME}__{name}.npy"
+
+
+def _open_array(split_path: Path, name: str) -> npt.NDArray[Any]:
+    path = _array_path(split_path, name)
+    try:
+        array = np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: half-written dataset; {REBUILD}") from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is truncated or no .npy file ({error}); {REBUILD}") from error
+    _require(array.dtype.kind in "iu", f"{path}: dtype {array.dtype}, expected integers")
+    return array
+
+
+def _open_offsets(split_path: Path, name: str, end: int) -> npt.NDArray[np.int64]:
+    offsets = np.array(_open_array(split_path, name), dtype=np.int64)
+    _require(
+        offsets.ndim == 1
+        and len(offsets) > 1
+        and offsets[0] == 0
+        and offsets[-1] == end
+        and bool((np.diff(offsets) > 0).all()),
+        f"{_array_path(split_path, name)}: must rise strictly from 0 to {end}",
+    )
+    return offsets
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"{message}; {REBUILD}")

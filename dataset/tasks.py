@@ -1,0 +1,207 @@
+"""ARC tasks in the Kaggle ARC Prize format: read, checked cell by cell, and written.
+
+One subset is a pair of files, `{prefix}_{subset}_challenges.json` and
+`{prefix}_{subset}_solutions.json`. A subset without solutions is a hidden test set and is legal.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UserError
+from common.files import atomic_write
+
+MAX_GRID_SIDE = 30
+NUM_COLOURS = 10
+
+Grid = npt.NDArray[np.uint8]
+"""[rows, columns], colours 0-9, at most 30 a side."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A demonstration or a test: `output` is None where the solution is hidden."""
+
+    input: Grid
+    output: Grid | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One puzzle: demonstrations that show a rule, and test inputs to apply it to."""
+
+    task_id: str
+    train: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+
+    @property
+    def max_side(self) -> int:
+        """The longest side of any of the task's grids, in cells."""
+        return max(max(grid.shape) for grid in self.grids())
+
+    def grids(self) -> list[Grid]:
+        """All known grids, pair by pair, input before output."""
+        return [
+            grid
+            for pair in (*self.train, *self.test)
+            for grid in (pair.input, pair.output)
+            if grid is not None
+        ]
+
+
+def challenges_path(prefix: str, subset: str) -> Path:
+    return Path(f"{prefix}_{subset}_challenges.json")
+
+
+def solutions_path(prefix: str, subset: str) -> Path:
+    return Path(f"{prefix}_{subset}_solutions.json")
+
+
+def load_subset(prefix: str, subset: str) -> list[Task]:
+    """Read one subset, in the file's order.
+
+    Raises:
+        UserError: a file is missing or is no JSON, a grid is not a grid, a task has no train pairs,
+            or the solutions do not match the challenges; the message says where.
+    """
+    path = challenges_path(prefix, subset)
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist: check --input-file-prefix and the subset's name, or write the "
+            f"file with 'python -m dataset.import_arc' (ConceptARC needs --conceptarc)"
+        )
+    challenges = _load_object(path)
+    path_of_solutions = solutions_path(prefix, subset)
+    solutions = None
+    if path_of_solutions.is_file():
+        solutions = _load_object(path_of_solutions)
+        if different := sorted(set(challenges) ^ set(solutions)):
+            raise UserError(
+                f"{path_of_solutions} does not match {path}: task '{different[0]}' is in only one "
+                f"of them ({len(different)} such in all); use the two files of one release"
+            )
+    return [
+        _parse_task(task_id, raw, None if solutions is None else solutions[task_id], path)
+        for task_id, raw in challenges.items()
+    ]
+
+
+def save_subset(prefix: str, subset: str, tasks: list[Task]) -> None:
+    """Write `tasks` as a pair of Kaggle files; the solutions file only if all outputs are known."""
+    challenges = {
+        task.task_id: {
+            "train": [_pair_to_json(pair) for pair in task.train],
+            "test": [{"input": pair.input.tolist()} for pair in task.test],
+        }
+        for task in tasks
+    }
+    path = challenges_path(prefix, subset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(challenges))
+    if all(pair.output is not None for task in tasks for pair in task.test):
+        solutions = {
+            task.task_id: [pair.output.tolist() for pair in task.test if pair.output is not None]
+            for task in tasks
+        }
+        atomic_write(solutions_path(prefix, subset), json.dumps(solutions))
+
+
+def save_tasks(path: Path, tasks: list[Task]) -> None:
+    """Write `tasks` as one JSON file in Kaggle form, known outputs filled in."""
+    puzzles = {
+        task.task_id: {
+            "train": [_pair_to_json(pair) for pair in task.train],
+            "test": [_pair_to_json(pair) for pair in task.test],
+        }
+        for task in tasks
+    }
+    atomic_write(path, json.dumps(puzzles))
+
+
+def load_tasks(path: Path) -> list[Task]:
+    """Read a file that `save_tasks` (or another code base's builder) wrote."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: it holds the tasks to score; rebuild the dataset")
+    return [_parse_task(task_id, raw, None, path) for task_id, raw in _load_object(path).items()]
+
+
+def parse_grid(value: Any, where: str) -> Grid:
+    """Check a JSON value and return it as a grid.
+
+    Raises:
+        UserError: not 1-30 rows of 1-30 equal-length colours 0-9; the message starts with `where`.
+    """
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        raise UserError(f"{where}: a grid must be a list of rows, got {_shorten(value)}")
+    if not 1 <= len(value) <= MAX_GRID_SIDE:
+        raise UserError(f"{where}: {len(value)} rows, a grid has 1 to {MAX_GRID_SIDE}")
+    lengths = sorted({len(row) for row in value})
+    if len(lengths) > 1:
+        raise UserError(f"{where}: ragged rows of {lengths[0]} and {lengths[-1]} cells")
+    if not 1 <= lengths[0] <= MAX_GRID_SIDE:
+        raise UserError(f"{where}: {lengths[0]} columns, a grid has 1 to {MAX_GRID_SIDE}")
+    for row in value:
+        for cell in row:
+            if type(cell) is not int or not 0 <= cell < NUM_COLOURS:
+                raise UserError(f"{where}: colour {_shorten(cell)}, colours are 0 to 9")
+    return np.array(value, dtype=np.uint8)
+
+
+def _parse_task(task_id: str, raw: Any, solutions: Any, path: Path) -> Task:
+    where = f"{path}: task '{task_id}'"
+    if not isinstance(raw, dict) or not {"train", "test"} <= set(raw):
+        raise UserError(f"{where}: must be an object with 'train' and 'test'")
+    train = _parse_pairs(raw["train"], f"{where}, train pair")
+    test = _parse_pairs(raw["test"], f"{where}, test pair")
+    if not train or not test:
+        raise UserError(f"{where}: has no {'test' if train else 'train'} pairs")
+    for index, pair in enumerate(train):
+        if pair.output is None:
+            raise UserError(f"{where}, train pair {index}: has no output")
+    if solutions is not None:
+        if not isinstance(solutions, list) or len(solutions) != len(test):
+            count = len(solutions) if isinstance(solutions, list) else _shorten(solutions)
+            raise UserError(f"{where}: {len(test)} test inputs but solutions for {count}")
+        test = [
+            Pair(pair.input, parse_grid(solution, f"{where}, solution {index}"))
+            for index, (pair, solution) in enumerate(zip(test, solutions, strict=True))
+        ]
+    return Task(task_id, tuple(train), tuple(test))
+
+
+def _parse_pairs(raw: Any, where: str) -> list[Pair]:
+    if not isinstance(raw, list) or not all(isinstance(p, dict) and "input" in p for p in raw):
+        raise UserError(f"{where}s: must be a list of objects with 'input'")
+    return [
+        Pair(
+            parse_grid(pair["input"], f"{where} {index}, input"),
+            parse_grid(pair["output"], f"{where} {index}, output")
+            if pair.get("output") is not None
+            else None,
+        )
+        for index, pair in enumerate(raw)
+    ]
+
+
+def _load_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): fetch or write it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold an object from task id to task, got {_shorten(value)}")
+    return value
+
+
+def _pair_to_json(pair: Pair) -> dict[str, Any]:
+    known = {"input": pair.input, "output": pair.output}
+    return {key: grid.tolist() for key, grid in known.items() if grid is not None}
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,1 @@
+"""Batch to logits to loss. Imports nothing of ours but `common`."""

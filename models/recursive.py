@@ -1,0 +1,184 @@
+"""The tiny recursive network (TRM, arXiv 2510.04871; DIS, arXiv 2511.16886).
+
+    paper            here
+    f                `TinyRecursiveModel.blocks`: one network for both updates
+    x, y, z          embedded question, answer state, latent state
+    n                num_latent_updates: times z is updated before y is
+    T                num_recursions: cycles, of which only the last has a gradient
+    N_sup            num_supervision_steps
+
+- one supervision step is one `forward`: embed, recurse, read out
+- a step of n latent updates and one answer update, T times, calls f T * (n + 1) times
+- (y, z) are detached on the way out: no gradient crosses supervision steps
+- the puzzle's embedding comes in as an argument; its table is no part of the network (see
+  `models.puzzle_embedding`), which is why "0.86M parameters" does not count it
+
+Shape letters: B batch, P prefix, L canvas cells, T = P + L sequence, D width, V vocabulary.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from common.settings import Settings
+from models.layers import Block, Embedding, Linear, RotaryEmbedding
+
+
+class ArchConfig(Settings):
+    """Shape of the network and of its recursion."""
+
+    name: str = Field(description="name of this architecture, used in run folders and logs")
+    hidden_size: int = Field(gt=0, description="width D")
+    num_layers: int = Field(gt=0, description="transformer blocks in f")
+    num_heads: int = Field(gt=0, description="attention heads; hidden_size / num_heads is even")
+    expansion: float = Field(gt=0, description="SwiGLU expansion before the factor 2/3")
+    num_recursions: int = Field(
+        gt=0, description="T: cycles a supervision step, last with gradient"
+    )
+    num_latent_updates: int = Field(gt=0, description="n: updates of z before each update of y")
+    num_supervision_steps: int = Field(gt=0, description="N_sup: improvement steps a batch")
+    prefix_length: int = Field(
+        16, gt=0, description="positions before the canvas, first the puzzle"
+    )
+    rope_base: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMSNorm")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ArchConfig":
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"arch.hidden_size={self.hidden_size} must be a multiple of twice "
+                f"arch.num_heads={self.num_heads} (rotary embeddings need an even head dimension)"
+            )
+        return self
+
+    @property
+    def network_calls(self) -> int:
+        """Evaluations of f that one batch costs: N_sup * T * (n + 1)."""
+        return self.num_supervision_steps * self.num_recursions * (self.num_latent_updates + 1)
+
+
+class RecursiveState(NamedTuple):
+    """What is carried from one supervision step to the next, without gradient."""
+
+    y: Tensor
+    """Answer [B, T, D]."""
+    z: Tensor
+    """Latent [B, T, D]."""
+
+
+class StepOutput(NamedTuple):
+    """Result of one supervision step."""
+
+    state: RecursiveState
+    conditional_logits: Tensor
+    """l_c [B, L, V], fp32: the readout after the step."""
+    reference_logits: Tensor | None
+    """l_u [B, L, V], fp32: the readout of the incoming answer; None unless asked for."""
+
+
+class TinyRecursiveModel(nn.Module):
+    """One improvement step: (y, z), question -> (y, z), logits."""
+
+    y_init: Tensor
+    z_init: Tensor
+
+    def __init__(
+        self,
+        config: ArchConfig,
+        vocab_size: int,
+        seq_len: int,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        width = config.hidden_size
+        self.token_embedding = Embedding(vocab_size, width)
+        self.step_embedding = Embedding(config.num_supervision_steps, width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, config.expansion, config.norm_eps)
+            for _ in range(config.num_layers)
+        )
+        self.readout = Linear(width, vocab_size)
+        self.rotary = RotaryEmbedding(
+            width // config.num_heads, config.prefix_length + seq_len, config.rope_base
+        )
+        # Fixed, but part of the weights: a checkpoint means nothing without them.
+        self.register_buffer("y_init", torch.randn(width))
+        self.register_buffer("z_init", torch.randn(width))
+        self.seq_len = seq_len
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers in the network, puzzle embeddings not counted."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def initial_state(self, batch_size: int) -> RecursiveState:
+        """The two fixed random vectors, broadcast over batch and positions."""
+        shape = (batch_size, self.config.prefix_length + self.seq_len, self.config.hidden_size)
+        return RecursiveState(
+            y=self.y_init.to(self.compute_dtype).expand(shape),
+            z=self.z_init.to(self.compute_dtype).expand(shape),
+        )
+
+    def forward(
+        self,
+        state: RecursiveState,
+        inputs: Tensor,
+        puzzle_vectors: Tensor,
+        supervision_step: Tensor,
+        with_reference: bool = False,
+    ) -> StepOutput:
+        """One supervision step.
+
+        Args:
+            state: what the step before left, or `initial_state`.
+            inputs: [B, L] int64 tokens.
+            puzzle_vectors: [B, D] the puzzles' embeddings.
+            supervision_step: int64 scalar tensor, 1..N_sup; beyond that, the last is used (a
+                tensor, so that one compiled graph serves all steps).
+            with_reference: also read out the incoming answer.
+        """
+        reference_logits = self.read_out(state.y) if with_reference else None
+        x = self.embed(inputs, puzzle_vectors, supervision_step)
+        y, z = state
+        with torch.no_grad():
+            for _ in range(self.config.num_recursions - 1):
+                y, z = self.latent_recursion(x, y, z)
+        y, z = self.latent_recursion(x, y, z)
+        return StepOutput(
+            RecursiveState(y.detach(), z.detach()), self.read_out(y), reference_logits
+        )
+
+    def embed(self, inputs: Tensor, puzzle_vectors: Tensor, supervision_step: Tensor) -> Tensor:
+        """x [B, T, D]: prefix (puzzle, then zeros) and cells, plus the step, times sqrt(D)."""
+        cells = self.token_embedding(inputs)
+        prefix = puzzle_vectors.new_zeros(
+            len(inputs), self.config.prefix_length - 1, self.config.hidden_size
+        )
+        x = torch.cat([puzzle_vectors.unsqueeze(1), prefix, cells], dim=1)
+        last_step = self.config.num_supervision_steps
+        x = x + self.step_embedding(supervision_step.clamp(max=last_step) - 1)
+        return (x * math.sqrt(self.config.hidden_size)).to(self.compute_dtype)
+
+    def latent_recursion(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """n times z = f(z + (y + x)), then y = f(y + z)."""
+        question_and_answer = y + x
+        for _ in range(self.config.num_latent_updates):
+            z = self.apply_network(z + question_and_answer)
+        y = self.apply_network(y + z)
+        return y, z
+
+    def apply_network(self, h: Tensor) -> Tensor:
+        """f: [B, T, D] -> [B, T, D]."""
+        for block in self.blocks:
+            h = block(h, self.rotary)
+        return h
+
+    def read_out(self, y: Tensor) -> Tensor:
+        """Logits [B, L, V] in fp32 at the canvas positions of an answer state."""
+        return self.readout(y[:, self.config.prefix_length :]).float()

@@ -1,0 +1,181 @@
+"""Deep Improvement Supervision (arXiv 2511.16886): the inner loop over supervision steps.
+
+For a batch, a target generator lays out y†_1 ... y†_S; step s is trained towards y†_s, and an
+optimizer step follows each. The loop is a generator of steps: the trainer applies each loss before
+it asks for the next, so step s + 1 sees weights that step s has changed, and the trainer knows
+nothing of what is supervised how. Another scheme (halting, say) is another class with `run`.
+
+    paper                  here
+    Phi                    `models.targets.TARGETS[config.targets]`
+    y†_s                   step_targets[:, s - 1]
+    l_c, l_u               conditional_logits, reference_logits
+    L = CE(l_c, y†_s)      objective "dis"
+    eq. 9                  objective "dual": + CE(l_u, y†_{s-1}), y†_0 = x
+
+Two readings of the published method differ, and both can be selected:
+`next_input` and `pad_cells`, see `SupervisionConfig`.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from common.settings import Settings
+from models.objective import IGNORE, stablemax_cross_entropy
+from models.puzzle_embedding import PuzzleEmbedding
+from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel
+from models.targets import TARGETS, BatchRandom
+
+PAD = 0
+"""Token of cells without content, in every dataset of this family."""
+
+
+class SupervisionConfig(Settings):
+    """What each improvement step is trained towards."""
+
+    targets: str = Field(description="target generator, a name in models.targets.TARGETS")
+    objective: Literal["dis", "dual"] = Field(
+        description="dis: loss of the step's readout; dual: plus the incoming answer's (eq. 9)"
+    )
+    next_input: Literal["question", "answer"] = Field(
+        description="input of step s > 1: the question again (the paper's pseudocode), or the "
+        "model's own answer of step s-1 (the published code)"
+    )
+    pad_cells: Literal["ignored", "counted_until_replaced"] = Field(
+        description="cells whose solution is PAD: never counted, or counted at the steps whose "
+        "target still shows the input's token there (the published code)"
+    )
+    step_weights: Literal["uniform", "rising"] = Field(
+        description="weight of step s: 1, or rising linearly with s at mean 1 (paper §5.3)"
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        if name not in TARGETS:
+            raise ValueError(f"no such target generator, there are {', '.join(sorted(TARGETS))}")
+        return name
+
+
+class StepResult(NamedTuple):
+    """One supervision step, ready for its backward pass."""
+
+    supervision_step: int
+    """1..S."""
+    loss: Tensor
+    """Scalar with gradient: mean over the batch, step weight applied."""
+    puzzle_ids: Tensor
+    """[B] rows of the puzzle embedding that the step used ..."""
+    puzzle_vectors: Tensor
+    """... and the leaf [B, D] that collects their gradient."""
+    cell_accuracy: Tensor
+    """Share of counted solution cells that are right, mean over the batch; no gradient."""
+    exact_accuracy: Tensor
+    """Share of examples whose every counted solution cell is right; no gradient."""
+
+
+def run_step(
+    network: nn.Module,
+    puzzle_vectors: Tensor,
+    state: RecursiveState,
+    inputs: Tensor,
+    supervision_step: int,
+    with_reference: bool,
+) -> StepOutput:
+    """Call the network (bare, compiled or wrapped by DDP) for one supervision step."""
+    # A fill on the device: copying the number from the host would wait for the device.
+    step = torch.full((), supervision_step, device=inputs.device)
+    output: StepOutput = network(state, inputs, puzzle_vectors, step, with_reference)
+    return output
+
+
+class DeepImprovementSupervision:
+    """Turns batches into supervision steps.
+
+    Args:
+        config: what to train towards.
+        model: the bare model, for its shapes and initial state.
+        network: the same model as it is to be called, e.g. wrapped by DDP.
+        puzzle_embedding: the table that the batch's rows are read from, anew at each step.
+    """
+
+    def __init__(
+        self,
+        config: SupervisionConfig,
+        model: TinyRecursiveModel,
+        network: nn.Module,
+        puzzle_embedding: PuzzleEmbedding,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.network = network
+        self.puzzle_embedding = puzzle_embedding
+        self.num_steps = model.config.num_supervision_steps
+        self.step_weights = step_weights(config.step_weights, self.num_steps)
+
+    def run(
+        self, inputs: Tensor, labels: Tensor, puzzle_ids: Tensor, random: BatchRandom
+    ) -> Iterator[StepResult]:
+        """Yield the S steps of one batch: int64 [B, L], [B, L], [B]. See the module docstring."""
+        targets = step_targets(self.config, inputs, labels, self.num_steps, random)
+        solution = labels.masked_fill(labels == PAD, IGNORE)
+        state = self.model.initial_state(len(inputs))
+        step_inputs = inputs
+        dual = self.config.objective == "dual"
+        for s in range(1, self.num_steps + 1):
+            vectors = self.puzzle_embedding.lookup(puzzle_ids)
+            output = run_step(self.network, vectors, state, step_inputs, s, with_reference=dual)
+            losses = stablemax_cross_entropy(output.conditional_logits, targets[:, s])
+            if output.reference_logits is not None:
+                losses = losses + stablemax_cross_entropy(
+                    output.reference_logits, targets[:, s - 1]
+                )
+            answer = output.conditional_logits.detach().argmax(dim=-1)
+            cell_accuracy, exact_accuracy = accuracy(answer, solution)
+            yield StepResult(
+                s,
+                losses.mean() * self.step_weights[s - 1],
+                puzzle_ids,
+                vectors,
+                cell_accuracy.mean(),
+                exact_accuracy.mean(),
+            )
+            state = output.state
+            if self.config.next_input == "answer":
+                step_inputs = answer
+
+
+def step_targets(
+    config: SupervisionConfig, inputs: Tensor, labels: Tensor, num_steps: int, random: BatchRandom
+) -> Tensor:
+    """y†_0 = x, y†_1 ... y†_S [B, S + 1, L], IGNORE where a cell is not counted at that step."""
+    pad = labels == PAD
+    generate = TARGETS[config.targets]
+    if config.pad_cells == "ignored":
+        path = generate(inputs, labels, num_steps, random)
+        frames = torch.cat([inputs.unsqueeze(1), path], dim=1)
+        return frames.masked_fill(pad.unsqueeze(1), IGNORE)
+    # The solution's PAD is blanked before the path is drawn: such a cell always differs from the
+    # input, and is counted, towards the input's token, until the path replaces it by the blank.
+    path = generate(inputs, labels.masked_fill(pad, IGNORE), num_steps, random)
+    return torch.cat([inputs.unsqueeze(1), path], dim=1)
+
+
+def step_weights(kind: str, num_steps: int) -> list[float]:
+    """w_1 ... w_S, with mean 1 whatever the kind, so that losses stay comparable."""
+    if kind == "uniform":
+        return [1.0] * num_steps
+    return [2 * s / (num_steps + 1) for s in range(1, num_steps + 1)]
+
+
+def accuracy(answer: Tensor, solution: Tensor) -> tuple[Tensor, Tensor]:
+    """Cell accuracy [B] and exactness [B] (0 or 1) of answers [B, L] over the counted cells."""
+    counted = solution != IGNORE
+    right = (answer == solution) & counted
+    num_counted = counted.sum(dim=1)
+    num_right = right.sum(dim=1)
+    exact = (num_right == num_counted) & (num_counted > 0)
+    return num_right / num_counted.clamp(min=1), exact.float()

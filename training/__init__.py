@@ -1,0 +1,1 @@
+"""What a run needs around the model. Imports of ours: `common` and `models`."""

@@ -1,0 +1,222 @@
+"""Checkpoints: whole or not there, and enough to go on bit for bit.
+
+    RUN/checkpoints/step_00001200/
+        model.safetensors             the network's raw weights
+        model_ema.safetensors         their running mean, if there is one
+        puzzle_embedding.safetensors  the table, under "weight"
+        config.json                   the run's resolved configuration
+        training_state.pt             optimizer, sampler position, RNG of every rank, W&B run, ...
+    RUN/checkpoints/best.json         which checkpoint scored best in validation, and its score
+
+A folder is written aside, flushed and renamed, so any folder of that name is complete.
+"""
+
+import json
+import logging
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import atomic_directory, atomic_write
+
+CHECKPOINTS_FOLDER = "checkpoints"
+MODEL_FILE = "model.safetensors"
+EMA_FILE = "model_ema.safetensors"
+PUZZLE_EMBEDDING_FILE = "puzzle_embedding.safetensors"
+CONFIG_FILE = "config.json"
+STATE_FILE = "training_state.pt"
+BEST_FILE = "best.json"
+STEP_PREFIX = "step_"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds besides the training state."""
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    puzzle_embedding: Tensor
+    config: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: writes, prunes and finds them."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self.path = run_dir / CHECKPOINTS_FOLDER
+        self.keep = keep
+
+    def save(
+        self,
+        step: int,
+        checkpoint: Checkpoint,
+        training_state: dict[str, Any],
+        score: tuple[float, ...] | None,
+    ) -> Path:
+        """Write the checkpoint of `step`, keep the newest `keep` and the best, drop the rest.
+
+        Args:
+            score: the validation score of these weights, higher is better; None if not scored.
+
+        Raises:
+            OSError: the disk is full; what was there before is untouched.
+        """
+        path = self.path / f"{STEP_PREFIX}{step:08d}"
+        with atomic_directory(path) as folder:
+            save_file(checkpoint.model, folder / MODEL_FILE)
+            if checkpoint.ema is not None:
+                save_file(checkpoint.ema, folder / EMA_FILE)
+            save_file({"weight": checkpoint.puzzle_embedding}, folder / PUZZLE_EMBEDDING_FILE)
+            (folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config, indent=1))
+            torch.save(training_state, folder / STATE_FILE)
+        best_name, best_score = self._best()
+        if score is not None and (best_score is None or score > best_score):
+            best_name = path.name
+            atomic_write(
+                self.path / BEST_FILE, json.dumps({"checkpoint": best_name, "score": score})
+            )
+        for old in complete_checkpoints(self.path)[: -self.keep]:
+            if old.name != best_name:
+                shutil.rmtree(old)
+        return path
+
+    def _best(self) -> tuple[str | None, tuple[float, ...] | None]:
+        path = self.path / BEST_FILE
+        if not path.is_file():
+            return None, None
+        best = json.loads(path.read_text())
+        return best["checkpoint"], tuple(best["score"])
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a `checkpoints` folder, oldest first."""
+    return sorted(
+        path
+        for path in folder.glob(f"{STEP_PREFIX}*")
+        if path.is_dir() and path.name.removeprefix(STEP_PREFIX).isdigit()
+    )
+
+
+def find_checkpoint(path: Path, key: str) -> Path:
+    """The checkpoint that `key=path` means: a checkpoint, or the newest one of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / MODEL_FILE).is_file():
+        return path
+    found = complete_checkpoints(path / CHECKPOINTS_FOLDER) or complete_checkpoints(path)
+    if not found:
+        raise UserError(
+            f"{key}={path}: no checkpoint there; give a run folder or one of its "
+            f"{CHECKPOINTS_FOLDER}/{STEP_PREFIX}* folders"
+        )
+    return found[-1]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read weights and configuration; tensors stay on the CPU.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    ema_path = path / EMA_FILE
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"checkpoint {path / CONFIG_FILE} cannot be read ({error})") from error
+    return Checkpoint(
+        model=_load_tensors(path / MODEL_FILE),
+        ema=_load_tensors(ema_path) if ema_path.is_file() else None,
+        puzzle_embedding=_load_tensors(path / PUZZLE_EMBEDDING_FILE)["weight"],
+        config=config,
+    )
+
+
+def load_training_state(path: Path) -> dict[str, Any]:
+    """Read what resuming needs besides the weights."""
+    file = path / STATE_FILE
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist: {path} can be scored but not resumed") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}); resume from an older checkpoint") from error
+    return state
+
+
+def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copy `weights` into `network`, insisting on the very same names and shapes.
+
+    Raises:
+        UserError: naming the first difference; nothing has been copied then.
+    """
+    own = network.state_dict()
+    if missing := sorted(set(own) ^ set(weights)):
+        raise UserError(
+            f"{source} is of another architecture: '{missing[0]}' is in only one of it and this "
+            f"model; use the arch group that it was trained with"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{source} is of another architecture: '{name}' has shape {list(tensor.shape)}, "
+                f"this model needs {list(own[name].shape)}; use the arch that it was trained with"
+            )
+    network.load_state_dict(weights)
+
+
+def load_table(table: Tensor, stored: Tensor, source: str, remedy: str) -> None:
+    """Copy a stored puzzle-embedding table into `table`; another size is an error."""
+    if stored.shape != table.shape:
+        raise UserError(
+            f"{source}: its puzzle embeddings are a table of {list(stored.shape)}, this dataset "
+            f"and arch need {list(table.shape)}; {remedy}"
+        )
+    table.copy_(stored)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The state of this process's global random number generators."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, cached = numpy_state
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what `rng_state` returned."""
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint file {path} does not exist") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"checkpoint file {path} is damaged ({error}); use an older checkpoint"
+        ) from error

@@ -1,0 +1,116 @@
+"""Processes, ranks and devices. Everything here also works in a plain `python` process.
+
+Under torchrun each process is one rank with one device; without a launcher there is one rank, and
+the collectives return what they are given.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all processes of the run, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def concatenate(self, tensor: Tensor) -> Tensor:
+        """All ranks' tensors of one shape [N, ...], joined in rank order [N * world_size, ...]."""
+        if self.world_size == 1:
+            return tensor
+        shape = (len(tensor) * self.world_size, *tensor.shape[1:])
+        joined = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        dist.all_gather_into_tensor(joined, tensor.contiguous())
+        return joined
+
+    def gather_objects(self, value: Any) -> list[Any] | None:
+        """All ranks' values in rank order on the main rank, None elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        gathered = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast_object(self, value: Any) -> Any:
+        """The main rank's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def from_main(self, compute: Any) -> Any:
+        """Call `compute()` on the main rank alone; every rank gets the result, or the UserError.
+
+        So a bad folder or a full disk that only the main rank can notice ends all ranks at once,
+        instead of leaving the others to wait for a collective that never comes.
+        """
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = compute()
+            except (UserError, OSError) as caught:
+                error = caught
+        result, error = self.broadcast_object((result, error))
+        if error is not None:
+            raise error
+        return result
+
+
+@contextmanager
+def start_ranks(device: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes, or stand alone; leave it at the end.
+
+    Args:
+        device: "auto" (CUDA if there is any), "cpu" or "cuda".
+
+    Raises:
+        UserError: CUDA was asked for and is not there, or there are more local ranks than GPUs.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "device=cuda: this PyTorch sees no CUDA device; use device=cpu or device=auto, or "
+                "install a CUDA build of torch and check nvidia-smi"
+            )
+        if local_world_size > torch.cuda.device_count():
+            raise UserError(
+                f"--nproc_per_node={local_world_size}: only {torch.cuda.device_count()} CUDA "
+                f"device(s) here; start at most one rank for each"
+            )
+        torch.cuda.set_device(local_rank)
+    chosen = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
+    if "RANK" not in os.environ:
+        yield Ranks(rank=0, world_size=1, device=chosen)
+        return
+    # Both backends, since collectives of Python objects and of CPU tensors go over gloo.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    try:
+        yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=chosen)
+    finally:
+        dist.destroy_process_group()

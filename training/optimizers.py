@@ -1,0 +1,128 @@
+"""Optimizers of the network, learning-rate schedule and weight averaging (DIS §5, TRM §5).
+
+The network is trained by AdamW or Adam-atan2; the puzzle embeddings by `training.sign_sgd`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.settings import Settings
+
+
+class OptimConfig(Settings):
+    """Both optimizers, the schedule they share, clipping and averaging."""
+
+    name: Literal["adamw", "adam_atan2"] = Field(description="optimizer of the network")
+    lr: float = Field(gt=0, description="peak learning rate of the network")
+    beta1: float = Field(ge=0, lt=1, description="decay of the gradient's running mean")
+    beta2: float = Field(ge=0, lt=1, description="decay of the squared gradient's running mean")
+    weight_decay: float = Field(ge=0, description="decoupled weight decay of the network")
+    puzzle_lr: float = Field(ge=0, description="peak learning rate of the puzzle embeddings")
+    puzzle_weight_decay: float = Field(ge=0, description="decoupled, on the rows in the batch")
+    warmup_steps: int = Field(ge=0, description="optimizer steps of linear warm-up")
+    lr_min_ratio: float = Field(
+        ge=0, le=1, description="end of the cosine, as a share of the peak; 1 keeps it constant"
+    )
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    ema_decay: float | None = Field(
+        None, ge=0, lt=1, description="decay of the weights' running mean; null: no averaging"
+    )
+
+
+def lr_factor(step: int, total_steps: int, warmup_steps: int, min_ratio: float) -> float:
+    """Factor on the peak learning rate for the optimizer step numbered `step` from 0.
+
+    Rises linearly over `warmup_steps`, then follows half a cosine down to `min_ratio` at
+    `total_steps` (a constant 1 if that is 1).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """The network's optimizer; its learning rate is set before each step, see `set_lr`."""
+    parameters = list(network.parameters())
+    betas = (config.beta1, config.beta2)
+    if config.name == "adam_atan2":
+        return AdamAtan2(parameters, config.lr, betas, config.weight_decay)
+    fused = all(parameter.is_cuda for parameter in parameters)
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.lr,
+        betas=betas,
+        weight_decay=config.weight_decay,
+        fused=fused or None,
+        foreach=None if fused else True,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class AdamAtan2(torch.optim.Optimizer):
+    """Adam without epsilon: the update is atan2(mean, sqrt(mean square)) (arXiv 2407.05872 §3.3).
+
+    Scale-invariant, and bounded by pi/2 for each parameter; weight decay is decoupled.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None, "no closure is needed or called"
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["step"] = 0
+                    self.state[parameter]["mean"] = torch.zeros_like(parameter)
+                    self.state[parameter]["mean_square"] = torch.zeros_like(parameter)
+                self.state[parameter]["step"] += 1
+            states = [self.state[parameter] for parameter in parameters]
+            means = [state["mean"] for state in states]
+            mean_squares = [state["mean_square"] for state in states]
+            gradients = [parameter.grad for parameter in parameters]
+            beta1, beta2 = group["betas"]
+            torch._foreach_lerp_(means, gradients, 1 - beta1)
+            torch._foreach_mul_(mean_squares, beta2)
+            torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - beta2)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for parameter, state in zip(parameters, states, strict=True):
+                mean = state["mean"] / (1 - beta1 ** state["step"])
+                root = (state["mean_square"] / (1 - beta2 ** state["step"])).sqrt_()
+                parameter.sub_(torch.atan2(mean, root), alpha=group["lr"])
+
+
+class WeightAverage:
+    """Exponential moving average of the network's weights, in fp32 on the network's device."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """average += (1 - decay) * (weights - average)."""
+        current = network.state_dict()
+        torch._foreach_lerp_(
+            list(self.weights.values()), [current[k] for k in self.weights], 1 - self.decay
+        )

@@ -1,0 +1,141 @@
+"""The run's log: metrics as JSON lines, mirrored to Weights & Biases, and a progress bar.
+
+W&B never stops a run: without a login or a network it records offline, and what it raises is
+logged once. Only the main rank logs; the others get a log that does nothing.
+"""
+
+import json
+import logging
+import netrc
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from pydantic import Field
+
+from common.files import atomic_write
+from common.settings import Settings
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_HOST = "api.wandb.ai"
+WANDB_TIMEOUT_SECONDS = 30
+
+log = logging.getLogger(__name__)
+
+
+class WandbConfig(Settings):
+    """Where the figures go besides the run folder."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        description="auto: online if logged in, else offline (sync later with `wandb sync`)"
+    )
+    project: str = Field(description="W&B project")
+    run_name: str | None = Field(None, description="W&B run name; null: the run folder's name")
+
+
+def configure_logging(is_main: bool) -> None:
+    """Text to stderr: everything from the main rank, only warnings from the others."""
+    logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
+
+
+class RunLog:
+    """Writes `run_dir/metrics.jsonl` and a W&B run.
+
+    Args:
+        run_dir: the run's folder; must exist.
+        config: W&B options.
+        run_config: the resolved configuration, as shown in W&B.
+        resume_step: optimizer step that the run goes on from; lines of later steps are dropped.
+        wandb_run_id: id of the W&B run to go on with, from the checkpoint.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: WandbConfig,
+        run_config: dict[str, Any],
+        resume_step: int = 0,
+        wandb_run_id: str | None = None,
+    ) -> None:
+        self.path = run_dir / METRICS_FILE
+        if self.path.exists():
+            _drop_lines_after(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self.wandb_run_id = wandb_run_id
+        self._run = self._start_wandb(run_dir, config, run_config)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of one optimizer step."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._run is not None:
+            try:
+                self._run.log(metrics, step=step)
+            except wandb.Error as error:
+                log.warning("W&B stopped recording (%s); metrics.jsonl goes on.", error)
+                self._run = None
+
+    def close(self) -> None:
+        self._file.close()
+        if self._run is not None:
+            self._run.finish()
+
+    def _start_wandb(
+        self, run_dir: Path, config: WandbConfig, run_config: dict[str, Any]
+    ) -> "wandb.Run | None":
+        if config.mode == "disabled":
+            return None
+        mode: Any = config.mode
+        if mode == "auto":
+            mode = "online" if _logged_in() else "offline"
+        self.wandb_run_id = self.wandb_run_id or secrets.token_hex(4)
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=WANDB_TIMEOUT_SECONDS, x_disable_stats=True
+        )
+        for attempt in dict.fromkeys((mode, "offline")):
+            try:
+                return wandb.init(
+                    dir=run_dir,
+                    mode=attempt,
+                    project=config.project,
+                    name=config.run_name or run_dir.resolve().name,
+                    id=self.wandb_run_id,
+                    resume="allow" if attempt == "online" else None,
+                    config=run_config,
+                    settings=settings,
+                )
+            except (wandb.Error, OSError) as error:
+                log.warning("W&B %s did not start (%s).", attempt, str(error).splitlines()[0])
+        return None
+
+
+class NoLog:
+    """The log of a rank that does not log."""
+
+    wandb_run_id: str | None = None
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(WANDB_HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Forget what a lost run recorded after the checkpoint it is resumed from."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    # The last line of a killed process may be cut short.
+    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    atomic_write(path, "".join(line + "\n" for line in kept))
