@@ -24,15 +24,19 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             main()
+            return
         except UserError as error:
-            _fail(str(error))
+            message = str(error)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             where = f" while writing {error.filename}" if error.filename else ""
-            _fail(f"the disk is full{where}: free some space or choose another output folder")
+            message = f"the disk is full{where}: free some space or choose another output folder"
         except KeyboardInterrupt:
             sys.exit(130)
+        # Only here is the exception gone, and with its frames an open progress bar, which ends its
+        # line of the terminal as it goes.
+        _fail(message)
 
     return wrapped
 

@@ -18,6 +18,17 @@ def require_new_directory(path: Path, what: str, remedy: str) -> None:
         return
     if path.exists():
         raise UserError(f"{what} {path} exists already and is kept as it is: {remedy}")
+    require_creatable(path, what)
+
+
+def require_creatable(path: Path, what: str) -> None:
+    """Raise UserError unless `path`, and the folders above it that are missing, can be created."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{what} {path} cannot be created, {above} is no folder that you may write to: "
+            f"choose another place"
+        )
 
 
 @contextmanager

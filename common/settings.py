@@ -36,8 +36,8 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"key '{key}' is missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not key:  # A combination of keys: the validator's own message names them.
-        return message
+    if isinstance(problem["input"], dict) and problem["type"] == "value_error":
+        return message  # A combination of keys: the validator's own message names them.
     if problem["type"] == "value_error":
         return f"{key}={problem['input']!r}: {message}"
     return f"{key}={problem['input']!r} is not allowed, it should be {message}"

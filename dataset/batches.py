@@ -41,15 +41,11 @@ class Batch(NamedTuple):
     """[B] identifiers."""
 
 
-class Position(NamedTuple):
-    """Where the sampler stands; all it needs to go on."""
-
-    pass_index: int
-    batch_index: int
-
-
 class TrainingBatches:
-    """Endless iterator over this rank's batches; `position` is the next batch to come."""
+    """Endless iterator over this rank's batches.
+
+    `position` is the pass and the batch within it that comes next; setting it goes there.
+    """
 
     def __init__(
         self,
@@ -81,18 +77,18 @@ class TrainingBatches:
         self.seed = seed
         local = global_batch_size // world_size
         self._slice = slice(rank * local, (rank + 1) * local)
-        self.position = Position(0, 0)
+        self.position = (0, 0)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            examples, puzzles = self._draw_pass(self.position.pass_index)
-            while self.position.batch_index < len(examples):
-                index = self.position.batch_index
+            pass_index, first = self.position
+            examples, puzzles = self._draw_pass(pass_index)
+            for index in range(first, len(examples)):
                 rows, of_puzzles = examples[index][self._slice], puzzles[index][self._slice]
                 inputs, labels = self.split.read(rows)
-                self.position = self.position._replace(batch_index=index + 1)
+                self.position = (pass_index, index + 1)
                 yield Batch(inputs, labels, self.split.puzzle_identifiers[of_puzzles])
-            self.position = Position(self.position.pass_index + 1, 0)
+            self.position = (pass_index + 1, 0)
 
     def _draw_pass(
         self, pass_index: int
@@ -119,7 +115,7 @@ class TrainingBatches:
         return examples, puzzles
 
 
-class TestExamples(NamedTuple):
+class ExampleSelection(NamedTuple):
     """Which examples of the test split to predict, and what each of them is."""
 
     rows: npt.NDArray[np.int64]
@@ -129,8 +125,14 @@ class TestExamples(NamedTuple):
     test_indices: npt.NDArray[np.int64]
     """[N] which of its task's test inputs an example is."""
 
+    def take(self, positions: npt.NDArray[np.int64]) -> "ExampleSelection":
+        """The examples at the given positions of this selection."""
+        return ExampleSelection(
+            self.rows[positions], self.puzzle_ids[positions], self.test_indices[positions]
+        )
 
-def select_test_examples(split: PuzzleSplit, max_variants: int | None) -> TestExamples:
+
+def select_test_examples(split: PuzzleSplit, max_variants: int | None) -> ExampleSelection:
     """All examples of the first `max_variants` variants (the original included) of each task."""
     sizes = np.diff(split.group_indices)
     rank_in_group = np.arange(len(split.puzzle_identifiers)) - np.repeat(
@@ -142,11 +144,11 @@ def select_test_examples(split: PuzzleSplit, max_variants: int | None) -> TestEx
     starts = np.cumsum(counts) - counts
     test_indices = np.arange(len(puzzles)) - starts[puzzles]
     rows = split.puzzle_indices[puzzles] + test_indices
-    return TestExamples(rows, split.puzzle_identifiers[puzzles], test_indices)
+    return ExampleSelection(rows, split.puzzle_identifiers[puzzles], test_indices)
 
 
 def padded_batches(
-    split: PuzzleSplit, examples: TestExamples, batch_size: int
+    split: PuzzleSplit, examples: ExampleSelection, batch_size: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
     """Batches of exactly `batch_size` rows, with the positions in `examples` that they hold.
 

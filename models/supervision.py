@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from common.settings import Settings
-from models.objective import IGNORE, stablemax_cross_entropy
+from models.objective import IGNORE, guided_logits, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel
 from models.targets import TARGETS, BatchRandom
@@ -126,6 +126,7 @@ class DeepImprovementSupervision:
         step_inputs = inputs
         dual = self.config.objective == "dual"
         for s in range(1, self.num_steps + 1):
+            # Read anew: the optimizer step that follows each supervision step changes these rows.
             vectors = self.puzzle_embedding.lookup(puzzle_ids)
             output = run_step(self.network, vectors, state, step_inputs, s, with_reference=dual)
             losses = stablemax_cross_entropy(output.conditional_logits, targets[:, s])
@@ -146,6 +147,51 @@ class DeepImprovementSupervision:
             state = output.state
             if self.config.next_input == "answer":
                 step_inputs = answer
+
+
+class ImprovementSteps:
+    """The same steps at test time: no targets, no gradient, optional guidance.
+
+    Args:
+        model: the bare model, for its shapes and initial state.
+        network: the same model as it is to be called, e.g. compiled.
+        puzzle_embedding: the table that the puzzles' vectors are read from.
+        next_input: as the model was trained, see `SupervisionConfig`.
+        num_steps: improvement steps; None for as many as trained.
+        guidance_weight: w of DIS eq. 5.
+    """
+
+    def __init__(
+        self,
+        model: TinyRecursiveModel,
+        network: nn.Module,
+        puzzle_embedding: PuzzleEmbedding,
+        next_input: str,
+        num_steps: int | None = None,
+        guidance_weight: float = 1.0,
+    ) -> None:
+        self.model = model
+        self.network = network
+        self.puzzle_embedding = puzzle_embedding
+        self.next_input = next_input
+        self.num_steps = num_steps or model.config.num_supervision_steps
+        self.guidance_weight = guidance_weight
+        self.device = puzzle_embedding.weight.device
+
+    def run(self, inputs: Tensor, puzzle_ids: Tensor) -> Iterator[Tensor]:
+        """Yield the (guided) logits [B, L, V] after each step for int64 [B, L] and [B]."""
+        guided = self.guidance_weight != 1.0
+        vectors = self.puzzle_embedding.weight[puzzle_ids]
+        state = self.model.initial_state(len(inputs))
+        for s in range(1, self.num_steps + 1):
+            output = run_step(self.network, vectors, state, inputs, s, with_reference=guided)
+            logits = output.conditional_logits
+            if output.reference_logits is not None:
+                logits = guided_logits(output.reference_logits, logits, self.guidance_weight)
+            yield logits
+            state = output.state
+            if self.next_input == "answer":
+                inputs = logits.argmax(dim=-1)
 
 
 def step_targets(

@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_directory, atomic_write
+from common.files import atomic_directory, atomic_write, require_new_directory
 
+RUN_CONFIG_FILE = "config.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "model_ema.safetensors"
@@ -97,6 +99,38 @@ class CheckpointFolder:
             return None, None
         best = json.loads(path.read_text())
         return best["checkpoint"], tuple(best["score"])
+
+
+def prepare_run_dir(run_dir: Path, resume: str, config: dict[str, Any]) -> Path | None:
+    """Make the run folder, save the resolved configuration, find the checkpoint to go on from.
+
+    Args:
+        run_dir: the run's folder.
+        resume: "none", "auto" (the newest checkpoint in `run_dir`, if any) or a path.
+        config: the resolved configuration, written to `run_dir/config.yaml`.
+
+    Raises:
+        UserError: the folder holds a run that was not asked for, there is no checkpoint at the
+            path, or going on from it would overwrite a newer one.
+    """
+    complete = complete_checkpoints(run_dir / CHECKPOINTS_FOLDER)
+    resume_from = None
+    if resume == "none":
+        require_new_directory(
+            run_dir, "run_dir", "resume=auto goes on with it, another run_dir starts elsewhere"
+        )
+    elif resume != "auto":
+        resume_from = find_checkpoint(Path(resume), "resume")
+        if complete and complete[-1].name > resume_from.name:
+            raise UserError(
+                f"resume={resume}: run_dir={run_dir} holds the newer {complete[-1].name}, which "
+                f"would be overwritten; choose another run_dir"
+            )
+    elif complete:
+        resume_from = complete[-1]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write(run_dir / RUN_CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
+    return resume_from
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -4,7 +4,8 @@ The network is trained by AdamW or Adam-atan2; the puzzle embeddings by `trainin
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -126,3 +127,17 @@ class WeightAverage:
         torch._foreach_lerp_(
             list(self.weights.values()), [current[k] for k in self.weights], 1 - self.decay
         )
+
+
+@contextmanager
+def weights_in_place(network: nn.Module, average: WeightAverage | None) -> Iterator[None]:
+    """Let the network compute with averaged weights for a while, without a second network."""
+    if average is None:
+        yield
+        return
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict(average.weights)
+    try:
+        yield
+    finally:
+        network.load_state_dict(own)

@@ -8,8 +8,8 @@ There is no state: the sign needs none.
 import torch
 from torch import Tensor
 
+from common.distributed import Ranks
 from models.puzzle_embedding import PuzzleEmbedding
-from training.distributed import Ranks
 
 
 class SparseSignSGD:

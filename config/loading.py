@@ -1,0 +1,96 @@
+"""From the command line to a checked configuration: Hydra composes, pydantic validates.
+
+Overrides are plain `key=value`. What is wrong with them becomes one sentence.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel
+
+from common.errors import UserError
+from common.settings import SettingsType, validate
+
+CONFIG_DIR = Path(__file__).resolve().parent
+
+
+def load_config(
+    name: str, schema: type[SettingsType], description: str, arguments: Sequence[str]
+) -> SettingsType:
+    """Compose `config/{name}.yaml` with the overrides in `arguments` and check the result.
+
+    With `--help` among the arguments, print every key and leave.
+
+    Raises:
+        UserError: an unknown key or option, a value out of range, an impossible combination.
+    """
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(help_text(name, schema, description))
+        sys.exit(0)
+    groups = config_groups()
+    known = [key for key, _ in keys(schema)] + groups
+    for argument in arguments:
+        key = argument.split("=")[0].lstrip("+~")
+        if "=" not in argument or key not in [*known, *sections(known)]:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"'{argument}': {hint}overrides are key=value, --help lists all keys")
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            composed = compose(name, overrides=list(arguments))
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        message = str(error).partition("Config search path")[0].partition("See https")[0]
+        raise UserError(
+            f"configuration: {message}; a value with '=', ',' or blanks needs quotes: 'key=\"...\"'"
+        ) from error
+    return validate(schema, values, source="configuration")
+
+
+def config_groups() -> list[str]:
+    """Names of the groups of alternatives, each a folder of YAML files."""
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if any(path.glob("*.yaml")))
+
+
+def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaf keys of a schema, dotted, with their pydantic fields."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def sections(known: Sequence[str]) -> set[str]:
+    """The dotted prefixes of the known keys."""
+    return {key.rpartition(".")[0] for key in known if "." in key}
+
+
+def help_text(name: str, schema: type[BaseModel], description: str) -> str:
+    """What `--help` prints: usage, groups with their options, and all keys with their meaning."""
+    composed_defaults = _defaults(name)
+    lines = [description.strip(), "", "Overrides are key=value.", ""]
+    used_groups = [
+        group for group in config_groups() if group in (CONFIG_DIR / f"{name}.yaml").read_text()
+    ]
+    for group in used_groups:
+        options = " | ".join(sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))
+        lines.append(f"{group}={options}")
+    lines.append("")
+    for key, field in keys(schema):
+        default = OmegaConf.select(composed_defaults, key)
+        value = "null" if default is None else str(default)
+        lines.append(f"{key}  [{value}]\n    {field.description}")
+    return "\n".join(lines) + "\n"
+
+
+def _defaults(name: str) -> Any:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(name)

@@ -1,0 +1,120 @@
+"""The resolved configuration of each entry point: everything is checked here, before any work."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.settings import Settings
+from dataset.batches import DataConfig
+from evaluation.predict import EvalConfig
+from models.recursive import ArchConfig
+from models.supervision import SupervisionConfig
+from training.optimizers import OptimConfig
+from training.run_log import WandbConfig
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "bf16", "fp32"]
+Switch = Literal["auto", "on", "off"]
+
+DEVICE = "auto: CUDA if there is any; cpu; cuda"
+PRECISION = "dtype of activations (weights stay fp32); auto: bf16 on CUDA, fp32 on CPU"
+COMPILE = "torch.compile the network; auto: on CUDA only"
+
+
+class LoopConfig(Settings):
+    """Length and rhythm of training. A step is an optimizer step: a batch takes N_sup of them."""
+
+    max_steps: int | None = Field(
+        gt=0, description="optimizer steps, rounded up to whole batches; null: from train.epochs"
+    )
+    epochs: int = Field(
+        gt=0,
+        description="length of the run as published runs count it: optimizer steps = epochs * "
+        "groups * mean pairs a puzzle / global_batch_size; not used when max_steps is set",
+    )
+    global_batch_size: int = Field(gt=0, description="examples a batch, over all ranks")
+    log_every: int = Field(gt=0, description="optimizer steps between recorded metrics")
+    checkpoint_every: int = Field(gt=0, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = Field(gt=0, description="newest checkpoints kept, besides the best")
+    eval_every: int | None = Field(
+        gt=0,
+        description="optimizer steps between evaluations; null: only none, not even at the end",
+    )
+    precision: Precision = Field(description=PRECISION)
+    compile: Switch = Field(description=COMPILE)
+
+
+class TrainConfig(Settings):
+    """`train_arc_tiny_corrupt.py`."""
+
+    arch: ArchConfig
+    data: DataConfig
+    supervision: SupervisionConfig
+    optim: OptimConfig
+    train: LoopConfig
+    eval: EvalConfig
+    wandb: WandbConfig
+    run_dir: Path = Field(description="folder of this run: config, metrics, checkpoints")
+    seed: int = Field(ge=0, description="of the weights, the order of the data and the targets")
+    device: Device = Field(description=DEVICE)
+    resume: str = Field(
+        description="none; auto: go on from run_dir's newest checkpoint, or start if there is "
+        "none; or the path of a checkpoint or run folder"
+    )
+    init_from: Path | None = Field(
+        description="checkpoint or run folder whose weights a new run starts from"
+    )
+    init_puzzle_embedding: bool = Field(
+        description="with init_from: also take its puzzle embeddings (same dataset only)"
+    )
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "TrainConfig":
+        if self.data.path is None:
+            raise ValueError("data.path=null: name the dataset to train on")
+        if self.init_from is not None and self.resume not in ("none", "auto"):
+            raise ValueError(
+                f"init_from={self.init_from} and resume={self.resume} exclude each other: "
+                f"init_from starts a new run, resume goes on with an old one"
+            )
+        return self
+
+
+class EvaluationDataConfig(Settings):
+    """Which dataset is scored."""
+
+    path: Path | None = Field(
+        description="dataset folder; null: the one that the checkpoint was trained on"
+    )
+
+
+class EvaluateConfig(Settings):
+    """`evaluate.py`."""
+
+    checkpoint: Path | list[Path] | None = Field(
+        description="run folder (its newest checkpoint), checkpoint, or a [list,of,them] whose "
+        "votes are pooled"
+    )
+    predictions: Path | list[Path] | None = Field(
+        description="predictions.npz, or a [list,of,them], to vote on again without a model"
+    )
+    output_dir: Path | None = Field(
+        description="folder to create for the results; null: evaluation_<checkpoint> in the run "
+        "folder"
+    )
+    report: bool = Field(description="also write report.html")
+    device: Device = Field(description=DEVICE)
+    compile: Switch = Field(description=COMPILE)
+    precision: Precision = Field(description=PRECISION)
+    data: EvaluationDataConfig
+    eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "EvaluateConfig":
+        if (self.checkpoint is None) == (self.predictions is None):
+            raise ValueError(
+                "give either checkpoint=RUN_OR_CHECKPOINT or predictions=PREDICTIONS.npz"
+                + (", not both" if self.checkpoint is not None else "")
+            )
+        return self

@@ -1,0 +1,275 @@
+"""Score checkpoints by voting over augmentations, or recount the votes of saved predictions.
+
+    torchrun --nproc_per_node=4 evaluate.py checkpoint=runs/compact-seed0
+    python evaluate.py checkpoint=runs/compact-seed0/checkpoints/step_00010000 eval.max_variants=64
+    python evaluate.py checkpoint=[runs/compact-seed0,runs/compact-seed1]
+    python evaluate.py predictions=runs/compact-seed0/evaluation_step_00010000/predictions.npz
+
+The output folder receives metrics.json, submission.json, predictions.npz, step_answers.npz and
+report.html.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.distributed import Ranks, start_ranks
+from common.errors import UserError, exit_cleanly
+from common.files import atomic_directory, require_new_directory
+from common.settings import validate
+from config.loading import load_config
+from config.schema import EvaluateConfig
+from dataset.build_arc_dataset import BUILD_FILE
+from dataset.storage import TEST_PUZZLES_FILE, DatasetMetadata, read_json
+from dataset.tasks import Task, load_tasks
+from evaluation.evaluator import Outcome, evaluate, metrics, vote
+from evaluation.predict import EvaluationSet
+from evaluation.predictions import (
+    PREDICTIONS_FILE,
+    Predictions,
+    concatenate,
+    load_predictions,
+)
+from evaluation.report import write_report
+from evaluation.report_cases import report_cases
+from evaluation.scoring import submission
+from models.build import build_model, describe
+from models.puzzle_embedding import PuzzleEmbedding
+from models.recursive import ArchConfig
+from models.supervision import ImprovementSteps, SupervisionConfig
+from training import checkpoints
+from training.run_log import configure_logging
+
+METRICS_FILE = "metrics.json"
+SUBMISSION_FILE = "submission.json"
+STEP_ANSWERS_FILE = "step_answers.npz"
+REPORT_FILE = "report.html"
+
+log = logging.getLogger(__name__)
+
+
+@exit_cleanly
+def main() -> None:
+    config = load_config("evaluate", EvaluateConfig, __doc__ or "", sys.argv[1:])
+    with start_ranks(config.device) as ranks:
+        configure_logging(ranks.is_main)
+        if config.predictions is not None:
+            if ranks.is_main:  # Counting is quick; the other ranks have nothing to do.
+                recount_predictions(config, as_list(config.predictions))
+        else:
+            evaluate_checkpoints(config, as_list(config.checkpoint), ranks)
+
+
+def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: Ranks) -> None:
+    """Predict with every checkpoint, pool their votes, and write the results."""
+    started = time.perf_counter()
+    found = [checkpoints.find_checkpoint(path, "checkpoint") for path in paths]
+    stored_config = read_json(found[0] / checkpoints.CONFIG_FILE)
+    data_path = config.data.path or Path(stored_config["data"]["path"])
+    output_dir = config.output_dir or default_output_dir(found)
+    ranks.from_main(lambda: require_new_output(output_dir))
+    test_set = EvaluationSet(data_path, config.eval.max_variants)
+    tasks = load_tasks(data_path / TEST_PUZZLES_FILE)
+    outcomes: list[Outcome | None] = []
+    facts: list[dict[str, Any]] = []
+    for path in found:
+        steps, about = load_model(config, path, test_set.split.metadata, ranks)
+
+        def progress(batches: Iterable[Any], total: int, path: Path = path) -> Iterable[Any]:
+            return tqdm(batches, path.name, total, unit="batch", disable=not ranks.is_main)
+
+        outcomes.append(evaluate(steps, test_set, tasks, config.eval.batch_size, ranks, progress))
+        facts.append(about)
+    done = [outcome for outcome in outcomes if outcome is not None]
+    if not ranks.is_main:
+        return
+    pooled = pool(done, tasks)
+    document = {
+        **metrics(pooled),
+        "test_set": describe_test_set(data_path, tasks),
+        "checkpoints": [
+            {**about, **(metrics(outcome) if len(done) > 1 else {})}
+            for about, outcome in zip(facts, done, strict=True)
+        ],
+        "options": config.eval.model_dump(mode="json"),
+        "num_predictions": len(pooled.predictions),
+        "num_ranks": ranks.world_size,
+        "device": ranks.device.type,
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_results(config, output_dir, tasks, pooled, document)
+
+
+def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
+    """Vote again on saved predictions; several files are pooled."""
+    predictions = pool_predictions([load_predictions(path) for path in paths])
+    data_path = config.data.path or recorded_data_path(paths[0])
+    output_dir = config.output_dir or paths[0].with_name("recount")
+    require_new_output(output_dir)
+    tasks = load_tasks(data_path / TEST_PUZZLES_FILE)
+    outcome = vote(predictions, tasks)
+    document = {
+        **metrics(outcome),
+        "test_set": describe_test_set(data_path, tasks),
+        "predictions": [str(path) for path in paths],
+        "num_predictions": len(predictions),
+    }
+    write_results(config, output_dir, tasks, outcome, document)
+
+
+def load_model(
+    config: EvaluateConfig, path: Path, metadata: DatasetMetadata, ranks: Ranks
+) -> tuple[ImprovementSteps, dict[str, Any]]:
+    """The checkpoint's model, ready to predict, and the facts that go with its score.
+
+    Raises:
+        UserError: the checkpoint is damaged, or was not trained on this dataset.
+    """
+    stored = checkpoints.load_checkpoint(path)
+    arch = validate(ArchConfig, stored.config.get("arch"), f"{path}: arch")
+    supervision = validate(
+        SupervisionConfig, stored.config.get("supervision"), f"{path}: supervision"
+    )
+    if config.eval.weights == "ema" and stored.ema is None:
+        raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
+    use_average = config.eval.weights != "raw" and stored.ema is not None
+    weights = stored.ema if use_average and stored.ema is not None else stored.model
+    model = build_model(
+        arch,
+        metadata.vocab_size,
+        metadata.seq_len,
+        ranks.device,
+        config.precision,
+        config.compile,
+    )
+    checkpoints.load_weights(model, weights, str(path))
+    puzzle_embedding = PuzzleEmbedding(
+        metadata.num_puzzle_identifiers, arch.hidden_size, ranks.device
+    )
+    checkpoints.load_table(
+        puzzle_embedding.weight,
+        stored.puzzle_embedding,
+        str(path),
+        "data.path must name the dataset that the checkpoint was trained on",
+    )
+    steps = ImprovementSteps(
+        model,
+        model,
+        puzzle_embedding,
+        supervision.next_input,
+        config.eval.num_supervision_steps,
+        config.eval.guidance_weight,
+    )
+    about = {
+        "checkpoint": str(path),
+        "weights": "ema" if use_average else "raw",
+        **describe(model, metadata.num_puzzle_identifiers),
+    }
+    return steps, about
+
+
+def pool(outcomes: Sequence[Outcome], tasks: Sequence[Task]) -> Outcome:
+    """One outcome from the votes of all checkpoints; per-step figures are the first one's."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    predictions = pool_predictions([outcome.predictions for outcome in outcomes])
+    return vote(predictions, tasks, outcomes[0].accuracy, outcomes[0].step_answers)
+
+
+def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Join predictions, numbering the checkpoints they come from through."""
+    numbered, first = [], 0
+    for part in parts:
+        numbered.append(replace(part, checkpoint=(part.checkpoint + first).astype(np.int16)))
+        first += int(part.checkpoint.max(initial=0)) + 1
+    if len({part.canvas.shape[1] for part in parts}) > 1:
+        raise UserError("predictions: the files have canvases of different sizes")
+    return concatenate(numbered)
+
+
+def write_results(
+    config: EvaluateConfig,
+    output_dir: Path,
+    tasks: Sequence[Task],
+    outcome: Outcome,
+    document: dict[str, Any],
+) -> None:
+    """Write everything at once: the folder appears when it is complete."""
+    with atomic_directory(output_dir) as folder:
+        (folder / METRICS_FILE).write_text(json.dumps(document, indent=1))
+        (folder / SUBMISSION_FILE).write_text(json.dumps(submission(outcome.rankings, tasks)))
+        outcome.predictions.save(folder / PREDICTIONS_FILE)
+        if outcome.step_answers is not None:
+            outcome.step_answers.save(folder / STEP_ANSWERS_FILE)
+        if config.report:
+            cases = report_cases(tasks, outcome)
+            write_report(folder / REPORT_FILE, f"{output_dir.name}", facts_of(document), cases)
+    for key in ("pass@1", "pass@2", "exact_accuracy"):
+        if key in document:
+            log.info("%s %.3f", key, document[key])
+    if outcome.scores is None:
+        log.info("No solutions are known for this test set: it was predicted, not scored.")
+    log.info("Wrote %s", output_dir)
+
+
+def facts_of(document: dict[str, Any]) -> dict[str, str]:
+    """The table at the top of the report."""
+    facts: dict[str, str] = {
+        key: f"{document[key]:.3f}" for key in ("pass@1", "pass@2") if key in document
+    }
+    facts["test set"] = document["test_set"]["name"]
+    facts["predictions"] = f"{document['num_predictions']:,}"
+    for about in document.get("checkpoints", []):
+        facts["checkpoint"] = f"{about['checkpoint']} ({about['weights']} weights)"
+    return facts
+
+
+def describe_test_set(data_path: Path, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What a score is over: two test sets of the same name may differ in their test inputs."""
+    build_path = data_path / BUILD_FILE
+    names = read_json(build_path)["options"]["test_set_names"] if build_path.is_file() else []
+    return {
+        "name": " + ".join(names) or data_path.name,
+        "dataset": str(data_path),
+        "tasks": len(tasks),
+        "test_inputs": sum(len(task.test) for task in tasks),
+    }
+
+
+def default_output_dir(found: Sequence[Path]) -> Path:
+    """Beside the first checkpoint's run, named by the checkpoint."""
+    run_dir = found[0].parent.parent if found[0].parent.name == "checkpoints" else found[0].parent
+    pooled = f"_and_{len(found) - 1}_more" if len(found) > 1 else ""
+    return run_dir / f"evaluation_{found[0].name}{pooled}"
+
+
+def recorded_data_path(predictions: Path) -> Path:
+    """The dataset that predictions were made on, from the metrics.json beside them."""
+    path = predictions.with_name(METRICS_FILE)
+    if not path.is_file():
+        raise UserError(f"data.path is needed: there is no {path} that records it")
+    return Path(read_json(path)["test_set"]["dataset"])
+
+
+def require_new_output(output_dir: Path) -> None:
+    require_new_directory(output_dir, "output_dir", "remove it or set output_dir=...")
+
+
+def as_list(paths: Path | list[Path] | None) -> list[Path]:
+    if paths is None:
+        return []
+    return paths if isinstance(paths, list) else [paths]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Predictions to votes to scores to pages. Imports of ours: `common`, `dataset`, `models`."""

@@ -1,0 +1,94 @@
+"""What a model predicted, one row for each variant of each test input, as `predictions.npz`.
+
+The canvases are kept as predicted, before the augmentation is inverted, so that anyone can recount
+the votes without the model.
+"""
+
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UserError
+from dataset.canvas import VOCAB_SIZE
+
+PREDICTIONS_FILE = "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Parallel arrays of N rows."""
+
+    task_id: npt.NDArray[np.str_]
+    """[N] the task that the predicted variant belongs to."""
+    test_index: npt.NDArray[np.int32]
+    """[N] which of the task's test inputs."""
+    identifier: npt.NDArray[np.int32]
+    """[N] puzzle identifier of the variant."""
+    dihedral: npt.NDArray[np.int8]
+    """[N] dihedral transform of the variant, 0-7."""
+    colour_permutation: npt.NDArray[np.uint8]
+    """[N, 10] colour permutation of the variant."""
+    canvas: npt.NDArray[np.uint8]
+    """[N, cells] predicted tokens."""
+    confidence: npt.NDArray[np.float32]
+    """[N] mean probability of the predicted tokens over the grid read back; 0 without a grid."""
+    checkpoint: npt.NDArray[np.int16]
+    """[N] index of the checkpoint that predicted the row, in the order they were given."""
+
+    def __len__(self) -> int:
+        return len(self.task_id)
+
+    def select(self, rows: Any) -> "Predictions":
+        """The given rows (an index array, mask or slice)."""
+        return Predictions(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def save(self, path: Path) -> None:
+        """Write all arrays to `path`, compressed: canvases are mostly PAD."""
+        np.savez_compressed(path, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+def concatenate(parts: list[Predictions]) -> Predictions:
+    """All rows of all parts, in order. Every part must have canvases of one size."""
+    return Predictions(
+        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Predictions)}
+    )
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read and check a `predictions.npz`; the array `checkpoint` may be absent (all zero then).
+
+    Raises:
+        UserError: the file is missing or damaged, an array is missing or has another form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"predictions={path} does not exist") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"predictions={path} is damaged or no .npz file ({error})") from error
+    if missing := {f.name for f in fields(Predictions)} - set(arrays) - {"checkpoint"}:
+        raise UserError(f"predictions={path} has no array '{min(missing)}'")
+    count = len(arrays["task_id"])
+    arrays.setdefault("checkpoint", np.zeros(count, dtype=np.int16))
+    predictions = Predictions(**{f.name: arrays[f.name] for f in fields(Predictions)})
+    for field in fields(Predictions):
+        if len(getattr(predictions, field.name)) != count:
+            raise UserError(
+                f"predictions={path}: '{field.name}' has not {count} rows like the rest"
+            )
+    in_range = (
+        predictions.canvas.ndim == 2
+        and predictions.colour_permutation.shape == (count, 10)
+        and predictions.canvas.max(initial=0) < VOCAB_SIZE
+        and predictions.colour_permutation.max(initial=0) < 10
+        and predictions.dihedral.min(initial=0) >= 0
+        and predictions.dihedral.max(initial=0) < 8
+    )
+    if not in_range:
+        raise UserError(f"predictions={path} holds a value out of range: is it another format?")
+    return predictions
