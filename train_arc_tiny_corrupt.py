@@ -11,6 +11,7 @@ The run folder receives config.yaml, metrics.jsonl, wandb/ and checkpoints/.
 import logging
 import math
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
@@ -125,38 +127,36 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     log.info("arch %s: %s", config.arch.name, ", ".join(f"{k} {v:,}" for k, v in sizes.items()))
     log.info("%d rank(s) on %s, %d steps", ranks.world_size, ranks.device.type, run.total_steps)
 
-    folder = CheckpointFolder(config.run_dir, config.train.keep_checkpoints)
     run_log: RunLog | NoLog = NoLog()
     if ranks.is_main:
-        run_log = RunLog(
-            config.run_dir, config.wandb, {**resolved, **sizes}, state.step, wandb_run_id
-        )
-    bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
+        described = {**resolved, **sizes}
+        run_log = RunLog(config.run_dir, config.wandb, described, state.step, wandb_run_id)
+    folder = CheckpointFolder(config.run_dir, config.train.keep_checkpoints)
     metrics = MetricSums(config.arch.num_supervision_steps, ranks.device)
     stream = iter(batches)
-    while True:
-        # Rare events stand before the batch, so that the end of the run takes the same path.
-        evaluate_now = run.is_due(config.train.eval_every)
-        save_now = run.is_due(config.train.checkpoint_every)
-        log_now = evaluate_now or save_now or run.is_due(config.train.log_every)
-        if log_now and state.step > first_step:
-            report_metrics(run, metrics, run_log, bar)
-            validation = validate(run, test_set, tasks) if evaluate_now else {}
-            if validation:
-                run_log.write(state.step, validation)
-            if save_now:
-                state.save(folder, ranks, resolved, rating(validation), run_log.wandb_run_id)
-        if run.is_done:
-            break
-        inputs, labels, puzzle_ids = (
-            torch.from_numpy(array).to(ranks.device).long() for array in next(stream)
-        )
-        metrics.begin_batch()
-        for result in supervision.run(inputs, labels, puzzle_ids, batch_random(run)):
-            grad_norm = take_step(run, result)
-            metrics.add(result, grad_norm)
-    bar.close()
-    run_log.close()
+    bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
+    with closing(run_log), logging_redirect_tqdm(), bar:
+        while True:
+            # Rare events stand before the batch, so that the end of the run takes the same path.
+            evaluate_now = run.is_due(config.train.eval_every)
+            save_now = run.is_due(config.train.checkpoint_every)
+            log_now = evaluate_now or save_now or run.is_due(config.train.log_every)
+            if log_now and state.step > first_step:
+                report_metrics(run, metrics, run_log, bar)
+                validation = validate(run, test_set, tasks) if evaluate_now else {}
+                if validation:
+                    run_log.write(state.step, validation)
+                if save_now:
+                    state.save(folder, ranks, resolved, rating(validation), run_log.wandb_run_id)
+            if run.is_done:
+                break
+            inputs, labels, puzzle_ids = (
+                torch.from_numpy(array).to(ranks.device).long() for array in next(stream)
+            )
+            metrics.begin_batch()
+            for result in supervision.run(inputs, labels, puzzle_ids, batch_random(run)):
+                grad_norm = take_step(run, result)
+                metrics.add(result, grad_norm)
     log.info("Done: %s", config.run_dir)
 
 

@@ -41,7 +41,7 @@ class Ranks:
             return tensor
         shape = (len(tensor) * self.world_size, *tensor.shape[1:])
         joined = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-        dist.all_gather_into_tensor(joined, tensor.contiguous())
+        dist.all_gather(list(joined.chunk(self.world_size)), tensor.contiguous())
         return joined
 
     def gather_objects(self, value: Any) -> list[Any] | None:

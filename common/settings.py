@@ -36,7 +36,7 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"key '{key}' is missing"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if isinstance(problem["input"], dict) and problem["type"] == "value_error":
+    if not key or (isinstance(problem["input"], dict) and problem["type"] == "value_error"):
         return message  # A combination of keys: the validator's own message names them.
     if problem["type"] == "value_error":
         return f"{key}={problem['input']!r}: {message}"

@@ -118,3 +118,16 @@ class EvaluateConfig(Settings):
                 + (", not both" if self.checkpoint is not None else "")
             )
         return self
+
+
+class DemoConfig(Settings):
+    """`demo.py`."""
+
+    output_dir: Path = Field(description="folder for everything that the demo makes")
+    experiment: str = Field(description="the trainer's experiment group")
+    max_steps: int | None = Field(
+        gt=0, description="optimizer steps; null: as many as the experiment says"
+    )
+    task_ids: list[str] = Field(min_length=1, description="ARC-AGI-1 training tasks to learn")
+    num_aug: int = Field(ge=0, description="augmented variants of each task")
+    canvas_side: int = Field(gt=0, le=30, description="side of the canvas in cells")

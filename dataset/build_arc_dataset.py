@@ -386,6 +386,13 @@ def _progress(results: Iterator[Result], sources: list[Source], what: str) -> It
     return iter(tqdm(results, total=len(sources), desc=what, unit="task", smoothing=0.05))
 
 
+def _num_cpus() -> int:
+    """CPUs that this process may use; macOS cannot tell, there it is all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _executor(workers: int) -> Executor:
     return ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"))
 
@@ -410,7 +417,7 @@ def parse_arguments() -> BuildOptions:
     add("--task-ids", nargs="+", default=[], help="build only these tasks")
     add("--allow-leakage", action="store_true",
         help="accept subsets that contain tasks of the test set")  # fmt: skip
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    add("--workers", type=int, default=_num_cpus(), help="processes")
     args = parser.parse_args()
     return BuildOptions(
         input_file_prefix=args.input_file_prefix,

@@ -15,6 +15,8 @@ only ever memory-mapped: a dataset may be far larger than memory.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,9 @@ class PuzzleSplit:
     puzzle_indices: npt.NDArray[np.int64]
     group_indices: npt.NDArray[np.int64]
 
-    def read(self, examples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def read(
+        self, examples: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Inputs and labels [n, cells] of the given rows, copied to memory.
 
         Raises:
@@ -75,12 +79,15 @@ class PuzzleSplit:
                 anyway, since a whole dataset is too large to scan when it is opened).
         """
         inputs, labels = self.inputs[examples], self.labels[examples]
-        if max(inputs.max(initial=0), labels.max(initial=0)) >= self.metadata.vocab_size:
+        lowest = min(inputs.min(initial=0), labels.min(initial=0))
+        highest = max(inputs.max(initial=0), labels.max(initial=0))
+        if lowest < 0 or highest >= self.metadata.vocab_size:
             raise UserError(
                 f"{self.path} holds a token outside its vocabulary of {self.metadata.vocab_size}: "
                 f"the file is damaged; {REBUILD}"
             )
-        return inputs, labels
+        # Another builder's arrays may be of a wider type.
+        return inputs.astype(np.uint8, copy=False), labels.astype(np.uint8, copy=False)
 
 
 def open_split(dataset_path: Path, split: str) -> PuzzleSplit:
@@ -136,7 +143,7 @@ def open_split(dataset_path: Path, split: str) -> PuzzleSplit:
         metadata,
         inputs=arrays["inputs"],
         labels=arrays["labels"],
-        puzzle_identifiers=identifiers,
+        puzzle_identifiers=identifiers.astype(np.int32),
         puzzle_indices=puzzle_indices,
         group_indices=group_indices,
     )
@@ -174,7 +181,7 @@ def create_array(split_path: Path, name: str, dtype: str, shape: tuple[int, ...]
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     del array
     if hasattr(os, "posix_fallocate"):  # Not on macOS, where the file simply stays sparse.
-        with path.open("r+b") as file:
+        with _named_in_errors(path), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
@@ -188,9 +195,19 @@ def write_rows(split_path: Path, name: str, first_row: int, rows: npt.NDArray[An
     array = np.load(path, mmap_mode="r")
     assert array.dtype == rows.dtype and array.shape[1:] == rows.shape[1:], "other rows"
     row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
-    with path.open("r+b") as file:
+    with _named_in_errors(path), path.open("r+b") as file:
         file.seek(array.offset + first_row * row_bytes)
         file.write(np.ascontiguousarray(rows).data)
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    """Name the file in an OSError, which the system leaves out once a file is open."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _array_path(split_path: Path, name: str) -> Path:

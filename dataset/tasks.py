@@ -74,24 +74,32 @@ def load_subset(prefix: str, subset: str) -> list[Task]:
             f"{path} does not exist: check --input-file-prefix and the subset's name, or write the "
             f"file with 'python -m dataset.import_arc' (ConceptARC needs --conceptarc)"
         )
-    challenges = _load_object(path)
+    challenges = load_object(path)
     path_of_solutions = solutions_path(prefix, subset)
     solutions = None
     if path_of_solutions.is_file():
-        solutions = _load_object(path_of_solutions)
+        solutions = load_object(path_of_solutions)
         if different := sorted(set(challenges) ^ set(solutions)):
             raise UserError(
                 f"{path_of_solutions} does not match {path}: task '{different[0]}' is in only one "
                 f"of them ({len(different)} such in all); use the two files of one release"
             )
     return [
-        _parse_task(task_id, raw, None if solutions is None else solutions[task_id], path)
+        # An empty entry is no hidden solution: it counts as none, and is refused.
+        parse_task(task_id, raw, None if solutions is None else solutions[task_id] or [], str(path))
         for task_id, raw in challenges.items()
     ]
 
 
 def save_subset(prefix: str, subset: str, tasks: list[Task]) -> None:
     """Write `tasks` as a pair of Kaggle files; the solutions file only if all outputs are known."""
+    challenges_path(prefix, subset).parent.mkdir(parents=True, exist_ok=True)
+    for path, content in subset_files(prefix, subset, tasks).items():
+        atomic_write(path, content)
+
+
+def subset_files(prefix: str, subset: str, tasks: list[Task]) -> dict[Path, str]:
+    """The files that `save_subset` writes, and the content of each."""
     challenges = {
         task.task_id: {
             "train": [_pair_to_json(pair) for pair in task.train],
@@ -99,15 +107,14 @@ def save_subset(prefix: str, subset: str, tasks: list[Task]) -> None:
         }
         for task in tasks
     }
-    path = challenges_path(prefix, subset)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(challenges))
+    files = {challenges_path(prefix, subset): json.dumps(challenges)}
     if all(pair.output is not None for task in tasks for pair in task.test):
         solutions = {
             task.task_id: [pair.output.tolist() for pair in task.test if pair.output is not None]
             for task in tasks
         }
-        atomic_write(solutions_path(prefix, subset), json.dumps(solutions))
+        files[solutions_path(prefix, subset)] = json.dumps(solutions)
+    return files
 
 
 def save_tasks(path: Path, tasks: list[Task]) -> None:
@@ -126,7 +133,7 @@ def load_tasks(path: Path) -> list[Task]:
     """Read a file that `save_tasks` (or another code base's builder) wrote."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: it holds the tasks to score; rebuild the dataset")
-    return [_parse_task(task_id, raw, None, path) for task_id, raw in _load_object(path).items()]
+    return [parse_task(task_id, raw, None, str(path)) for task_id, raw in load_object(path).items()]
 
 
 def parse_grid(value: Any, where: str) -> Grid:
@@ -151,8 +158,13 @@ def parse_grid(value: Any, where: str) -> Grid:
     return np.array(value, dtype=np.uint8)
 
 
-def _parse_task(task_id: str, raw: Any, solutions: Any, path: Path) -> Task:
-    where = f"{path}: task '{task_id}'"
+def parse_task(task_id: str, raw: Any, solutions: Any, source: str) -> Task:
+    """Check a task's JSON value; `solutions` are the test outputs, None where `raw` has them.
+
+    Raises:
+        UserError: the message starts with `source` and the task, and says what is wrong where.
+    """
+    where = f"{source}: task '{task_id}'"
     if not isinstance(raw, dict) or not {"train", "test"} <= set(raw):
         raise UserError(f"{where}: must be an object with 'train' and 'test'")
     train = _parse_pairs(raw["train"], f"{where}, train pair")
@@ -187,13 +199,14 @@ def _parse_pairs(raw: Any, where: str) -> list[Pair]:
     ]
 
 
-def _load_object(path: Path) -> dict[str, Any]:
+def load_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds an object; UserError if it does not."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): fetch or write it again") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold an object from task id to task, got {_shorten(value)}")
+        raise UserError(f"{path} must hold a JSON object, got {_shorten(value)}")
     return value
 
 

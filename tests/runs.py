@@ -1,0 +1,66 @@
+"""Training runs and evaluations as tests start them: in this process, tiny, on real tasks."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import evaluate
+import train_arc_tiny_corrupt
+
+# Six optimizer steps are one batch: the smallest network that still has every part of the big one.
+TINY = (
+    "arch.name=tiny",
+    "arch.hidden_size=16",
+    "arch.num_heads=2",
+    "arch.prefix_length=2",
+    "arch.num_supervision_steps=3",
+    "optim.warmup_steps=2",
+    "optim.ema_decay=0.9",
+    "data.epochs_per_pass=4",
+    "train.global_batch_size=8",
+    "train.log_every=3",
+    "train.checkpoint_every=6",
+    "train.eval_every=6",
+    "eval.max_variants=2",
+    "eval.batch_size=16",
+    "device=cpu",
+    "wandb.mode=disabled",
+)
+
+
+def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """Command-line arguments of a tiny run of 12 optimizer steps."""
+    return [f"data.path={data}", f"run_dir={run_dir}", *TINY, "train.max_steps=12", *overrides]
+
+
+class InProcess:
+    """Calls the scripts' `main` with arguments, as the command line would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def train(self, data: Path, run_dir: Path, *overrides: str) -> Path:
+        self._call(train_arc_tiny_corrupt.main, train_arguments(data, run_dir, *overrides))
+        return run_dir
+
+    def evaluate(self, output_dir: Path, *overrides: str) -> Path:
+        arguments = [f"output_dir={output_dir}", "device=cpu", "eval.batch_size=16", *overrides]
+        self._call(evaluate.main, arguments)
+        return output_dir
+
+    def _call(self, main: Callable[[], None], arguments: list[str]) -> None:
+        self.monkeypatch.setattr(sys, "argv", ["script", *arguments])
+        main()
+
+
+def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint's safetensors files, by file and name."""
+    return {
+        f"{file.name}:{name}": tensor
+        for file in sorted(path.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }

@@ -1,0 +1,252 @@
+"""Sampling: what a batch holds, that it depends on (seed, position) alone, and the test examples.
+
+The data come from `write_split`: the last two cells of an input spell its row to the base 12.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from common.settings import validate
+from dataset.batches import (
+    Batch,
+    DataConfig,
+    TrainingBatches,
+    padded_batches,
+    select_test_examples,
+)
+from dataset.storage import PuzzleSplit, open_split
+
+WriteSplit = Callable[[list[list[int]]], Path]
+GROUPS = [[2, 2], [1, 1, 1], [3], [2, 2, 2, 2], [4, 4]]
+
+
+@pytest.fixture
+def split(write_split: WriteSplit) -> PuzzleSplit:
+    """Five groups of 2, 3, 1, 4 and 2 variants, in all 12 puzzles and 26 examples."""
+    return open_split(write_split(GROUPS), "train")
+
+
+def rows_of(batch: Batch) -> list[int]:
+    return (batch.inputs[:, 2].astype(int) * 12 + batch.inputs[:, 3]).tolist()
+
+
+def puzzles_of(batch: Batch) -> list[int]:
+    return (batch.puzzle_ids - 10).tolist()
+
+
+def group_of(split: PuzzleSplit, puzzle: int) -> int:
+    return int(np.searchsorted(split.group_indices, puzzle, side="right")) - 1
+
+
+def assert_same(left: Batch, right: Batch) -> None:
+    for ours, theirs in zip(left, right, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_every_batch_is_full_and_its_rows_belong_together(split: PuzzleSplit) -> None:
+    for batch in islice(TrainingBatches(split, 5, 1, seed=0), 20):
+        assert batch.inputs.shape == batch.labels.shape == (5, 4)
+        assert batch.puzzle_ids.shape == (5,)
+        assert (batch.inputs.dtype, batch.puzzle_ids.dtype) == (np.uint8, np.int32)
+        assert np.array_equal(batch.labels, (batch.inputs + 1) % 12)
+        for row, puzzle in zip(rows_of(batch), puzzles_of(batch), strict=True):
+            assert split.puzzle_indices[puzzle] <= row < split.puzzle_indices[puzzle + 1]
+
+
+def test_an_epoch_gives_one_whole_random_variant_of_every_group(split: PuzzleSplit) -> None:
+    # The pairs of one variant of each group are 2 + 1 + 3 + 2 + 4: a pass is exactly one batch.
+    seen: Counter[int] = Counter()
+    orders, shuffles = set(), set()
+    for batch in islice(TrainingBatches(split, 12, 1, seed=3), 200):
+        rows, puzzles = rows_of(batch), puzzles_of(batch)
+        chosen = list(dict.fromkeys(puzzles))
+        groups = [group_of(split, puzzle) for puzzle in chosen]
+        assert sorted(groups) == [0, 1, 2, 3, 4]
+        expected = {
+            row
+            for puzzle in chosen
+            for row in range(split.puzzle_indices[puzzle], split.puzzle_indices[puzzle + 1])
+        }
+        assert len(rows) == len(set(rows))
+        assert set(rows) == expected
+        seen.update(chosen)
+        orders.add(tuple(groups))
+        shuffles.add(tuple(row for row, puzzle in zip(rows, puzzles, strict=True) if puzzle == 5))
+    # Variants of a group come equally often: 200 / 4 each for the group of four, and so on.
+    for group, sizes in enumerate(GROUPS):
+        first = split.group_indices[group]
+        for puzzle in range(first, first + len(sizes)):
+            assert abs(seen[puzzle] - 200 / len(sizes)) < 4 * np.sqrt(200 / len(sizes))
+    assert len(orders) > 60, "of 120 orders of five groups"
+    assert len(shuffles) == 6, "of 6 orders of the three pairs of puzzle 5"
+
+
+def test_what_does_not_fit_into_a_batch_is_dropped(write_split: WriteSplit) -> None:
+    """Three puzzles of three pairs, batches of four: 3 + 1, and then only 3, which is not full."""
+    split = open_split(write_split([[3], [3], [3]]), "train")
+    sampler = TrainingBatches(split, 4, 1, seed=0)
+    positions = []
+    for batch in islice(sampler, 5):
+        first, _, _, last = puzzles_of(batch)
+        assert puzzles_of(batch) == [first, first, first, last]
+        assert first != last
+        positions.append(sampler.position)
+    assert positions == [(index, 1) for index in range(5)]
+
+
+def test_two_epochs_a_pass_carry_over_what_one_would_drop(write_split: WriteSplit) -> None:
+    """Two epochs of three puzzles with three pairs: 3+1, 3+1, 3+1, and nothing is left over."""
+    split = open_split(write_split([[3], [3], [3]]), "train")
+    sampler = TrainingBatches(split, 4, 2, seed=0)
+    batches = list(islice(sampler, 3))
+    assert sampler.position == (0, 3)
+    puzzles = [puzzles_of(batch) for batch in batches]
+    assert [row[:3] for row in puzzles] == [[row[0]] * 3 for row in puzzles]
+    order = [puzzle for row in puzzles for puzzle in (row[0], row[3])]
+    assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]
+    next(iter(sampler))
+    assert sampler.position == (1, 1)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_the_slices_of_all_ranks_make_up_the_batch_of_one(
+    split: PuzzleSplit, world_size: int
+) -> None:
+    ranks = [TrainingBatches(split, 6, 1, 0, rank, world_size) for rank in range(world_size)]
+    for whole, *parts in islice(zip(TrainingBatches(split, 6, 1, 0), *ranks, strict=True), 10):
+        assert all(len(part.inputs) == 6 // world_size for part in parts)
+        assert_same(whole, Batch(*map(np.concatenate, zip(*parts, strict=True))))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 11])
+def test_a_sampler_set_to_a_position_goes_on_as_if_never_stopped(
+    split: PuzzleSplit, stop: int
+) -> None:
+    uninterrupted = TrainingBatches(split, 5, 3, seed=7)
+    iterator = iter(uninterrupted)
+    for _ in range(stop):
+        next(iterator)
+    resumed = TrainingBatches(split, 5, 3, seed=7)
+    resumed.position = uninterrupted.position
+    for ours, theirs in islice(zip(resumed, iterator, strict=True), 12):
+        assert_same(ours, theirs)
+
+
+def test_a_run_resumes_on_another_number_of_ranks(split: PuzzleSplit) -> None:
+    one = TrainingBatches(split, 4, 2, seed=1)
+    iterator = iter(one)
+    for _ in range(3):
+        next(iterator)
+    pair = [TrainingBatches(split, 4, 2, 1, rank, 2) for rank in range(2)]
+    for sampler in pair:
+        sampler.position = one.position
+    for whole, *parts in islice(zip(iterator, *pair, strict=True), 6):
+        assert_same(whole, Batch(*map(np.concatenate, zip(*parts, strict=True))))
+
+
+def test_the_order_depends_on_the_seed_and_on_the_pass(split: PuzzleSplit) -> None:
+    def first_rows(seed: int, pass_index: int) -> list[int]:
+        sampler = TrainingBatches(split, 12, 1, seed)
+        sampler.position = (pass_index, 0)
+        return rows_of(next(iter(sampler)))
+
+    assert first_rows(0, 0) == first_rows(0, 0)
+    assert first_rows(0, 0) != first_rows(1, 0)
+    assert first_rows(0, 0) != first_rows(0, 1)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(split: PuzzleSplit) -> None:
+    with pytest.raises(UserError, match=r"global_batch_size=6 is not divisible by the 4 ranks"):
+        TrainingBatches(split, 6, 1, 0, rank=0, world_size=4)
+
+
+def test_a_batch_larger_than_a_pass_is_refused_with_the_number_that_works(
+    split: PuzzleSplit,
+) -> None:
+    # 12 pairs an epoch: 12 fit one, 13 need two epochs a pass, 25 need three.
+    TrainingBatches(split, 12, 1, 0)
+    with pytest.raises(UserError, match=r"holds 12 examples.*epochs_per_pass to at least 2"):
+        TrainingBatches(split, 13, 1, 0)
+    with pytest.raises(UserError, match=r"holds 24 examples.*epochs_per_pass to at least 3"):
+        TrainingBatches(split, 25, 2, 0)
+    assert len(next(iter(TrainingBatches(split, 25, 3, 0))).inputs) == 25
+
+
+def test_the_smallest_variant_decides_whether_a_pass_fills_a_batch(write_split: WriteSplit) -> None:
+    """Another builder may give the variants of a task different numbers of pairs."""
+    split = open_split(write_split([[5, 1], [1]]), "train")
+    with pytest.raises(UserError, match="holds 2 examples"):
+        TrainingBatches(split, 3, 1, 0)
+    assert len(list(islice(TrainingBatches(split, 2, 1, 0), 20))) == 20
+
+
+@pytest.mark.parametrize(
+    ("max_variants", "rows", "puzzle_ids", "test_indices"),
+    [
+        (1, [0, 1, 4, 7], [10, 10, 12, 15], [0, 1, 0, 0]),
+        (2, [0, 1, 2, 3, 4, 5, 7], [10, 10, 11, 11, 12, 13, 15], [0, 1, 0, 1, 0, 0, 0]),
+        (
+            None,
+            [0, 1, 2, 3, 4, 5, 6, 7],
+            [10, 10, 11, 11, 12, 13, 14, 15],
+            [0, 1, 0, 1, 0, 0, 0, 0],
+        ),
+    ],
+)
+def test_the_first_variants_of_each_task_are_selected_for_the_test(
+    write_split: WriteSplit,
+    max_variants: int | None,
+    rows: list[int],
+    puzzle_ids: list[int],
+    test_indices: list[int],
+) -> None:
+    split = open_split(write_split([[2, 2], [1, 1, 1], [1]]), "train")
+    selected = select_test_examples(split, max_variants)
+    assert selected.rows.tolist() == rows
+    assert selected.puzzle_ids.tolist() == puzzle_ids
+    assert selected.test_indices.tolist() == test_indices
+
+
+def test_a_part_of_a_selection_keeps_its_columns_together(write_split: WriteSplit) -> None:
+    split = open_split(write_split([[2, 2], [1, 1, 1], [1]]), "train")
+    part = select_test_examples(split, 1).take(np.array([3, 1]))
+    assert part.rows.tolist() == [7, 1]
+    assert part.puzzle_ids.tolist() == [15, 10]
+    assert part.test_indices.tolist() == [0, 1]
+
+
+def test_the_last_test_batch_is_filled_up_with_blanks(write_split: WriteSplit) -> None:
+    split = open_split(write_split([[2, 2], [1]]), "train")
+    batches = list(padded_batches(split, select_test_examples(split, None), 3))
+    assert [positions.tolist() for positions, _ in batches] == [[0, 1, 2], [3, 4]]
+    first, last = (batch for _, batch in batches)
+    assert first.inputs.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2]]
+    assert first.puzzle_ids.tolist() == [10, 10, 11]
+    assert last.inputs.tolist() == [[0, 0, 0, 3], [0, 0, 0, 4], [0, 0, 0, 0]]
+    assert last.labels.tolist() == [[1, 1, 1, 4], [1, 1, 1, 5], [0, 0, 0, 0]]
+    assert last.puzzle_ids.tolist() == [11, 12, 0]
+
+
+def test_a_test_batch_that_comes_out_even_has_no_padding(write_split: WriteSplit) -> None:
+    split = open_split(write_split([[2, 2]]), "train")
+    batches = list(padded_batches(split, select_test_examples(split, None), 2))
+    assert [batch.puzzle_ids.tolist() for _, batch in batches] == [[10, 10], [11, 11]]
+
+
+def test_only_the_selected_examples_are_batched(write_split: WriteSplit) -> None:
+    split = open_split(write_split([[2, 2], [1, 1, 1], [1]]), "train")
+    ((positions, batch),) = padded_batches(split, select_test_examples(split, 1), 4)
+    assert positions.tolist() == [0, 1, 2, 3]
+    assert rows_of(batch) == [0, 1, 4, 7]
+
+
+def test_epochs_per_pass_must_be_at_least_one() -> None:
+    assert validate(DataConfig, {"path": None}, "data").epochs_per_pass == 1
+    with pytest.raises(UserError, match=r"epochs_per_pass=0 is not allowed"):
+        validate(DataConfig, {"path": None, "epochs_per_pass": 0}, "data")

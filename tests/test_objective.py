@@ -1,0 +1,108 @@
+"""Stablemax and its cross-entropy by hand, at the edge of fp32, and by finite differences."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.objective import IGNORE, guided_logits, log_stablemax, stablemax_cross_entropy
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+def s(value: float) -> float:
+    return value + 1 if value >= 0 else 1 / (1 - value)
+
+
+@given(values=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12))
+@settings(max_examples=100)
+def test_log_stablemax_is_the_log_of_s_over_its_sum(values: list[float]) -> None:
+    total = sum(s(value) for value in values)
+    expected = torch.tensor([math.log(s(value) / total) for value in values], dtype=torch.float64)
+    answer = log_stablemax(torch.tensor(values, dtype=torch.float64))
+    assert torch.allclose(answer, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_stablemax_by_hand() -> None:
+    # s(0) = 1, s(1) = 2, s(-1) = 1/2, s(-3) = 1/4, s(3) = 4.
+    probability = log_stablemax(torch.tensor([[0.0, 1.0, -1.0], [3.0, -3.0, -3.0]])).exp()
+    expected = torch.tensor([[2 / 7, 4 / 7, 1 / 7], [8 / 9, 1 / 18, 1 / 18]])
+    assert torch.allclose(probability, expected)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [1e30, -1e30, 0.0],
+        [-1e30, -1e30, -1e30],
+        [1e30, 1e30, 1e30],
+        [LARGEST, -LARGEST, 0.0],
+        [LARGEST, LARGEST, LARGEST],
+        [-LARGEST, -LARGEST, 1.0],
+        [1e-40, -1e-40, 0.0],
+    ],
+)
+def test_log_stablemax_and_its_gradient_are_finite_for_every_fp32_logit(
+    logits: list[float],
+) -> None:
+    given_logits = torch.tensor(logits, requires_grad=True)
+    answer = log_stablemax(given_logits)
+    assert answer.isfinite().all()
+    assert answer.exp().sum().item() == pytest.approx(1, rel=1e-4)
+    answer[0].backward()
+    assert given_logits.grad is not None
+    assert given_logits.grad.isfinite().all()
+
+
+def test_cross_entropy_is_the_mean_over_the_counted_cells() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0], [3.0, -3.0, -3.0]]).expand(3, 2, 3)
+    targets = torch.tensor([[1, IGNORE], [IGNORE, 2], [1, 2]])
+    first, second = math.log(7 / 4), math.log(18)
+    expected = torch.tensor([first, second, (first + second) / 2])
+    assert torch.allclose(stablemax_cross_entropy(logits, targets), expected)
+
+
+def test_an_example_without_counted_cells_costs_nothing_and_has_no_gradient() -> None:
+    logits = torch.tensor([[[2.0, -1.0]], [[2.0, -1.0]]], requires_grad=True)
+    losses = stablemax_cross_entropy(logits, torch.tensor([[IGNORE], [0]]))
+    assert losses[0].item() == 0
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == [[0.0, 0.0]]
+    assert (logits.grad[1] != 0).all()
+
+
+def test_the_gradient_agrees_with_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    targets = torch.tensor([[0, 4, IGNORE, 2], [IGNORE, IGNORE, 1, 3], [IGNORE] * 4])
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(stablemax_cross_entropy, (logits, targets))
+
+
+def test_the_two_branches_of_s_meet_with_slope_1() -> None:
+    """Of -log(s(v) / (s(v) + 1)) at v = 0, by either branch: -1 / (s(0) * 2) = -1/2."""
+    for value in (0.0, -0.0, 1e-9, -1e-9):
+        logits = torch.tensor([[[value, 0.0]]], dtype=torch.float64, requires_grad=True)
+        stablemax_cross_entropy(logits, torch.tensor([[0]])).sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.flatten().tolist() == pytest.approx([-0.5, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [(1.0, [3.0, -2.0]), (0.0, [1.0, 2.0]), (2.0, [5.0, -6.0]), (0.5, [2.0, 0.0])],
+)
+def test_guidance_1_is_the_conditional_0_the_reference_and_2_goes_as_far_again(
+    weight: float, expected: list[float]
+) -> None:
+    guided = guided_logits(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -2.0]), weight)
+    assert guided.tolist() == expected
+
+
+def test_guidance_1_returns_the_conditional_logits_bit_for_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference, conditional = torch.randn(2, 1000, generator=generator)
+    assert torch.equal(guided_logits(1e3 * reference, conditional, 1.0), conditional)

@@ -1,0 +1,455 @@
+"""The trainer from end to end: tiny networks, real tasks, real processes."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+from runs import InProcess, checkpoint_tensors, train_arguments
+
+import train_arc_tiny_corrupt
+from config.schema import TrainConfig
+from dataset.build_arc_dataset import BuildOptions, build
+from training import checkpoints
+from training.checkpoints import complete_checkpoints
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    torch.set_num_threads(1)
+    return InProcess(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
+    """A run of 12 steps with checkpoints at 6 and 12. Read-only."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run_dir = tmp_path_factory.mktemp("runs") / "finished"
+        return InProcess(monkeypatch).train(small_dataset, run_dir)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_config_metrics_and_whole_checkpoints(finished_run: Path) -> None:
+    """The run folder holds what the README lists, and nothing half-written."""
+    assert {path.name for path in finished_run.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+    }
+    newest = finished_run / "checkpoints" / "step_00000012"
+    assert {path.name for path in newest.iterdir()} == {
+        "model.safetensors",
+        "model_ema.safetensors",
+        "puzzle_embedding.safetensors",
+        "config.json",
+        "training_state.pt",
+    }
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert TrainConfig.model_validate(config).arch.name == "tiny"
+    assert json.loads((newest / "config.json").read_text()) == config
+    assert json.loads((finished_run / "checkpoints" / "best.json").read_text())["checkpoint"] in (
+        "step_00000006",
+        "step_00000012",
+    )
+
+
+def test_metrics_are_recorded_at_their_steps(finished_run: Path) -> None:
+    """Training metrics every 3 steps, evaluations at 6 and 12."""
+    lines = read_metrics(finished_run)
+    assert [line["step"] for line in lines if "train/loss" in line] == [3, 6, 9, 12]
+    assert [line["step"] for line in lines if "eval/pass@2" in line] == [6, 12]
+    first = lines[0]
+    assert math.isfinite(first["train/grad_norm"])
+    assert first["train/grad_norm"] > 0
+    assert first["train/lr"] == pytest.approx(1e-4)  # Warm-up is over after 2 steps.
+    assert set(first) >= {f"train/exact_accuracy_step{s}" for s in (1, 2, 3)}
+
+
+def test_the_raw_and_averaged_weights_differ(finished_run: Path) -> None:
+    """Both are kept, and the average is not a copy."""
+    tensors = checkpoint_tensors(finished_run / "checkpoints" / "step_00000012")
+    raw = tensors["model.safetensors:readout.weight"]
+    assert not torch.equal(raw, tensors["model_ema.safetensors:readout.weight"])
+    assert tensors["puzzle_embedding.safetensors:weight"].abs().max() > 0
+
+
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
+    scripts: InProcess, finished_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """Lose the machine after the checkpoint at 6, resume, and every bit of step 12 is the same."""
+    run_dir = tmp_path / "resumed"
+    shutil.copytree(finished_run, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000012")
+    torch.manual_seed(12345)  # The state that the process happens to be in must not matter.
+    scripts.train(small_dataset, run_dir, "resume=auto")
+    expected = checkpoint_tensors(finished_run / "checkpoints" / "step_00000012")
+    resumed = checkpoint_tensors(run_dir / "checkpoints" / "step_00000012")
+    assert expected.keys() == resumed.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, resumed[name]), name
+    before, after = (
+        checkpoints.load_training_state(path / "checkpoints" / "step_00000012")
+        for path in (finished_run, run_dir)
+    )
+    assert before["position"] == after["position"]
+    for key, moments in before["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, after["optimizer"]["state"][key][name])
+    assert torch.equal(before["rng_states"][0]["torch"], after["rng_states"][0]["torch"])
+    # Lines after the checkpoint were forgotten and written again: no step stands there twice.
+    losses = [(x["step"], x["train/loss"]) for x in read_metrics(run_dir) if "train/loss" in x]
+    assert losses == [
+        (x["step"], x["train/loss"]) for x in read_metrics(finished_run) if "train/loss" in x
+    ]
+
+
+def test_resuming_with_nothing_to_resume_starts_and_a_finished_run_stays(
+    scripts: InProcess, small_dataset: Path, tmp_path: Path
+) -> None:
+    """resume=auto is safe to put into a start script: it starts, goes on, or has nothing to do."""
+    run_dir = tmp_path / "run"
+    scripts.train(small_dataset, run_dir, "resume=auto", "train.max_steps=6")
+    before = checkpoint_tensors(run_dir / "checkpoints" / "step_00000006")
+    scripts.train(small_dataset, run_dir, "resume=auto", "train.max_steps=6")
+    after = checkpoint_tensors(run_dir / "checkpoints" / "step_00000006")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [line["step"] for line in read_metrics(run_dir) if "eval/pass@2" in line] == [6]
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(
+    scripts: InProcess, small_dataset: Path, tmp_path: Path
+) -> None:
+    """keep_checkpoints=1 leaves the last and, if that is another, the best by validation."""
+    run_dir = scripts.train(
+        small_dataset, tmp_path / "run", "train.keep_checkpoints=1", "train.max_steps=18"
+    )
+    kept = {path.name for path in complete_checkpoints(run_dir / "checkpoints")}
+    best = json.loads((run_dir / "checkpoints" / "best.json").read_text())["checkpoint"]
+    assert kept == {"step_00000018", best}
+
+
+def test_two_ranks_equal_one_rank_to_rounding(
+    scripts: InProcess, finished_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """The same global batch split over two processes (gloo) trains the same weights."""
+    run_dir = tmp_path / "two"
+    arguments = train_arguments(small_dataset, run_dir)
+    process = torchrun(2, "train_arc_tiny_corrupt.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    one = checkpoint_tensors(finished_run / "checkpoints" / "step_00000012")
+    two = checkpoint_tensors(run_dir / "checkpoints" / "step_00000012")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    # Two ranks saved two random states, and validated on the same predictions.
+    state = checkpoints.load_training_state(run_dir / "checkpoints" / "step_00000012")
+    assert len(state["rng_states"]) == 2
+    loss = {line["step"]: line for line in read_metrics(run_dir) if "train/loss" in line}
+    for line in read_metrics(finished_run):
+        if "train/loss" in line:
+            assert loss[line["step"]]["train/loss"] == pytest.approx(line["train/loss"], rel=1e-5)
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script under the real launcher, one thread a rank."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return subprocess.run(
+        [sys.executable, *command, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_tiny_model_overfits_one_puzzle(
+    scripts: InProcess, kaggle_prefix: str, tmp_path: Path
+) -> None:
+    """All of it together learns: after 300 steps the demonstrations of one task are exact."""
+    data = tmp_path / "one"
+    options = BuildOptions(
+        kaggle_prefix,
+        data,
+        ("training",),
+        ("training",),
+        num_aug=0,
+        task_ids=("25ff71a9",),
+        canvas_side=4,
+    )
+    build(options)
+    run_dir = scripts.train(
+        data,
+        tmp_path / "run",
+        "arch.hidden_size=32",
+        "optim.lr=3e-3",
+        "optim.ema_decay=null",
+        "train.max_steps=300",
+        "train.log_every=300",
+        "train.checkpoint_every=300",
+        "train.eval_every=null",
+    )
+    last = read_metrics(run_dir)[-1]
+    assert last["step"] == 300
+    assert last["train/exact_accuracy"] > 0.9, last
+
+
+def test_weights_of_another_run_can_be_the_start(
+    scripts: InProcess, finished_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """init_from takes the averaged weights and the table, and starts at step 0."""
+    run_dir = scripts.train(
+        small_dataset,
+        tmp_path / "next",
+        f"init_from={finished_run}",
+        "optim.lr=1e-12",
+        "optim.puzzle_lr=0",
+        "train.max_steps=3",
+        "train.eval_every=null",
+    )
+    start = checkpoint_tensors(finished_run / "checkpoints" / "step_00000012")
+    end = checkpoint_tensors(run_dir / "checkpoints" / "step_00000003")
+    average = start["model_ema.safetensors:readout.weight"]
+    torch.testing.assert_close(end["model.safetensors:readout.weight"], average)
+    table = "puzzle_embedding.safetensors:weight"
+    assert torch.equal(start[table], end[table])
+
+
+def test_wandb_runs_offline_without_a_login(
+    scripts: InProcess, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mode auto without credentials writes a real offline run that can be synced later."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run_dir = scripts.train(small_dataset, tmp_path / "run", "wandb.mode=auto", "train.max_steps=3")
+    assert list(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    state = checkpoints.load_training_state(run_dir / "checkpoints" / "step_00000003")
+    assert state["wandb_run_id"]
+
+
+def test_a_dataset_of_another_code_base_trains(
+    scripts: InProcess, small_dataset: Path, tmp_path: Path
+) -> None:
+    """Wide integers, extra metadata and no build.json, as other builders write them."""
+    data = tmp_path / "foreign"
+    shutil.copytree(small_dataset, data)
+    (data / "build.json").unlink()
+    for path in data.glob("*/all__*.npy"):
+        array = np.load(path)
+        np.save(path, array.astype(np.int64) if "ind" in path.name else array)
+    for path in data.glob("*/dataset.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "made_by": "another"}))
+    run_dir = scripts.train(data, tmp_path / "run", "train.max_steps=3")
+    assert (run_dir / "checkpoints" / "step_00000003").is_dir()
+
+
+def test_a_hidden_test_set_trains_and_is_not_scored(
+    scripts: InProcess, kaggle_prefix: str, tmp_path: Path
+) -> None:
+    """Without solutions there is no validation figure, and no best checkpoint."""
+    hidden = tmp_path / "kaggle" / "arc"
+    hidden.parent.mkdir()
+    for subset in ("training", "evaluation"):
+        for path in Path(kaggle_prefix).parent.glob(f"*_{subset}_challenges.json"):
+            shutil.copy(path, f"{hidden}_{subset}_challenges.json")
+    shutil.copy(f"{kaggle_prefix}_training_solutions.json", f"{hidden}_training_solutions.json")
+    data = tmp_path / "data"
+    build(BuildOptions(str(hidden), data, ("training", "evaluation"), ("evaluation",), num_aug=4))
+    run_dir = scripts.train(data, tmp_path / "run", "train.max_steps=3")
+    assert not any("pass@2" in key for line in read_metrics(run_dir) for key in line)
+    assert not (run_dir / "checkpoints" / "best.json").exists()
+
+
+# ---- what goes wrong ----
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(refused_in_process: Refused, small_dataset: Path, tmp_path: Path) -> Refused:
+    """The trainer must end with exit code 2 and one line; return it."""
+
+    def run(*overrides: str) -> str:
+        arguments = train_arguments(small_dataset, tmp_path / "run", *overrides)
+        return refused_in_process(train_arc_tiny_corrupt.main, *arguments)
+
+    return run
+
+
+def test_a_missing_dataset_is_named_before_anything_is_written(
+    refuse: Refused, tmp_path: Path
+) -> None:
+    line = refuse(f"data.path={tmp_path / 'nowhere'}")
+    assert "nowhere" in line
+    assert "build_arc_dataset" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_half_written_dataset_is_refused(
+    refuse: Refused, small_dataset: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "half"
+    shutil.copytree(small_dataset, data)
+    (data / "test" / "dataset.json").unlink()
+    assert "dataset.json" in refuse(f"data.path={data}")
+
+
+def test_a_truncated_array_is_refused(refuse: Refused, small_dataset: Path, tmp_path: Path) -> None:
+    data = tmp_path / "cut"
+    shutil.copytree(small_dataset, data)
+    path = data / "train" / "all__inputs.npy"
+    os.truncate(path, path.stat().st_size - 100)
+    line = refuse(f"data.path={data}")
+    assert "all__inputs.npy" in line
+    assert "truncated" in line
+
+
+def test_another_vocabulary_is_refused(
+    refuse: Refused, small_dataset: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "words"
+    shutil.copytree(small_dataset, data)
+    path = data / "train" / "dataset.json"
+    path.write_text(path.read_text().replace('"vocab_size":12', '"vocab_size":13'))
+    line = refuse(f"data.path={data}")
+    assert "vocab_size 13" in line
+    assert "expected 12" in line
+
+
+def test_an_existing_run_folder_is_kept(
+    refuse: Refused, finished_run: Path, tmp_path: Path
+) -> None:
+    before = sorted(finished_run.rglob("*"))
+    line = refuse(f"run_dir={finished_run}")
+    assert "resume=auto" in line
+    assert sorted(finished_run.rglob("*")) == before
+
+
+def test_resuming_with_another_architecture_is_refused(
+    refuse: Refused, finished_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    line = refuse("resume=auto", "arch.hidden_size=32")
+    assert "arch" in line
+    assert "init_from" in line
+
+
+def test_starting_from_another_architecture_names_the_tensor(
+    refuse: Refused, finished_run: Path
+) -> None:
+    line = refuse(f"init_from={finished_run}", "arch.hidden_size=32")
+    assert "another architecture" in line
+    assert "token_embedding.weight" in line or "shape" in line
+
+
+def test_a_puzzle_table_of_another_size_is_never_replaced(
+    refuse: Refused, finished_run: Path, kaggle_prefix: str, tmp_path: Path
+) -> None:
+    """init_from on another dataset says so, and says how to leave the table out."""
+    data = tmp_path / "other"
+    build(BuildOptions(kaggle_prefix, data, ("training",), ("training",), num_aug=1))
+    line = refuse(f"data.path={data}", f"init_from={finished_run}")
+    assert "puzzle embeddings are a table of" in line
+    assert "init_puzzle_embedding=false" in line
+
+
+def test_init_from_and_resume_exclude_each_other(refuse: Refused, finished_run: Path) -> None:
+    line = refuse(f"init_from={finished_run}", f"resume={finished_run}")
+    assert "exclude each other" in line
+
+
+def test_a_missing_checkpoint_is_named(refuse: Refused, tmp_path: Path) -> None:
+    assert "no checkpoint" in refuse(f"resume={tmp_path / 'nothing'}")
+
+
+def test_a_damaged_checkpoint_is_named(refuse: Refused, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step_00000012" / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    line = refuse("resume=auto")
+    assert "model.safetensors" in line
+    assert "damaged" in line
+
+
+def test_a_batch_larger_than_a_pass_says_how_to_mend_it(refuse: Refused) -> None:
+    line = refuse("train.global_batch_size=1000", "data.epochs_per_pass=1")
+    assert "data.epochs_per_pass to at least" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused(refuse: Refused) -> None:
+    assert "no CUDA device" in refuse("device=cuda")
+
+
+def test_a_diverging_run_stops_before_it_saves_broken_weights(
+    refuse: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite ends the run at the next reading, and no checkpoint holds it."""
+    real = train_arc_tiny_corrupt.take_step
+
+    def poisoned(run: Any, result: Any) -> torch.Tensor:
+        if run.state.step == 8:
+            result = result._replace(loss=result.loss * float("nan"))
+        return real(run, result)
+
+    monkeypatch.setattr(train_arc_tiny_corrupt, "take_step", poisoned)
+    line = refuse()
+    assert "diverged" in line
+    assert "between optimizer steps 6 and 9" in line
+    kept = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in kept] == ["step_00000006"]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
+    refuse: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second checkpoint does not fit: the first stays, nothing half-written is left."""
+    real = checkpoints.torch.save
+
+    def full(state: dict[str, Any], path: Path) -> None:
+        if state["step"] == 12:
+            raise OSError(28, "No space left on device", str(path))
+        real(state, path)
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    line = refuse()
+    assert "disk is full" in line
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step*")] == [
+        "step_00000006"
+    ]
+
+
+def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    """Under the launcher, too: one clear line from rank 0, no traceback of ours."""
+    arguments = train_arguments(small_dataset, tmp_path / "run", "train.global_batch_size=9")
+    process = torchrun(2, "train_arc_tiny_corrupt.py", *arguments)
+    assert process.returncode != 0
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "train.global_batch_size=9 is not divisible by the 2 ranks" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_script_itself_ends_with_exit_code_2(
+    refused: Refused, small_dataset: Path, tmp_path: Path
+) -> None:
+    """As a user starts it: `python train_arc_tiny_corrupt.py` with a misspelt key."""
+    line = refused("train_arc_tiny_corrupt.py", "train.max_step=3")
+    assert "train.max_step=3" in line
+    assert "did you mean train.max_steps?" in line

@@ -1,0 +1,84 @@
+"""Networks small enough for a test: width 16, a canvas of 4x4 cells, three supervision steps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.canvas import VOCAB_SIZE
+from models.puzzle_embedding import PuzzleEmbedding
+from models.recursive import ArchConfig, TinyRecursiveModel
+from models.supervision import SupervisionConfig
+from models.targets import BatchRandom
+from training.optimizers import OptimConfig
+
+CANVAS_SIDE = 4
+SEQ_LEN = CANVAS_SIDE**2
+
+
+def tiny_arch(**changes: Any) -> ArchConfig:
+    values = {
+        "name": "tiny",
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "expansion": 2,
+        "num_recursions": 1,
+        "num_latent_updates": 2,
+        "num_supervision_steps": 3,
+        "prefix_length": 3,
+    }
+    return ArchConfig(**{**values, **changes})
+
+
+def tiny_model(
+    seed: int = 0, compute_dtype: torch.dtype = torch.float32, **changes: Any
+) -> TinyRecursiveModel:
+    """A model of its own seed; the global random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TinyRecursiveModel(tiny_arch(**changes), VOCAB_SIZE, SEQ_LEN, compute_dtype)
+
+
+def tiny_supervision(**changes: Any) -> SupervisionConfig:
+    values = {
+        "targets": "linear",
+        "objective": "dis",
+        "next_input": "question",
+        "pad_cells": "ignored",
+        "step_weights": "uniform",
+    }
+    return SupervisionConfig(**{**values, **changes})
+
+
+def tiny_optim(**changes: Any) -> OptimConfig:
+    values = {
+        "name": "adamw",
+        "lr": 0.01,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "weight_decay": 0.1,
+        "puzzle_lr": 0.01,
+        "puzzle_weight_decay": 0.1,
+        "warmup_steps": 0,
+        "lr_min_ratio": 1.0,
+    }
+    return OptimConfig(**{**values, **changes})
+
+
+def random_tokens(seed: int, rows: int = 2, lowest: int = 0) -> Tensor:
+    """Canvases [rows, 16] of tokens from `lowest` to 11."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(lowest, VOCAB_SIZE, (rows, SEQ_LEN), generator=generator)
+
+
+def random_table(seed: int = 0, num_puzzles: int = 5, width: int = 16) -> PuzzleEmbedding:
+    """A table of normal rows: the zeros of a new one would hide what it is good for."""
+    table = PuzzleEmbedding(num_puzzles, width)
+    table.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return table
+
+
+def batch_random(rows: int, seed: int = 0, first_row: int = 0) -> BatchRandom:
+    """Random numbers of a single rank; with `first_row`, of the ranks' last."""
+    return BatchRandom(torch.Generator().manual_seed(seed), first_row, first_row + rows)
