@@ -5,6 +5,7 @@ the votes without the model.
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ from common.errors import UserError
 from dataset.canvas import VOCAB_SIZE
 
 PREDICTIONS_FILE = "predictions.npz"
+
+# TypeError: it is an .npy file. RuntimeError: damage that looks like an unusual zip.
+NOT_AN_NPZ = (
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ def load_predictions(path: Path) -> Predictions:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise UserError(f"predictions={path} does not exist") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except NOT_AN_NPZ as error:
         raise UserError(f"predictions={path} is damaged or no .npz file ({error})") from error
     if missing := {f.name for f in fields(Predictions)} - set(arrays) - {"checkpoint"}:
         raise UserError(f"predictions={path} has no array '{min(missing)}'")

@@ -71,6 +71,15 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) 
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
+    """The tasks that fit a 6x6 canvas, 6 variants each: for training runs. Read-only."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    subsets = ("training", "evaluation")
+    build(BuildOptions(kaggle_prefix, folder, subsets, subsets[1:], num_aug=6, canvas_side=6))
+    return folder
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder works in this process: quicker, and it sees what a test has patched."""

@@ -1,11 +1,14 @@
 """Training runs and evaluations as tests start them: in this process, tiny, on real tasks."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from safetensors.torch import load_file
 
 import evaluate
@@ -64,3 +67,17 @@ def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
         for file in sorted(path.glob("*.safetensors"))
         for name, tensor in load_file(file).items()
     }
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script under the real launcher, one thread a rank."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return subprocess.run(
+        [sys.executable, *command, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

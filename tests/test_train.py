@@ -4,8 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY
-from runs import InProcess, checkpoint_tensors, train_arguments
+from runs import InProcess, checkpoint_tensors, torchrun, train_arguments
 
 import train_arc_tiny_corrupt
 from config.schema import TrainConfig
@@ -31,12 +28,12 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> InProcess:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
     """A run of 12 steps with checkpoints at 6 and 12. Read-only."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as monkeypatch:
         run_dir = tmp_path_factory.mktemp("runs") / "finished"
-        return InProcess(monkeypatch).train(small_dataset, run_dir)
+        return InProcess(monkeypatch).train(tiny_dataset, run_dir)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -88,14 +85,14 @@ def test_the_raw_and_averaged_weights_differ(finished_run: Path) -> None:
 
 
 def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
-    scripts: InProcess, finished_run: Path, small_dataset: Path, tmp_path: Path
+    scripts: InProcess, finished_run: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """Lose the machine after the checkpoint at 6, resume, and every bit of step 12 is the same."""
     run_dir = tmp_path / "resumed"
     shutil.copytree(finished_run, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "step_00000012")
     torch.manual_seed(12345)  # The state that the process happens to be in must not matter.
-    scripts.train(small_dataset, run_dir, "resume=auto")
+    scripts.train(tiny_dataset, run_dir, "resume=auto")
     expected = checkpoint_tensors(finished_run / "checkpoints" / "step_00000012")
     resumed = checkpoint_tensors(run_dir / "checkpoints" / "step_00000012")
     assert expected.keys() == resumed.keys()
@@ -118,24 +115,24 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
 
 
 def test_resuming_with_nothing_to_resume_starts_and_a_finished_run_stays(
-    scripts: InProcess, small_dataset: Path, tmp_path: Path
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """resume=auto is safe to put into a start script: it starts, goes on, or has nothing to do."""
     run_dir = tmp_path / "run"
-    scripts.train(small_dataset, run_dir, "resume=auto", "train.max_steps=6")
+    scripts.train(tiny_dataset, run_dir, "resume=auto", "train.max_steps=6")
     before = checkpoint_tensors(run_dir / "checkpoints" / "step_00000006")
-    scripts.train(small_dataset, run_dir, "resume=auto", "train.max_steps=6")
+    scripts.train(tiny_dataset, run_dir, "resume=auto", "train.max_steps=6")
     after = checkpoint_tensors(run_dir / "checkpoints" / "step_00000006")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [line["step"] for line in read_metrics(run_dir) if "eval/pass@2" in line] == [6]
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(
-    scripts: InProcess, small_dataset: Path, tmp_path: Path
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """keep_checkpoints=1 leaves the last and, if that is another, the best by validation."""
     run_dir = scripts.train(
-        small_dataset, tmp_path / "run", "train.keep_checkpoints=1", "train.max_steps=18"
+        tiny_dataset, tmp_path / "run", "train.keep_checkpoints=1", "train.max_steps=18"
     )
     kept = {path.name for path in complete_checkpoints(run_dir / "checkpoints")}
     best = json.loads((run_dir / "checkpoints" / "best.json").read_text())["checkpoint"]
@@ -143,11 +140,11 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
 
 
 def test_two_ranks_equal_one_rank_to_rounding(
-    scripts: InProcess, finished_run: Path, small_dataset: Path, tmp_path: Path
+    scripts: InProcess, finished_run: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """The same global batch split over two processes (gloo) trains the same weights."""
     run_dir = tmp_path / "two"
-    arguments = train_arguments(small_dataset, run_dir)
+    arguments = train_arguments(tiny_dataset, run_dir)
     process = torchrun(2, "train_arc_tiny_corrupt.py", *arguments)
     assert process.returncode == 0, process.stderr
     one = checkpoint_tensors(finished_run / "checkpoints" / "step_00000012")
@@ -163,24 +160,10 @@ def test_two_ranks_equal_one_rank_to_rounding(
             assert loss[line["step"]]["train/loss"] == pytest.approx(line["train/loss"], rel=1e-5)
 
 
-def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a script under the real launcher, one thread a rank."""
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return subprocess.run(
-        [sys.executable, *command, *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_a_tiny_model_overfits_one_puzzle(
     scripts: InProcess, kaggle_prefix: str, tmp_path: Path
 ) -> None:
-    """All of it together learns: after 300 steps the demonstrations of one task are exact."""
+    """All of it together learns: after 900 steps the demonstrations of one task are exact."""
     data = tmp_path / "one"
     options = BuildOptions(
         kaggle_prefix,
@@ -197,23 +180,24 @@ def test_a_tiny_model_overfits_one_puzzle(
         tmp_path / "run",
         "arch.hidden_size=32",
         "optim.lr=3e-3",
+        "optim.puzzle_lr=3e-2",
         "optim.ema_decay=null",
-        "train.max_steps=300",
-        "train.log_every=300",
-        "train.checkpoint_every=300",
+        "train.max_steps=900",
+        "train.log_every=90",
+        "train.checkpoint_every=900",
         "train.eval_every=null",
     )
     last = read_metrics(run_dir)[-1]
-    assert last["step"] == 300
+    assert last["step"] == 900
     assert last["train/exact_accuracy"] > 0.9, last
 
 
 def test_weights_of_another_run_can_be_the_start(
-    scripts: InProcess, finished_run: Path, small_dataset: Path, tmp_path: Path
+    scripts: InProcess, finished_run: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """init_from takes the averaged weights and the table, and starts at step 0."""
     run_dir = scripts.train(
-        small_dataset,
+        tiny_dataset,
         tmp_path / "next",
         f"init_from={finished_run}",
         "optim.lr=1e-12",
@@ -230,23 +214,23 @@ def test_weights_of_another_run_can_be_the_start(
 
 
 def test_wandb_runs_offline_without_a_login(
-    scripts: InProcess, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mode auto without credentials writes a real offline run that can be synced later."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    run_dir = scripts.train(small_dataset, tmp_path / "run", "wandb.mode=auto", "train.max_steps=3")
+    run_dir = scripts.train(tiny_dataset, tmp_path / "run", "wandb.mode=auto", "train.max_steps=3")
     assert list(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
     state = checkpoints.load_training_state(run_dir / "checkpoints" / "step_00000003")
     assert state["wandb_run_id"]
 
 
 def test_a_dataset_of_another_code_base_trains(
-    scripts: InProcess, small_dataset: Path, tmp_path: Path
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """Wide integers, extra metadata and no build.json, as other builders write them."""
     data = tmp_path / "foreign"
-    shutil.copytree(small_dataset, data)
+    shutil.copytree(tiny_dataset, data)
     (data / "build.json").unlink()
     for path in data.glob("*/all__*.npy"):
         array = np.load(path)
@@ -280,11 +264,11 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refuse(refused_in_process: Refused, small_dataset: Path, tmp_path: Path) -> Refused:
+def refuse(refused_in_process: Refused, tiny_dataset: Path, tmp_path: Path) -> Refused:
     """The trainer must end with exit code 2 and one line; return it."""
 
     def run(*overrides: str) -> str:
-        arguments = train_arguments(small_dataset, tmp_path / "run", *overrides)
+        arguments = train_arguments(tiny_dataset, tmp_path / "run", *overrides)
         return refused_in_process(train_arc_tiny_corrupt.main, *arguments)
 
     return run
@@ -300,17 +284,17 @@ def test_a_missing_dataset_is_named_before_anything_is_written(
 
 
 def test_a_half_written_dataset_is_refused(
-    refuse: Refused, small_dataset: Path, tmp_path: Path
+    refuse: Refused, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "half"
-    shutil.copytree(small_dataset, data)
+    shutil.copytree(tiny_dataset, data)
     (data / "test" / "dataset.json").unlink()
     assert "dataset.json" in refuse(f"data.path={data}")
 
 
-def test_a_truncated_array_is_refused(refuse: Refused, small_dataset: Path, tmp_path: Path) -> None:
+def test_a_truncated_array_is_refused(refuse: Refused, tiny_dataset: Path, tmp_path: Path) -> None:
     data = tmp_path / "cut"
-    shutil.copytree(small_dataset, data)
+    shutil.copytree(tiny_dataset, data)
     path = data / "train" / "all__inputs.npy"
     os.truncate(path, path.stat().st_size - 100)
     line = refuse(f"data.path={data}")
@@ -318,11 +302,9 @@ def test_a_truncated_array_is_refused(refuse: Refused, small_dataset: Path, tmp_
     assert "truncated" in line
 
 
-def test_another_vocabulary_is_refused(
-    refuse: Refused, small_dataset: Path, tmp_path: Path
-) -> None:
+def test_another_vocabulary_is_refused(refuse: Refused, tiny_dataset: Path, tmp_path: Path) -> None:
     data = tmp_path / "words"
-    shutil.copytree(small_dataset, data)
+    shutil.copytree(tiny_dataset, data)
     path = data / "train" / "dataset.json"
     path.write_text(path.read_text().replace('"vocab_size":12', '"vocab_size":13'))
     line = refuse(f"data.path={data}")
@@ -434,10 +416,10 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
-    small_dataset: Path, tmp_path: Path
+    tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """Under the launcher, too: one clear line from rank 0, no traceback of ours."""
-    arguments = train_arguments(small_dataset, tmp_path / "run", "train.global_batch_size=9")
+    arguments = train_arguments(tiny_dataset, tmp_path / "run", "train.global_batch_size=9")
     process = torchrun(2, "train_arc_tiny_corrupt.py", *arguments)
     assert process.returncode != 0
     lines = [line for line in process.stderr.splitlines() if line.startswith("error:")]
@@ -447,7 +429,7 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
 
 
 def test_the_script_itself_ends_with_exit_code_2(
-    refused: Refused, small_dataset: Path, tmp_path: Path
+    refused: Refused, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """As a user starts it: `python train_arc_tiny_corrupt.py` with a misspelt key."""
     line = refused("train_arc_tiny_corrupt.py", "train.max_step=3")

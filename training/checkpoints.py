@@ -13,6 +13,7 @@ A folder is written aside, flushed and renamed, so any folder of that name is co
 
 import json
 import logging
+import pickle
 import random
 import shutil
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{file} does not exist: {path} can be scored but not resumed") from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UserError(f"{file} is damaged ({error}); resume from an older checkpoint") from error
     return state
 

@@ -73,14 +73,17 @@ class RunLog:
         if self._run is not None:
             try:
                 self._run.log(metrics, step=step)
-            except wandb.Error as error:
+            except (wandb.Error, OSError) as error:  # OSError: its service process is gone.
                 log.warning("W&B stopped recording (%s); metrics.jsonl goes on.", error)
                 self._run = None
 
     def close(self) -> None:
         self._file.close()
         if self._run is not None:
-            self._run.finish()
+            try:
+                self._run.finish()
+            except (wandb.Error, OSError) as error:
+                log.warning("W&B did not finish (%s); metrics.jsonl is complete.", error)
 
     def _start_wandb(
         self, run_dir: Path, config: WandbConfig, run_config: dict[str, Any]
@@ -107,7 +110,7 @@ class RunLog:
                     settings=settings,
                 )
             except (wandb.Error, OSError) as error:
-                log.warning("W&B %s did not start (%s).", attempt, str(error).splitlines()[0])
+                log.warning("W&B %s did not start (%s).", attempt, str(error).partition("\n")[0])
         return None
 
 
