@@ -69,6 +69,16 @@ def atomic_write(path: Path, content: str) -> None:
         raise
 
 
+@contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Name the file in an OSError, which the system leaves out once a file is open."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -7,10 +7,10 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
@@ -47,9 +47,12 @@ def load_config(
             composed = compose(name, overrides=list(arguments))
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        message = str(error).partition("Config search path")[0].partition("See https")[0]
+        message = str(error).partition("Config search path")[0].partition("See https")[0].strip()
+        where = (
+            f"'{error.override}'" if isinstance(error, OverrideParseException) else "configuration"
+        )
         raise UserError(
-            f"configuration: {message}; a value with '=', ',' or blanks needs quotes: 'key=\"...\"'"
+            f"{where}: {message}; a value with '=', ',' or blanks needs quotes: 'key=\"...\"'"
         ) from error
     return validate(schema, values, source="configuration")
 
@@ -73,24 +76,42 @@ def sections(known: Sequence[str]) -> set[str]:
     return {key.rpartition(".")[0] for key in known if "." in key}
 
 
+class Entry(NamedTuple):
+    """One key as help and reference show it."""
+
+    key: str
+    default: str
+    meaning: str
+
+
+def entries(name: str, schema: type[BaseModel]) -> list[Entry]:
+    """All keys of an entry point, with the defaults of `config/{name}.yaml`."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        defaults = compose(name)
+    found = []
+    for key, field in keys(schema):
+        value = OmegaConf.select(defaults, key)
+        found.append(Entry(key, "null" if value is None else str(value), field.description))
+    return found
+
+
+def groups_of(name: str) -> dict[str, list[str]]:
+    """The groups in the defaults list of `config/{name}.yaml`, with their options."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
+    defaults = values.get("defaults", [])
+    named = {group for entry in defaults if not isinstance(entry, str) for group in entry}
+    return {
+        group: sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+        for group in config_groups()
+        if group in named
+    }
+
+
 def help_text(name: str, schema: type[BaseModel], description: str) -> str:
     """What `--help` prints: usage, groups with their options, and all keys with their meaning."""
-    composed_defaults = _defaults(name)
     lines = [description.strip(), "", "Overrides are key=value.", ""]
-    used_groups = [
-        group for group in config_groups() if group in (CONFIG_DIR / f"{name}.yaml").read_text()
-    ]
-    for group in used_groups:
-        options = " | ".join(sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))
-        lines.append(f"{group}={options}")
+    lines += [f"{group}={' | '.join(options)}" for group, options in groups_of(name).items()]
     lines.append("")
-    for key, field in keys(schema):
-        default = OmegaConf.select(composed_defaults, key)
-        value = "null" if default is None else str(default)
-        lines.append(f"{key}  [{value}]\n    {field.description}")
+    for entry in entries(name, schema):
+        lines.append(f"{entry.key}  [{entry.default}]\n    {entry.meaning}")
     return "\n".join(lines) + "\n"
-
-
-def _defaults(name: str) -> Any:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(name)

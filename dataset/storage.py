@@ -15,8 +15,6 @@ only ever memory-mapped: a dataset may be far larger than memory.
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from common.errors import UserError
+from common.files import named_in_errors
 from common.settings import validate
 from dataset.canvas import PAD, VOCAB_SIZE
 
@@ -181,7 +180,7 @@ def create_array(split_path: Path, name: str, dtype: str, shape: tuple[int, ...]
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     del array
     if hasattr(os, "posix_fallocate"):  # Not on macOS, where the file simply stays sparse.
-        with _named_in_errors(path), path.open("r+b") as file:
+        with named_in_errors(path), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
@@ -195,19 +194,9 @@ def write_rows(split_path: Path, name: str, first_row: int, rows: npt.NDArray[An
     array = np.load(path, mmap_mode="r")
     assert array.dtype == rows.dtype and array.shape[1:] == rows.shape[1:], "other rows"
     row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
-    with _named_in_errors(path), path.open("r+b") as file:
+    with named_in_errors(path), path.open("r+b") as file:
         file.seek(array.offset + first_row * row_bytes)
         file.write(np.ascontiguousarray(rows).data)
-
-
-@contextmanager
-def _named_in_errors(path: Path) -> Iterator[None]:
-    """Name the file in an OSError, which the system leaves out once a file is open."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def _array_path(split_path: Path, name: str) -> Path:

@@ -33,15 +33,23 @@ class FakeRun:
         self.finished = True
 
 
-class FakeInit:
-    """Stands in for `wandb.init`: remembers each call, and fails in the given modes."""
+class FakeWandb:
+    """Stands in for `wandb.login` and `wandb.init`: remembers calls, and fails in given modes."""
 
     def __init__(self) -> None:
+        self.logged_in: bool | Exception = True
+        self.logins: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
         self.failures: dict[str, Exception] = {}
         self.run = FakeRun()
 
-    def __call__(self, **options: Any) -> FakeRun:
+    def login(self, **options: Any) -> bool:
+        self.logins.append(options)
+        if isinstance(self.logged_in, Exception):
+            raise self.logged_in
+        return self.logged_in
+
+    def init(self, **options: Any) -> FakeRun:
         self.calls.append(options)
         if options["mode"] in self.failures:
             raise self.failures[options["mode"]]
@@ -53,9 +61,10 @@ class FakeInit:
 
 
 @pytest.fixture
-def init(monkeypatch: pytest.MonkeyPatch) -> FakeInit:
-    fake = FakeInit()
-    monkeypatch.setattr(wandb, "init", fake)
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setattr(wandb, "init", fake.init)
+    monkeypatch.setattr(wandb, "login", fake.login)
     return fake
 
 
@@ -139,41 +148,50 @@ def test_offline_really_records_a_run_on_disk(run_dir: Path) -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_auto_without_a_login_is_offline(run_dir: Path, init: FakeInit) -> None:
-    RunLog(run_dir, WandbConfig(mode="auto", project="test"), {}).close()
-    assert init.modes == ["offline"]
-
-
-@pytest.mark.usefixtures("home")
-def test_auto_without_a_login_never_asks_for_one(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_without_a_login_nobody_is_asked_for_one(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     def asked(*_: object, **__: object) -> None:
         pytest.fail("W&B asked for a login")
 
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("getpass.getpass", asked)
-    monkeypatch.setattr(wandb, "login", asked)
-    log = RunLog(run_dir, WandbConfig(mode="auto", project="test"), {})
+    log = RunLog(run_dir, WandbConfig.model_validate({"mode": mode, "project": "test"}), {})
     log.close()
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
 
 
-def test_auto_with_a_login_is_online(
-    home: Path, run_dir: Path, init: FakeInit, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("mode", "logged_in", "started"),
+    [
+        ("auto", True, "online"),
+        ("auto", False, "offline"),
+        ("online", True, "online"),
+        ("online", False, "offline"),
+        ("offline", True, "offline"),
+    ],
+)
+def test_runs_are_online_where_there_is_a_login_and_it_is_wanted(
+    run_dir: Path, fake: FakeWandb, mode: str, logged_in: bool, started: str
 ) -> None:
-    config = WandbConfig(mode="auto", project="test")
-    file = home / ".netrc"
-    file.write_text("machine example.org\n login user\n password other\n")
-    file.chmod(0o600)
+    fake.logged_in = logged_in
+    config = WandbConfig.model_validate({"mode": mode, "project": "test"})
     RunLog(run_dir, config, {}).close()
-    file.write_text("machine api.wandb.ai\n login user\n password " + 40 * "0" + "\n")
-    RunLog(run_dir, config, {}).close()
-    file.write_text("no netrc at all")
-    RunLog(run_dir, config, {}).close()
-    monkeypatch.setenv("WANDB_API_KEY", 40 * "0")
-    RunLog(run_dir, config, {}).close()
-    assert init.modes == ["offline", "online", "offline", "online"]
+    assert fake.modes == [started]
+    assert all(options["prompt"] is False for options in fake.logins)
+    assert len(fake.logins) == (mode != "offline")
+
+
+def test_online_without_a_login_is_told_to_the_user(
+    run_dir: Path, fake: FakeWandb, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.logged_in = False
+    RunLog(run_dir, WandbConfig(mode="auto", project="test"), {}).close()
+    assert caplog.records == [], "auto is content with either"
+    RunLog(run_dir, WandbConfig(mode="online", project="test"), {}).close()
+    (record,) = caplog.records
+    assert "no login" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -186,30 +204,40 @@ def test_auto_with_a_login_is_online(
         OSError(),
     ],
 )
+@pytest.mark.parametrize("fails", ["login", "init"])
 def test_what_fails_online_is_recorded_offline(
-    run_dir: Path, init: FakeInit, caplog: pytest.LogCaptureFixture, error: Exception
+    run_dir: Path,
+    fake: FakeWandb,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    fails: str,
 ) -> None:
-    init.failures = {"online": error}
-    log = RunLog(run_dir, WandbConfig(mode="online", project="test"), {})
+    if fails == "login":
+        fake.logged_in = error
+    else:
+        fake.failures = {"online": error}
+    log = RunLog(run_dir, WandbConfig(mode="auto", project="test"), {}, wandb_run_id="abc")
     log.write(6, {"loss": 1.0})
     log.close()
-    assert init.modes == ["online", "offline"]
-    assert init.run.logged == [(6, {"loss": 1.0})]
-    assert init.run.finished
+    assert fake.modes == (["offline"] if fails == "login" else ["online", "offline"])
+    assert fake.calls[-1]["id"] == log.wandb_run_id
+    assert fake.run.logged == [(6, {"loss": 1.0})]
+    assert fake.run.finished
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "W&B online did not start" in record.getMessage()
+    assert "W&B could not" in record.getMessage()
     assert "\n" not in record.getMessage()
 
 
 def test_a_wandb_that_does_not_start_at_all_leaves_the_lines(
-    run_dir: Path, init: FakeInit, caplog: pytest.LogCaptureFixture
+    run_dir: Path, fake: FakeWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = wandb.errors.CommError("broken")
-    init.failures = {"online": error, "offline": error}
+    fake.failures = {"online": error, "offline": error}
     log = RunLog(run_dir, WandbConfig(mode="online", project="test"), {})
     log.write(6, {"loss": 1.0})
     log.close()
+    assert fake.modes == ["online", "offline"]
     assert len(caplog.records) == 2
     assert lines_of(run_dir) == [{"step": 6, "loss": 1.0}]
 
@@ -218,10 +246,10 @@ def test_a_wandb_that_does_not_start_at_all_leaves_the_lines(
     "error", [wandb.errors.CommError("gone"), ConnectionResetError("its process was killed")]
 )
 def test_a_wandb_that_breaks_down_is_reported_once_and_the_run_goes_on(
-    run_dir: Path, init: FakeInit, caplog: pytest.LogCaptureFixture, error: Exception
+    run_dir: Path, fake: FakeWandb, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     log = RunLog(run_dir, WandbConfig(mode="offline", project="test"), {})
-    init.run.error = error
+    fake.run.error = error
     log.write(6, {"loss": 1.0})
     log.write(12, {"loss": 0.5})
     log.close()
@@ -230,38 +258,38 @@ def test_a_wandb_that_breaks_down_is_reported_once_and_the_run_goes_on(
 
 
 def test_a_wandb_that_cannot_finish_does_not_fail_the_run(
-    run_dir: Path, init: FakeInit, caplog: pytest.LogCaptureFixture
+    run_dir: Path, fake: FakeWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = RunLog(run_dir, WandbConfig(mode="offline", project="test"), {})
-    init.run.error = ConnectionResetError("its process was killed")
+    fake.run.error = ConnectionResetError("its process was killed")
     log.close()
     assert len(caplog.records) == 1
 
 
-def test_disabled_never_starts_wandb(run_dir: Path, init: FakeInit) -> None:
+def test_disabled_never_starts_wandb(run_dir: Path, fake: FakeWandb) -> None:
     log = RunLog(run_dir, QUIET, {})
     log.write(6, {"loss": 1.0})
     log.close()
-    assert init.calls == []
+    assert fake.calls == []
     assert log.wandb_run_id is None
     assert not (run_dir / "wandb").exists()
 
 
-def test_the_run_is_named_and_described(run_dir: Path, init: FakeInit) -> None:
+def test_the_run_is_named_and_described(run_dir: Path, fake: FakeWandb) -> None:
     log = RunLog(run_dir, WandbConfig(mode="offline", project="p"), {"seed": 3})
     RunLog(run_dir, WandbConfig(mode="offline", project="p", run_name="mine"), {"seed": 4})
-    first, second = init.calls
+    first, second = fake.calls
     assert (first["project"], first["dir"], first["config"]) == ("p", run_dir, {"seed": 3})
     assert (first["name"], second["name"]) == ("my-run", "mine")
     assert first["id"] == log.wandb_run_id
     assert first["id"] != second["id"]
 
 
-def test_a_resumed_run_goes_on_with_its_wandb_run(run_dir: Path, init: FakeInit) -> None:
+def test_a_resumed_run_goes_on_with_its_wandb_run(run_dir: Path, fake: FakeWandb) -> None:
     config = WandbConfig(mode="online", project="p")
     log = RunLog(run_dir, config, {}, resume_step=12, wandb_run_id="abc123")
     assert log.wandb_run_id == "abc123"
-    (call,) = init.calls
+    (call,) = fake.calls
     assert (call["id"], call["resume"]) == ("abc123", "allow")
 
 

@@ -75,7 +75,7 @@ def test_missing_predictions_count_as_unsolved() -> None:
 
 
 def test_hidden_solutions_are_not_scored() -> None:
-    rankings = {("a", 0): ranking([[1]]), ("a", 1): ranking([[1]]), ("b", 0): ranking([[1]])}
+    rankings = {("a", 0): ranking([[9]]), ("a", 1): ranking([[1]]), ("b", 0): ranking([[1]])}
     assert score(rankings, [task("a", None, None), task("b", None)]) is None
     # Known in part: the hidden ones are left out of both the shares and the counts.
     scores = score(rankings, [task("a", None, [[1]]), task("b", None)])

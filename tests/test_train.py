@@ -4,7 +4,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -396,23 +397,41 @@ def test_a_diverging_run_stops_before_it_saves_broken_weights(
     assert [path.name for path in kept] == ["step_00000006"]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "training_state.pt"])
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
-    refuse: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refuse: Refused, finished_run: Path, small_disk: Callable[[int], Path], file: str
 ) -> None:
-    """The second checkpoint does not fit: the first stays, nothing half-written is left."""
-    real = checkpoints.torch.save
-
-    def full(state: dict[str, Any], path: Path) -> None:
-        if state["step"] == 12:
-            raise OSError(28, "No space left on device", str(path))
-        real(state, path)
-
-    monkeypatch.setattr(checkpoints.torch, "save", full)
-    line = refuse()
+    """The second checkpoint does not fit, up to one file or the other: the first stays whole."""
+    size = folder_size(finished_run / "checkpoints" / "step_00000012")
+    first_of_second = {"model.safetensors": 0.1, "training_state.pt": 0.9}[file]
+    disk = small_disk(round(size * (1 + first_of_second)) + 16_384)
+    line = refuse(f"run_dir={disk / 'run'}")
     assert "disk is full" in line
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step*")] == [
-        "step_00000006"
-    ]
+    assert file in line
+    left = [path.name for path in (disk / "run" / "checkpoints").iterdir() if path.is_dir()]
+    assert left == ["step_00000006"]
+    assert folder_size(disk / "run" / "checkpoints" / left[0]) == size
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes that the files of a folder take on disk, in whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a file system of so many bytes; skip where that is not allowed."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+
+    def mount(size: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mounted)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a tmpfs is not permitted")
+        return mounted
+
+    yield mount
+    subprocess.run(["umount", str(mounted)], capture_output=True, check=False)
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(

@@ -241,13 +241,18 @@ def test_neither_the_order_nor_the_split_over_ranks_changes_a_bit(
 
 
 def test_the_mean_confidence_is_the_same_to_the_last_bit_in_every_order() -> None:
-    """Of these three, naive sums differ by the order: (0.1 + 0.7) + 0.3 != (0.3 + 0.7) + 0.1."""
+    """Of sizes so different that a sum is rounded, and plain sums differ by the order."""
     generator = np.random.default_rng(0)
-    confidences = generator.random(50).tolist()
-    means = set()
+    confidences = (10.0 ** -generator.uniform(0, 18, 50)).tolist()
+    means, plain_means = set(), set()
     for _ in range(20):
         order = generator.permutation(50)
-        rows = [Row([[1]], confidences[i]) for i in order]
-        (ranking,) = count_votes(predictions(rows)).values()
+        given_rows = predictions([Row([[1]], confidences[i]) for i in order])
+        (ranking,) = count_votes(given_rows).values()
         means.add(ranking.confidences[0])
+        total = 0.0
+        for confidence in given_rows.confidence.tolist():
+            total += confidence
+        plain_means.add(total / 50)
     assert len(means) == 1
+    assert len(plain_means) > 1, "so the order did matter"

@@ -11,8 +11,11 @@
 A folder is written aside, flushed and renamed, so any folder of that name is complete.
 """
 
+import errno
+import io
 import json
 import logging
+import os
 import pickle
 import random
 import shutil
@@ -28,7 +31,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_directory, atomic_write, require_new_directory
+from common.files import (
+    atomic_directory,
+    atomic_write,
+    named_in_errors,
+    require_new_directory,
+)
 
 RUN_CONFIG_FILE = "config.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -77,12 +85,16 @@ class CheckpointFolder:
         """
         path = self.path / f"{STEP_PREFIX}{step:08d}"
         with atomic_directory(path) as folder:
-            save_file(checkpoint.model, folder / MODEL_FILE)
+            _save_tensors(checkpoint.model, folder / MODEL_FILE)
             if checkpoint.ema is not None:
-                save_file(checkpoint.ema, folder / EMA_FILE)
-            save_file({"weight": checkpoint.puzzle_embedding}, folder / PUZZLE_EMBEDDING_FILE)
+                _save_tensors(checkpoint.ema, folder / EMA_FILE)
+            _save_tensors({"weight": checkpoint.puzzle_embedding}, folder / PUZZLE_EMBEDDING_FILE)
             (folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config, indent=1))
-            torch.save(training_state, folder / STATE_FILE)
+            # By way of memory: torch hides the reason when it cannot write to a file.
+            state_bytes = io.BytesIO()
+            torch.save(training_state, state_bytes)
+            with named_in_errors(folder / STATE_FILE):
+                (folder / STATE_FILE).write_bytes(state_bytes.getbuffer())
         best_name, best_score = self._best()
         if score is not None and (best_score is None or score > best_score):
             best_name = path.name
@@ -244,6 +256,16 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except safetensors.SafetensorError as error:
+        # The one sign of a full disk that safetensors gives is in its text.
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

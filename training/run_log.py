@@ -6,11 +6,10 @@ logged once. Only the main rank logs; the others get a log that does nothing.
 
 import json
 import logging
-import netrc
-import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import wandb
 from pydantic import Field
@@ -19,10 +18,11 @@ from common.files import atomic_write
 from common.settings import Settings
 
 METRICS_FILE = "metrics.jsonl"
-WANDB_HOST = "api.wandb.ai"
 WANDB_TIMEOUT_SECONDS = 30
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class WandbConfig(Settings):
@@ -70,47 +70,66 @@ class RunLog:
         """Record the metrics of one optimizer step."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        if self._run is not None:
-            try:
-                self._run.log(metrics, step=step)
-            except (wandb.Error, OSError) as error:  # OSError: its service process is gone.
-                log.warning("W&B stopped recording (%s); metrics.jsonl goes on.", error)
-                self._run = None
+        run = self._run
+        if run is not None and not _attempt("record", lambda: _record(run, step, metrics)):
+            self._run = None
 
     def close(self) -> None:
         self._file.close()
         if self._run is not None:
-            try:
-                self._run.finish()
-            except (wandb.Error, OSError) as error:
-                log.warning("W&B did not finish (%s); metrics.jsonl is complete.", error)
+            _attempt("finish", self._run.finish)
 
     def _start_wandb(
         self, run_dir: Path, config: WandbConfig, run_config: dict[str, Any]
     ) -> "wandb.Run | None":
         if config.mode == "disabled":
             return None
-        mode: Any = config.mode
-        if mode == "auto":
-            mode = "online" if _logged_in() else "offline"
-        self.wandb_run_id = self.wandb_run_id or secrets.token_hex(4)
-        settings = wandb.Settings(
-            silent=True, console="off", init_timeout=WANDB_TIMEOUT_SECONDS, x_disable_stats=True
-        )
-        for attempt in dict.fromkeys((mode, "offline")):
-            try:
-                return wandb.init(
-                    dir=run_dir,
-                    mode=attempt,
-                    project=config.project,
-                    name=config.run_name or run_dir.resolve().name,
-                    id=self.wandb_run_id,
-                    resume="allow" if attempt == "online" else None,
-                    config=run_config,
-                    settings=settings,
-                )
-            except (wandb.Error, OSError) as error:
-                log.warning("W&B %s did not start (%s).", attempt, str(error).partition("\n")[0])
+
+        def start(mode: Literal["online", "offline"]) -> wandb.Run:
+            self.wandb_run_id = self.wandb_run_id or secrets.token_hex(4)
+            settings = wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=WANDB_TIMEOUT_SECONDS,
+                finish_timeout=WANDB_TIMEOUT_SECONDS,
+            )
+            return wandb.init(
+                dir=run_dir,
+                mode=mode,
+                project=config.project,
+                name=config.run_name or run_dir.resolve().name,
+                id=self.wandb_run_id,
+                resume="allow" if mode == "online" else None,
+                config=run_config,
+                settings=settings,
+            )
+
+        run = None
+        if config.mode != "offline":
+            # Looks for credentials as W&B does, without the network and without asking for them;
+            # going online without any would make W&B ask.
+            if _attempt("log in", lambda: wandb.login(prompt=False, verify=False)):
+                run = _attempt("start online", lambda: start("online"))
+                if run is None:  # The run that failed to start still holds its id.
+                    self.wandb_run_id = None
+            elif config.mode == "online":
+                log.warning("wandb.mode=online, but there is no login: recording offline instead.")
+        return run or _attempt("start offline", lambda: start("offline"))
+
+
+def _record(run: "wandb.Run", step: int, metrics: dict[str, float]) -> bool:
+    run.log(metrics, step=step)
+    return True
+
+
+def _attempt(what: str, call: Callable[[], Result]) -> Result | None:
+    """The result of a call of W&B; None if it fails, which is said and not held against the run."""
+    try:
+        return call()
+    except Exception as error:
+        # Not only wandb.Error: it also raises types that it does not publish, and whatever it is,
+        # training matters more.
+        log.warning("W&B could not %s (%s); training goes on.", what, str(error).split("\n")[0])
         return None
 
 
@@ -124,15 +143,6 @@ class NoLog:
 
     def close(self) -> None:
         pass
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
