@@ -164,7 +164,6 @@ def load_model(
     )
     steps = ImprovementSteps(
         model,
-        model,
         puzzle_embedding,
         supervision.next_input,
         config.eval.num_supervision_steps,

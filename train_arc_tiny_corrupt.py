@@ -231,7 +231,6 @@ def validate(run: Run, test_set: EvaluationSet, tasks: list[Task]) -> dict[str, 
     config, state = run.config.eval, run.state
     steps = ImprovementSteps(
         state.model,
-        state.model,
         state.puzzle_embedding,
         run.config.supervision.next_input,
         config.num_supervision_steps,

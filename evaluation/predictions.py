@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
+from dataset.augmentation import NUM_DIHEDRALS
 from dataset.canvas import VOCAB_SIZE
+from dataset.tasks import NUM_COLOURS
 
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -93,14 +95,23 @@ def load_predictions(path: Path) -> Predictions:
             raise UserError(
                 f"predictions={path}: '{field.name}' has not {count} rows like the rest"
             )
-    in_range = (
-        predictions.canvas.ndim == 2
-        and predictions.colour_permutation.shape == (count, 10)
-        and predictions.canvas.max(initial=0) < VOCAB_SIZE
-        and predictions.colour_permutation.max(initial=0) < 10
-        and predictions.dihedral.min(initial=0) >= 0
-        and predictions.dihedral.max(initial=0) < 8
-    )
-    if not in_range:
+    if not _are_in_range(predictions):
         raise UserError(f"predictions={path} holds a value out of range: is it another format?")
     return predictions
+
+
+def _are_in_range(predictions: Predictions) -> bool:
+    count = len(predictions)
+    whole_numbers = ("test_index", "identifier", "dihedral", "colour_permutation", "canvas")
+    canvas, permutation = predictions.canvas, predictions.colour_permutation
+    return (
+        all(getattr(predictions, name).dtype.kind in "iu" for name in whole_numbers)
+        and canvas.ndim == 2
+        and round(canvas.shape[1] ** 0.5) ** 2 == canvas.shape[1]
+        and canvas.min(initial=0) >= 0
+        and canvas.max(initial=0) < VOCAB_SIZE
+        and permutation.shape == (count, NUM_COLOURS)
+        and bool((np.sort(permutation, axis=1) == np.arange(NUM_COLOURS)).all())
+        and predictions.dihedral.min(initial=0) >= 0
+        and predictions.dihedral.max(initial=0) < NUM_DIHEDRALS
+    )

@@ -1,4 +1,4 @@
-"""Loss of one step and the formulas around it: stablemax, guidance and advantage margin.
+"""Loss of one step and the formulas around it: stablemax and guidance.
 
 Stablemax (arXiv 2501.04697) replaces the exponential of softmax by a function that grows linearly:
 s(v) = v + 1 for v >= 0 and 1 / (1 - v) for v < 0.

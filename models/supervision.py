@@ -153,8 +153,7 @@ class ImprovementSteps:
     """The same steps at test time: no targets, no gradient, optional guidance.
 
     Args:
-        model: the bare model, for its shapes and initial state.
-        network: the same model as it is to be called, e.g. compiled.
+        model: compiled or not, but not wrapped: it is called on each rank apart.
         puzzle_embedding: the table that the puzzles' vectors are read from.
         next_input: as the model was trained, see `SupervisionConfig`.
         num_steps: improvement steps; None for as many as trained.
@@ -164,14 +163,12 @@ class ImprovementSteps:
     def __init__(
         self,
         model: TinyRecursiveModel,
-        network: nn.Module,
         puzzle_embedding: PuzzleEmbedding,
         next_input: str,
         num_steps: int | None = None,
         guidance_weight: float = 1.0,
     ) -> None:
         self.model = model
-        self.network = network
         self.puzzle_embedding = puzzle_embedding
         self.next_input = next_input
         self.num_steps = num_steps or model.config.num_supervision_steps
@@ -184,7 +181,7 @@ class ImprovementSteps:
         vectors = self.puzzle_embedding.weight[puzzle_ids]
         state = self.model.initial_state(len(inputs))
         for s in range(1, self.num_steps + 1):
-            output = run_step(self.network, vectors, state, inputs, s, with_reference=guided)
+            output = run_step(self.model, vectors, state, inputs, s, with_reference=guided)
             logits = output.conditional_logits
             if output.reference_logits is not None:
                 logits = guided_logits(output.reference_logits, logits, self.guidance_weight)

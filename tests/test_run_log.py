@@ -220,7 +220,9 @@ def test_what_fails_online_is_recorded_offline(
     log.write(6, {"loss": 1.0})
     log.close()
     assert fake.modes == (["offline"] if fails == "login" else ["online", "offline"])
-    assert fake.calls[-1]["id"] == log.wandb_run_id
+    # A failed attempt still holds the run's id, which a later resumption may find online again.
+    assert log.wandb_run_id == "abc"
+    assert (fake.calls[-1]["id"] == "abc") == (fails == "login")
     assert fake.run.logged == [(6, {"loss": 1.0})]
     assert fake.run.finished
     (record,) = caplog.records

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.settings import validate
 from models.objective import IGNORE, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
-from models.recursive import RecursiveState, StepOutput
+from models.recursive import ArchConfig, RecursiveState, StepOutput
 from models.supervision import (
     DeepImprovementSupervision,
     ImprovementSteps,
@@ -55,6 +55,13 @@ class Spy(nn.Module):
         self.steps: list[int] = []
         self.asked_for_reference: list[bool] = []
         self.outputs: list[StepOutput] = []
+
+    @property
+    def config(self) -> ArchConfig:
+        return self.network.config
+
+    def initial_state(self, batch_size: int) -> RecursiveState:
+        return self.network.initial_state(batch_size)
 
     def forward(
         self,
@@ -336,7 +343,6 @@ def decode(
     training: Training, num_steps: int | None = None, guidance_weight: float = 1.0
 ) -> list[Tensor]:
     steps = ImprovementSteps(
-        training.model,
         training.spy,
         training.table,
         training.config.next_input,

@@ -134,7 +134,7 @@ def prepare_run_dir(run_dir: Path, resume: str, config: dict[str, Any]) -> Path 
         )
     elif resume != "auto":
         resume_from = find_checkpoint(Path(resume), "resume")
-        if complete and complete[-1].name > resume_from.name:
+        if complete and step_of(complete[-1]) > step_of(resume_from):
             raise UserError(
                 f"resume={resume}: run_dir={run_dir} holds the newer {complete[-1].name}, which "
                 f"would be overwritten; choose another run_dir"
@@ -148,11 +148,17 @@ def prepare_run_dir(run_dir: Path, resume: str, config: dict[str, Any]) -> Path 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a `checkpoints` folder, oldest first."""
-    return sorted(
+    found = [
         path
         for path in folder.glob(f"{STEP_PREFIX}*")
         if path.is_dir() and path.name.removeprefix(STEP_PREFIX).isdigit()
-    )
+    ]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint folder is named by."""
+    return int(checkpoint.name.removeprefix(STEP_PREFIX))
 
 
 def find_checkpoint(path: Path, key: str) -> Path:
@@ -181,12 +187,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     ema_path = path / EMA_FILE
     try:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {path / CONFIG_FILE} cannot be read ({error})") from error
+    table = _load_tensors(path / PUZZLE_EMBEDDING_FILE)
+    if not isinstance(config, dict) or "weight" not in table:
+        raise UserError(f"checkpoint {path} is not one that the trainer wrote")
     return Checkpoint(
         model=_load_tensors(path / MODEL_FILE),
         ema=_load_tensors(ema_path) if ema_path.is_file() else None,
-        puzzle_embedding=_load_tensors(path / PUZZLE_EMBEDDING_FILE)["weight"],
+        puzzle_embedding=table["weight"],
         config=config,
     )
 
@@ -199,7 +208,8 @@ def load_training_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{file} does not exist: {path} can be scored but not resumed") from error
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is damaged ({error}); resume from an older checkpoint") from error
+        reason = str(error).partition("\n")[0]  # What follows is advice on torch.load.
+        raise UserError(f"{file} is damaged ({reason}); resume from an older checkpoint") from error
     return state
 
 

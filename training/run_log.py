@@ -85,8 +85,7 @@ class RunLog:
         if config.mode == "disabled":
             return None
 
-        def start(mode: Literal["online", "offline"]) -> wandb.Run:
-            self.wandb_run_id = self.wandb_run_id or secrets.token_hex(4)
+        def start(mode: Literal["online", "offline"], run_id: str) -> wandb.Run:
             settings = wandb.Settings(
                 silent=True,
                 console="off",
@@ -98,23 +97,26 @@ class RunLog:
                 mode=mode,
                 project=config.project,
                 name=config.run_name or run_dir.resolve().name,
-                id=self.wandb_run_id,
+                id=run_id,
                 resume="allow" if mode == "online" else None,
                 config=run_config,
                 settings=settings,
             )
 
-        run = None
+        run_id = self.wandb_run_id = self.wandb_run_id or secrets.token_hex(4)
         if config.mode != "offline":
             # Looks for credentials as W&B does, without the network and without asking for them;
             # going online without any would make W&B ask.
             if _attempt("log in", lambda: wandb.login(prompt=False, verify=False)):
-                run = _attempt("start online", lambda: start("online"))
-                if run is None:  # The run that failed to start still holds its id.
-                    self.wandb_run_id = None
+                run = _attempt("start online", lambda: start("online", run_id))
+                if run is not None:
+                    return run
+                # The attempt that failed still holds its id. The checkpoints keep it, so that the
+                # run is found again when it is next resumed with a network.
+                run_id = secrets.token_hex(4)
             elif config.mode == "online":
                 log.warning("wandb.mode=online, but there is no login: recording offline instead.")
-        return run or _attempt("start offline", lambda: start("offline"))
+        return _attempt("start offline", lambda: start("offline", run_id))
 
 
 def _record(run: "wandb.Run", step: int, metrics: dict[str, float]) -> bool:

@@ -25,14 +25,13 @@ class SparseSignSGD:
         """Apply the gradients [B, D] of the rows `puzzle_ids` [B] that this rank looked up."""
         puzzle_ids = self.ranks.concatenate(puzzle_ids)
         gradients = self.ranks.concatenate(gradients)
-        # A puzzle may stand in the batch several times. Number the distinct puzzles by sorting
-        # (torch.unique would wait for the device to learn how many there are), sum into the
-        # first rows of a buffer as large as the batch, and let every copy write the same result.
-        ordered, order = puzzle_ids.sort(stable=True)
-        is_new = torch.ones_like(ordered, dtype=torch.bool)
-        is_new[1:] = ordered[1:] != ordered[:-1]
-        slot = is_new.cumsum(0) - 1
-        summed = torch.zeros_like(gradients).index_add_(0, slot, gradients[order])
-        rows = self.embedding.weight[ordered]
-        rows = rows * (1 - lr * self.weight_decay) - lr * summed[slot].sign()
-        self.embedding.weight[ordered] = rows
+        # A puzzle may stand in the batch several times: row i sums over all rows of its puzzle. A
+        # product with a 0/1 matrix does that without waiting for the device, as torch.unique would,
+        # and always in the same order, where index_add_ on CUDA is free to choose: a sum near zero
+        # could else take another sign on another rank, and the ranks' tables drift apart.
+        same = puzzle_ids[:, None] == puzzle_ids
+        summed = same.to(gradients.dtype) @ gradients
+        # All rows of a puzzle write the sum of its first one, so that they write the same.
+        summed = summed[same.int().argmax(dim=1)]
+        rows = self.embedding.weight[puzzle_ids]
+        self.embedding.weight[puzzle_ids] = rows * (1 - lr * self.weight_decay) - lr * summed.sign()
