@@ -30,6 +30,8 @@ def main() -> None:
     config = load_config("demo", DemoConfig, __doc__ or "", sys.argv[1:])
     started = time.monotonic()
     folder = config.output_dir.resolve()
+    if folder.is_relative_to(REPOSITORY):  # Where the commands run: short paths read better.
+        folder = folder.relative_to(REPOSITORY)
     prefix, data = folder / "kaggle" / "arc-agi", folder / "dataset"
     run_dir, results = folder / "run", folder / "evaluation"
     if not data.exists():
@@ -71,7 +73,7 @@ def run(program: str, *arguments: object) -> None:
 
 def report(results: Path, seconds: float) -> None:
     """Say what came out, and where to look at it."""
-    metrics = json.loads((results / "metrics.json").read_text())
+    metrics = json.loads((REPOSITORY / results / "metrics.json").read_text())
     total = metrics["test_set"]["test_inputs"]
     solved = round(metrics["pass@2_test_inputs"] * total)
     log.info(
@@ -81,7 +83,7 @@ def report(results: Path, seconds: float) -> None:
         metrics["pass@2"],
     )
     log.info("This took %d min %02d s.", *divmod(round(seconds), 60))
-    log.info("Open %s to see the answers.", results / "report.html")
+    log.info("Open %s to see the answers.", REPOSITORY / results / "report.html")
 
 
 if __name__ == "__main__":

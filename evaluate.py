@@ -212,7 +212,8 @@ def write_results(
             outcome.step_answers.save(folder / STEP_ANSWERS_FILE)
         if config.report:
             cases = report_cases(tasks, outcome)
-            write_report(folder / REPORT_FILE, f"{output_dir.name}", facts_of(document), cases)
+            title = f"Answers on {document['test_set']['name']}"
+            write_report(folder / REPORT_FILE, title, facts_of(document), cases)
     for key in ("pass@1", "pass@2", "exact_accuracy"):
         if key in document:
             log.info("%s %.3f", key, document[key])
