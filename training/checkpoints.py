@@ -93,8 +93,8 @@ class CheckpointFolder:
             # By way of memory: torch hides the reason when it cannot write to a file.
             state_bytes = io.BytesIO()
             torch.save(training_state, state_bytes)
-            with named_in_errors(folder / STATE_FILE):
-                (folder / STATE_FILE).write_bytes(state_bytes.getbuffer())
+            with named_in_errors(folder / STATE_FILE), state_bytes.getbuffer() as view:
+                (folder / STATE_FILE).write_bytes(view)
         best_name, best_score = self._best()
         if score is not None and (best_score is None or score > best_score):
             best_name = path.name
