@@ -9,6 +9,7 @@ simply start the demo again.
 
 import json
 import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import time
 from pathlib import Path
 
 from common.errors import UserError, exit_cleanly
+from common.files import atomic_write, require_new_directory
 from config.loading import load_config
 from config.schema import DemoConfig
 
 REPOSITORY = Path(__file__).resolve().parent
+OPTIONS_FILE = "demo.json"
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +35,10 @@ def main() -> None:
     folder = config.output_dir.resolve()
     if folder.is_relative_to(REPOSITORY):  # Where the commands run: short paths read better.
         folder = folder.relative_to(REPOSITORY)
+    claim(folder, config)
     prefix, data = folder / "kaggle" / "arc-agi", folder / "dataset"
     run_dir, results = folder / "run", folder / "evaluation"
-    if not data.exists():
+    if not (REPOSITORY / data).exists():
         run("dataset.import_arc", "--output-prefix", prefix, "--subsets", "training")
         run(
             "dataset.build_arc_dataset",
@@ -43,32 +47,55 @@ def main() -> None:
             *("--num-aug", config.num_aug, "--canvas-side", config.canvas_side),
             *("--task-ids", *config.task_ids),
         )
-    if not results.exists():
+    if not (REPOSITORY / results).exists():
         length = [] if config.max_steps is None else [f"train.max_steps={config.max_steps}"]
         run(
             "train_arc_tiny_corrupt.py",
             f"experiment={config.experiment}",
-            f"data.path={data}",
-            f"run_dir={run_dir}",
+            override("data.path", data),
+            override("run_dir", run_dir),
             "resume=auto",
             *length,
         )
-        run("evaluate.py", f"checkpoint={run_dir}", f"output_dir={results}")
+        run("evaluate.py", override("checkpoint", run_dir), override("output_dir", results))
     report(results, time.monotonic() - started)
+
+
+def claim(folder: Path, config: DemoConfig) -> None:
+    """Note the options in the demo's folder.
+
+    Raises:
+        UserError: the folder holds a demo with other options, whose results would pass for these.
+    """
+    options = config.model_dump_json(exclude={"output_dir"}, indent=1)
+    path = REPOSITORY / folder / OPTIONS_FILE
+    if not path.is_file():
+        require_new_directory(path.parent, "output_dir", "choose another output_dir")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, options)
+    elif path.read_text() != options:
+        raise UserError(f"output_dir={folder} holds a demo with other options: remove it first")
+
+
+def override(key: str, path: Path) -> str:
+    """An override for Hydra, quoted where its grammar would see more than a path."""
+    plain = re.fullmatch(r"[\w./-]+", str(path))
+    return f"{key}={path}" if plain else f'{key}="{path}"'
 
 
 def run(program: str, *arguments: object) -> None:
     """Show a command and run it in the repository.
 
     Raises:
-        UserError: it failed; its own message stands above.
+        SystemExit: it failed; its own message stands above, its exit code is passed on.
     """
     module = [program] if program.endswith(".py") else ["-m", program]
     words = [*module, *map(str, arguments)]
     log.info("\n$ python %s", shlex.join(words))
     process = subprocess.run([sys.executable, *words], cwd=REPOSITORY, check=False)
     if process.returncode:
-        raise UserError(f"the demo stopped: {program} failed, see above")
+        log.info("\nThe demo stopped: %s failed, see above.", program)
+        sys.exit(process.returncode)
 
 
 def report(results: Path, seconds: float) -> None:

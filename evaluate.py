@@ -28,8 +28,7 @@ from common.files import atomic_directory, require_new_directory
 from common.settings import validate
 from config.loading import load_config
 from config.schema import EvaluateConfig
-from dataset.build_arc_dataset import BUILD_FILE
-from dataset.storage import TEST_PUZZLES_FILE, DatasetMetadata, read_json
+from dataset.storage import BUILD_FILE, TEST_PUZZLES_FILE, fingerprint, read_json
 from dataset.tasks import Task, load_tasks
 from evaluation.evaluator import Outcome, evaluate, metrics, vote
 from evaluation.predict import EvaluationSet
@@ -73,29 +72,27 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     """Predict with every checkpoint, pool their votes, and write the results."""
     started = time.perf_counter()
     found = [checkpoints.find_checkpoint(path, "checkpoint") for path in paths]
-    stored_config = read_json(found[0] / checkpoints.CONFIG_FILE)
-    data_path = config.data.path or Path(stored_config["data"]["path"])
+    data_path = config.data.path or trained_on(found[0])
     output_dir = config.output_dir or default_output_dir(found)
     ranks.from_main(lambda: require_new_output(output_dir))
     test_set = EvaluationSet(data_path, config.eval.max_variants)
-    tasks = load_tasks(data_path / TEST_PUZZLES_FILE)
     outcomes: list[Outcome | None] = []
     facts: list[dict[str, Any]] = []
     for path in found:
-        steps, about = load_model(config, path, test_set.split.metadata, ranks)
+        steps, about = load_model(config, path, data_path, test_set, ranks)
 
         def progress(batches: Iterable[Any], total: int, path: Path = path) -> Iterable[Any]:
             return tqdm(batches, path.name, total, unit="batch", disable=not ranks.is_main)
 
-        outcomes.append(evaluate(steps, test_set, tasks, config.eval.batch_size, ranks, progress))
+        outcomes.append(evaluate(steps, test_set, config.eval.batch_size, ranks, progress))
         facts.append(about)
     done = [outcome for outcome in outcomes if outcome is not None]
     if not ranks.is_main:
         return
-    pooled = pool(done, tasks)
+    pooled = done[0] if len(done) == 1 else pool(done, test_set.tasks)
     document = {
         **metrics(pooled),
-        "test_set": describe_test_set(data_path, tasks),
+        "test_set": describe_test_set(data_path, test_set.tasks),
         "checkpoints": [
             {**about, **(metrics(outcome) if len(done) > 1 else {})}
             for about, outcome in zip(facts, done, strict=True)
@@ -107,12 +104,14 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    write_results(config, output_dir, tasks, pooled, document)
+    write_results(config, output_dir, test_set.tasks, pooled, document)
 
 
 def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
     """Vote again on saved predictions; several files are pooled."""
     predictions = pool_predictions([load_predictions(path) for path in paths])
+    if config.eval.max_variants is not None:
+        predictions = first_variants(predictions, config.eval.max_variants)
     data_path = config.data.path or recorded_data_path(paths[0])
     output_dir = config.output_dir or paths[0].with_name("recount")
     require_new_output(output_dir)
@@ -128,7 +127,7 @@ def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
 
 
 def load_model(
-    config: EvaluateConfig, path: Path, metadata: DatasetMetadata, ranks: Ranks
+    config: EvaluateConfig, path: Path, data_path: Path, test_set: EvaluationSet, ranks: Ranks
 ) -> tuple[ImprovementSteps, dict[str, Any]]:
     """The checkpoint's model, ready to predict, and the facts that go with its score.
 
@@ -136,6 +135,9 @@ def load_model(
         UserError: the checkpoint is damaged, or was not trained on this dataset.
     """
     stored = checkpoints.load_checkpoint(path)
+    metadata = test_set.split.metadata
+    dataset = fingerprint(data_path, metadata)
+    checkpoints.require_same_dataset(stored.dataset, dataset, f"checkpoint {path}")
     arch = validate(ArchConfig, stored.config.get("arch"), f"{path}: arch")
     supervision = validate(
         SupervisionConfig, stored.config.get("supervision"), f"{path}: supervision"
@@ -178,11 +180,19 @@ def load_model(
 
 
 def pool(outcomes: Sequence[Outcome], tasks: Sequence[Task]) -> Outcome:
-    """One outcome from the votes of all checkpoints; per-step figures are the first one's."""
-    if len(outcomes) == 1:
-        return outcomes[0]
+    """One outcome from the votes of several checkpoints; each one's accuracy stays its own."""
     predictions = pool_predictions([outcome.predictions for outcome in outcomes])
-    return vote(predictions, tasks, outcomes[0].accuracy, outcomes[0].step_answers)
+    return vote(predictions, tasks, step_answers=outcomes[0].step_answers)
+
+
+def first_variants(predictions: Predictions, max_variants: int) -> Predictions:
+    """The predictions of each task's first variants, by identifier: the original comes first."""
+    kept = np.zeros(len(predictions), dtype=bool)
+    for task_id in np.unique(predictions.task_id):
+        rows = predictions.task_id == task_id
+        first = np.unique(predictions.identifier[rows])[:max_variants]
+        kept |= rows & np.isin(predictions.identifier, first)
+    return predictions.select(kept)
 
 
 def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
@@ -229,15 +239,16 @@ def facts_of(document: dict[str, Any]) -> dict[str, str]:
     }
     facts["test set"] = document["test_set"]["name"]
     facts["predictions"] = f"{document['num_predictions']:,}"
-    for about in document.get("checkpoints", []):
-        facts["checkpoint"] = f"{about['checkpoint']} ({about['weights']} weights)"
+    for number, about in enumerate(document.get("checkpoints", []), start=1):
+        facts[f"checkpoint {number}"] = f"{about['checkpoint']} ({about['weights']} weights)"
     return facts
 
 
 def describe_test_set(data_path: Path, tasks: Sequence[Task]) -> dict[str, Any]:
     """What a score is over: two test sets of the same name may differ in their test inputs."""
     build_path = data_path / BUILD_FILE
-    names = read_json(build_path)["options"]["test_set_names"] if build_path.is_file() else []
+    build = read_json(build_path) if build_path.is_file() else {}
+    names = build.get("options", {}).get("test_set_names", [])
     return {
         "name": " + ".join(names) or data_path.name,
         "dataset": str(data_path),
@@ -253,12 +264,21 @@ def default_output_dir(found: Sequence[Path]) -> Path:
     return run_dir / f"evaluation_{found[0].name}{pooled}"
 
 
+def trained_on(checkpoint: Path) -> Path:
+    """The dataset that a checkpoint's configuration names."""
+    data = checkpoints.stored_config(checkpoint).get("data")
+    if not isinstance(data, dict) or not data.get("path"):
+        raise UserError(f"data.path is needed: {checkpoint} does not record its dataset")
+    return Path(data["path"])
+
+
 def recorded_data_path(predictions: Path) -> Path:
     """The dataset that predictions were made on, from the metrics.json beside them."""
     path = predictions.with_name(METRICS_FILE)
-    if not path.is_file():
+    recorded = read_json(path) if path.is_file() else None
+    if not isinstance(recorded, dict) or "dataset" not in recorded.get("test_set", {}):
         raise UserError(f"data.path is needed: there is no {path} that records it")
-    return Path(read_json(path)["test_set"]["dataset"])
+    return Path(recorded["test_set"]["dataset"])
 
 
 def require_new_output(output_dir: Path) -> None:

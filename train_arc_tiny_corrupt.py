@@ -13,29 +13,33 @@ import math
 import sys
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from common.distributed import Ranks, start_ranks
+from common.distributed import Ranks, start_ranks, wrap_for_ranks
 from common.errors import UserError, exit_cleanly
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches
-from dataset.storage import TEST_PUZZLES_FILE, DatasetMetadata, open_split
-from dataset.tasks import Task, load_tasks
+from dataset.storage import fingerprint, open_split
 from evaluation import evaluator
 from evaluation.predict import EvaluationSet
 from models.build import build_model, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import DeepImprovementSupervision, ImprovementSteps, StepResult
 from models.targets import BatchRandom
-from training.checkpoints import CheckpointFolder, prepare_run_dir
+from training.checkpoints import (
+    CheckpointFolder,
+    Score,
+    find_start,
+    is_inside,
+    write_run_config,
+)
 from training.metrics import MetricSums
 from training.optimizers import (
     WeightAverage,
@@ -68,6 +72,12 @@ class Run:
         return lr_factor(self.state.step, self.total_steps, optim.warmup_steps, optim.lr_min_ratio)
 
     @property
+    def scored_weights(self) -> Literal["raw", "ema"]:
+        """Which weights evaluations use."""
+        averaged = self.state.average is not None and self.config.eval.weights != "raw"
+        return "ema" if averaged else "raw"
+
+    @property
     def is_done(self) -> bool:
         return self.state.step >= self.total_steps
 
@@ -98,28 +108,24 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         ranks.rank,
         ranks.world_size,
     )
-    test_set = EvaluationSet(config.data.path, config.eval.max_variants)
-    tasks = load_tasks(config.data.path / TEST_PUZZLES_FILE)
-    resolved = config.model_dump(mode="json")
-    resume_from = ranks.from_main(lambda: prepare_run_dir(config.run_dir, config.resume, resolved))
+    test_set = None
+    if config.train.eval_every is not None:
+        test_set = EvaluationSet(config.data.path, config.eval.max_variants)
+    start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
 
-    run = build_run(config, ranks, batches, split.metadata)
+    run = build_run(config, ranks, batches)
     state, wandb_run_id = run.state, None
-    if resume_from is not None:
-        wandb_run_id = state.restore(resume_from, ranks, resolved)
+    resolved = config.model_dump(mode="json")
+    if start is not None:
+        wandb_run_id = state.restore(start, ranks, resolved)
+        if not is_inside(start, config.run_dir):  # A fork is a run of its own.
+            wandb_run_id = None
     elif config.init_from is not None:
         state.start_from(config.init_from, config.init_puzzle_embedding)
+    ranks.from_main(lambda: write_run_config(config.run_dir, resolved))
     first_step = state.step
 
-    network: nn.Module = state.model
-    if ranks.world_size > 1:
-        network = DistributedDataParallel(
-            state.model,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            # The buffers (start vectors, rotary tables) never change.
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+    network = wrap_for_ranks(state.model, ranks)
     supervision = DeepImprovementSupervision(
         config.supervision, state.model, network, state.puzzle_embedding
     )
@@ -139,15 +145,17 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         while True:
             # Rare events stand before the batch, so that the end of the run takes the same path.
             evaluate_now = run.is_due(config.train.eval_every)
-            save_now = run.is_due(config.train.checkpoint_every)
+            # What was scored is saved, so that the best weights are there to be kept.
+            save_now = evaluate_now or run.is_due(config.train.checkpoint_every)
             log_now = evaluate_now or save_now or run.is_due(config.train.log_every)
             if log_now and state.step > first_step:
                 report_metrics(run, metrics, run_log, bar)
-                validation = validate(run, test_set, tasks) if evaluate_now else {}
+                validation = validate(run, test_set) if evaluate_now and test_set else {}
                 if validation:
                     run_log.write(state.step, validation)
                 if save_now:
-                    state.save(folder, ranks, resolved, rating(validation), run_log.wandb_run_id)
+                    score = rating(run, validation)
+                    state.save(folder, ranks, resolved, score, run_log.wandb_run_id)
             if run.is_done:
                 break
             inputs, labels, puzzle_ids = (
@@ -213,7 +221,9 @@ def report_metrics(
             f"not finite; go on from the last checkpoint with resume=auto and a lower optim.lr, "
             f"optim.grad_clip=1.0 or a longer optim.warmup_steps"
         )
-    examples_per_second = means.steps_per_second * run.config.train.global_batch_size
+    # A batch serves all supervision steps.
+    batches_per_second = means.steps_per_second / run.config.arch.num_supervision_steps
+    examples_per_second = batches_per_second * run.config.train.global_batch_size
     rates = {
         "train/lr": run.config.optim.lr * run.lr_factor,
         "train/examples_per_second": examples_per_second,
@@ -226,7 +236,7 @@ def report_metrics(
     )
 
 
-def validate(run: Run, test_set: EvaluationSet, tasks: list[Task]) -> dict[str, float]:
+def validate(run: Run, test_set: EvaluationSet) -> dict[str, float]:
     """Vote on (some variants of) the test set; metrics on the main rank, nothing elsewhere."""
     config, state = run.config.eval, run.state
     steps = ImprovementSteps(
@@ -236,27 +246,30 @@ def validate(run: Run, test_set: EvaluationSet, tasks: list[Task]) -> dict[str, 
         config.num_supervision_steps,
         config.guidance_weight,
     )
-    with weights_in_place(state.model, None if config.weights == "raw" else state.average):
-        outcome = evaluator.evaluate(steps, test_set, tasks, config.batch_size, run.ranks)
+    with weights_in_place(state.model, state.average if run.scored_weights == "ema" else None):
+        outcome = evaluator.evaluate(steps, test_set, config.batch_size, run.ranks)
     if outcome is None:
         return {}
     figures = evaluator.metrics(outcome)
     shown = ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if k in ("pass@1", "pass@2"))
-    log.info("step %d: %s", state.step, shown or "no solutions to score by")
+    log.info(
+        "step %d, %s weights: %s", state.step, run.scored_weights, shown or "no known solutions"
+    )
     return {f"eval/{key}": value for key, value in figures.items()}
 
 
-def rating(validation: dict[str, float]) -> tuple[float, ...] | None:
+def rating(run: Run, validation: dict[str, float]) -> Score | None:
     """What the best checkpoint is chosen by: pass@2, then exact accuracy; None if not scored."""
     if "eval/pass@2" not in validation:
         return None
-    return validation["eval/pass@2"], validation["eval/exact_accuracy"]
+    figures = (validation["eval/pass@2"], validation["eval/exact_accuracy"])
+    return Score(figures, run.scored_weights)
 
 
-def build_run(
-    config: TrainConfig, ranks: Ranks, batches: TrainingBatches, metadata: DatasetMetadata
-) -> Run:
+def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Run:
     """Model, optimizers and schedule, at step 0."""
+    assert config.data.path is not None, "the schema requires a path to train on"
+    metadata = batches.split.metadata
     torch.manual_seed(config.seed)
     model = build_model(
         config.arch,
@@ -278,10 +291,11 @@ def build_run(
         build_optimizer(config.optim, model),
         WeightAverage(model, decay) if decay is not None else None,
         batches,
+        fingerprint(config.data.path, metadata),
     )
     steps = config.train.max_steps
     if steps is None:
-        examples = config.train.epochs * metadata.total_groups * metadata.mean_puzzle_examples
+        examples = config.train.epochs * batches.split.examples_per_epoch
         steps = math.ceil(examples / config.train.global_batch_size)
     batch_count = math.ceil(steps / config.arch.num_supervision_steps)
     return Run(

@@ -4,17 +4,21 @@ Under torchrun each process is one rank with one device; without a launcher ther
 the collectives return what they are given.
 """
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UserError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,14 @@ class Ranks:
         dist.broadcast_object_list(values)
         return values[0]
 
-    def from_main(self, compute: Any) -> Any:
+    def from_main(self, compute: Callable[[], Result]) -> Result:
         """Call `compute()` on the main rank alone; every rank gets the result, or the UserError.
 
         So a bad folder or a full disk that only the main rank can notice ends all ranks at once,
         instead of leaving the others to wait for a collective that never comes.
         """
-        result, error = None, None
+        result: Any = None
+        error: Exception | None = None
         if self.is_main:
             try:
                 result = compute()
@@ -75,7 +80,26 @@ class Ranks:
         result, error = self.broadcast_object((result, error))
         if error is not None:
             raise error
-        return result
+        final: Result = result
+        return final
+
+
+def wrap_for_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Average gradients over all ranks in buckets, while the backward pass still runs.
+
+    Buffers are left alone: those of our models never change. A single rank needs no wrapper.
+    """
+    if ranks.world_size == 1:
+        return model
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    # torch 2.13 calls it by another name, and warns about the old one.
+    keyword = (
+        "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    )
+    options: dict[str, Any] = {keyword: False, "gradient_as_bucket_view": True}
+    if ranks.device.type == "cuda":
+        options["device_ids"] = [ranks.device]
+    return DistributedDataParallel(model, **options)
 
 
 @contextmanager

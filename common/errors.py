@@ -4,21 +4,35 @@ A `UserError` says what is wrong, where, and what to do about it. Everything els
 a bug and keeps its traceback.
 """
 
+import argparse
 import errno
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
+from typing import NoReturn
 
 USER_ERROR_EXIT_CODE = 2
+OTHER_RANKS_WAIT_SECONDS = 3
 
 
 class UserError(Exception):
     """A mistake of the user: the message names key or file, value, limit and remedy."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are user errors like all others, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate an entry point: user errors and full disks become one line on stderr and exit 2."""
+    """Decorate an entry point: user errors become one line on stderr and exit code 2.
+
+    So does whatever the system says about a file: a full disk, a missing permission.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -28,10 +42,13 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except UserError as error:
             message = str(error)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                where = f" while writing {error.filename}" if error.filename else ""
+                message = f"the disk is full{where}: free some space or choose another folder"
+            elif error.filename:
+                message = f"{error.filename}: {error.strerror}; check the path and its permissions"
+            else:
                 raise
-            where = f" while writing {error.filename}" if error.filename else ""
-            message = f"the disk is full{where}: free some space or choose another output folder"
         except KeyboardInterrupt:
             sys.exit(130)
         # Only here is the exception gone, and with its frames an open progress bar, which ends its
@@ -41,9 +58,12 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
-def _fail(message: str) -> None:
-    # Under torchrun every rank may meet the same error: only rank 0's line is free of a prefix.
+def _fail(message: str) -> NoReturn:
     rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        # Under torchrun every rank may meet the same error, and the first to exit has the others
+        # killed: wait, so that the one line is rank 0's if it has one to say.
+        time.sleep(OTHER_RANKS_WAIT_SECONDS)
     prefix = f"[rank {rank}] " if rank else ""
     print(f"{prefix}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR_EXIT_CODE)

@@ -3,6 +3,7 @@
 A reader therefore sees either nothing or the whole thing, and an error leaves nothing behind.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,10 +12,16 @@ from pathlib import Path
 
 from common.errors import UserError
 
+PARTIAL_SUFFIX = ".partial"
+
 
 def require_new_directory(path: Path, what: str, remedy: str) -> None:
-    """Raise UserError if `path` exists as anything but an empty folder."""
+    """Raise UserError if `path` exists as anything but an empty folder, or cannot be made."""
+    path = path.resolve()
+    if path.is_mount():
+        raise UserError(f"{what} {path} is a mount point: name a folder inside it")
     if path.is_dir() and not any(path.iterdir()):
+        require_creatable(path, what)
         return
     if path.exists():
         raise UserError(f"{what} {path} exists already and is kept as it is: {remedy}")
@@ -32,34 +39,62 @@ def require_creatable(path: Path, what: str) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path, sync: bool = True) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` to fill; rename it to `path` when the block ends without error.
 
-    With `sync` every file is flushed to disk before the rename, so that the folder survives a
-    power cut whole; without it only a crash of the process is covered.
+    Every file is flushed to disk before the rename, so that even a power cut leaves the whole
+    folder or none.
     """
-    partial = path.with_name(path.name + ".partial")
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Left over from a run that was killed: by its name it was never complete.
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove_abandoned(path)
+    # The process id keeps two writers of one folder apart: the first to end gets the name.
+    partial = _partial(path, os.getpid())
     partial.mkdir()
     try:
         yield partial
-        if sync:
-            for file in partial.rglob("*"):
-                _flush(file)
-            _flush(partial)
+        for file in partial.rglob("*"):
+            _flush(file)
+        _flush(partial)
         os.rename(partial, path)
-        if sync:
-            _flush(path.parent)
+        _flush(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
+def remove_directory(path: Path) -> None:
+    """Remove a folder so that, killed half-way, it leaves none that looks whole."""
+    doomed = _partial(path, os.getpid())
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _partial(path: Path, process: int) -> Path:
+    return path.with_name(f"{path.name}.{process}{PARTIAL_SUFFIX}")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Clear away what killed processes have left of `path`: by its name it was never complete."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+        process = partial.name.removeprefix(f"{path.name}.").removesuffix(PARTIAL_SUFFIX)
+        if process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # Somebody else's.
+        pass
+    return True
+
+
 def atomic_write(path: Path, content: str) -> None:
     """Replace the file `path` by `content` in one step."""
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path, os.getpid())
     try:
         partial.write_text(content, encoding="utf-8")
         _flush(partial)

@@ -1,8 +1,9 @@
 """Base class of every config section, and pydantic's complaints as sentences a user can act on."""
 
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from common.errors import UserError
 
@@ -10,7 +11,24 @@ from common.errors import UserError
 class Settings(BaseModel):
     """A frozen config section: unknown keys, wrong types and out-of-range values are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(
+                    f"{name}={value} is not allowed, true and false are no values here"
+                )
+        return values
+
+
+# A folder may be named by a number, which a command line hands over as one.
+AnyPath = Annotated[Path, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v)]
 
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)

@@ -34,27 +34,41 @@ def load_config(
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(help_text(name, schema, description))
         sys.exit(0)
-    groups = config_groups()
-    known = [key for key, _ in keys(schema)] + groups
+    groups = groups_of(name)
     for argument in arguments:
-        key = argument.split("=")[0].lstrip("+~")
-        if "=" not in argument or key not in [*known, *sections(known)]:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"'{argument}': {hint}overrides are key=value, --help lists all keys")
+        _check_override(argument, [key for key, _ in keys(schema)], groups)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = compose(name, overrides=list(arguments))
         values = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        message = str(error).partition("Config search path")[0].partition("See https")[0].strip()
-        where = (
-            f"'{error.override}'" if isinstance(error, OverrideParseException) else "configuration"
-        )
+    except OverrideParseException as error:
+        reason = str(error).partition("See https")[0].strip()
         raise UserError(
-            f"{where}: {message}; a value with '=', ',' or blanks needs quotes: 'key=\"...\"'"
+            f"'{error.override}': {reason}; a value with '=', ',' or blanks needs quotes, as in "
+            f"'key=\"...\"'"
         ) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = str(error).partition("Config search path")[0].partition("See https")[0]
+        raise UserError(f"configuration: {reason.strip()}; --help lists all keys") from error
     return validate(schema, values, source="configuration")
+
+
+def _check_override(argument: str, known: list[str], groups: dict[str, list[str]]) -> None:
+    """Raise UserError for what Hydra would refuse at length, or take for something else."""
+    key, equals, value = argument.partition("=")
+    if key in groups and equals:
+        if value not in groups[key] and not (key == "experiment" and value == "null"):
+            raise UserError(f"{key}={value}: there is no such option, {key} may be "
+                            f"{', '.join(groups[key])}")  # fmt: skip
+        return
+    sections_or_keys = {*known, *(key.rpartition(".")[0] for key in known if "." in key)}
+    if not equals or key not in sections_or_keys:
+        close = difflib.get_close_matches(key.lstrip("+~"), [*known, *groups], n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"'{argument}': {hint}overrides are key=value, --help lists all keys")
+    if "," in value and value[0] not in "[\"'":
+        raise UserError(f"'{argument}': a list is written [a,b]; a value with ',' needs quotes, "
+                        f"'{key}=\"{value}\"'")  # fmt: skip
 
 
 def config_groups() -> list[str]:
@@ -69,11 +83,6 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from keys(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
-
-
-def sections(known: Sequence[str]) -> set[str]:
-    """The dotted prefixes of the known keys."""
-    return {key.rpartition(".")[0] for key in known if "." in key}
 
 
 class Entry(NamedTuple):

@@ -1,11 +1,10 @@
 """The resolved configuration of each entry point: everything is checked here, before any work."""
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.settings import Settings
+from common.settings import AnyPath, Settings
 from dataset.batches import DataConfig
 from evaluation.predict import EvalConfig
 from models.recursive import ArchConfig
@@ -13,6 +12,7 @@ from models.supervision import SupervisionConfig
 from training.optimizers import OptimConfig
 from training.run_log import WandbConfig
 
+Paths = Annotated[list[AnyPath], Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
 Switch = Literal["auto", "on", "off"]
@@ -55,15 +55,18 @@ class TrainConfig(Settings):
     train: LoopConfig
     eval: EvalConfig
     wandb: WandbConfig
-    run_dir: Path = Field(description="folder of this run: config, metrics, checkpoints")
-    seed: int = Field(ge=0, description="of the weights, the order of the data and the targets")
+    run_dir: AnyPath = Field(description="folder of this run: config, metrics, checkpoints")
+    seed: int = Field(
+        ge=0, lt=2**63, description="of the weights, the order of the data and the targets"
+    )
     device: Device = Field(description=DEVICE)
     resume: str = Field(
         description="none; auto: go on from run_dir's newest checkpoint, or start if there is "
         "none; or the path of a checkpoint or run folder"
     )
-    init_from: Path | None = Field(
-        description="checkpoint or run folder whose weights a new run starts from"
+    init_from: AnyPath | None = Field(
+        description="checkpoint or run folder whose weights, averaged if it has such, a new run "
+        "starts from"
     )
     init_puzzle_embedding: bool = Field(
         description="with init_from: also take its puzzle embeddings (same dataset only)"
@@ -73,6 +76,8 @@ class TrainConfig(Settings):
     def _combinations(self) -> "TrainConfig":
         if self.data.path is None:
             raise ValueError("data.path=null: name the dataset to train on")
+        if self.eval.weights == "ema" and self.optim.ema_decay is None:
+            raise ValueError("eval.weights=ema needs optim.ema_decay, e.g. 0.999")
         if self.init_from is not None and self.resume not in ("none", "auto"):
             raise ValueError(
                 f"init_from={self.init_from} and resume={self.resume} exclude each other: "
@@ -84,7 +89,7 @@ class TrainConfig(Settings):
 class EvaluationDataConfig(Settings):
     """Which dataset is scored."""
 
-    path: Path | None = Field(
+    path: AnyPath | None = Field(
         description="dataset folder; null: the one that the checkpoint was trained on"
     )
 
@@ -92,14 +97,14 @@ class EvaluationDataConfig(Settings):
 class EvaluateConfig(Settings):
     """`evaluate.py`."""
 
-    checkpoint: Path | list[Path] | None = Field(
+    checkpoint: AnyPath | Paths | None = Field(
         description="run folder (its newest checkpoint), checkpoint, or a [list,of,them] whose "
         "votes are pooled"
     )
-    predictions: Path | list[Path] | None = Field(
+    predictions: AnyPath | Paths | None = Field(
         description="predictions.npz, or a [list,of,them], to vote on again without a model"
     )
-    output_dir: Path | None = Field(
+    output_dir: AnyPath | None = Field(
         description="folder to create for the results; null: evaluation_<checkpoint> in the run "
         "folder"
     )
@@ -117,13 +122,23 @@ class EvaluateConfig(Settings):
                 "give either checkpoint=RUN_OR_CHECKPOINT or predictions=PREDICTIONS.npz"
                 + (", not both" if self.checkpoint is not None else "")
             )
+        asked = self.eval
+        if self.predictions is not None and (
+            asked.num_supervision_steps is not None
+            or asked.guidance_weight != 1
+            or asked.weights != "auto"
+        ):
+            raise ValueError(
+                "predictions=... are there already: of the eval.* keys only eval.max_variants "
+                "changes how they are counted"
+            )
         return self
 
 
 class DemoConfig(Settings):
     """`demo.py`."""
 
-    output_dir: Path = Field(description="folder for everything that the demo makes")
+    output_dir: AnyPath = Field(description="folder for everything that the demo makes")
     experiment: str = Field(description="the trainer's experiment group")
     max_steps: int | None = Field(
         gt=0, description="optimizer steps; null: as many as the experiment says"

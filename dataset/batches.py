@@ -6,7 +6,6 @@ pure function of (seed, pass number), so a run resumes at its exact batch, on an
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +13,15 @@ import numpy.typing as npt
 from pydantic import Field
 
 from common.errors import UserError
-from common.settings import Settings
+from common.settings import AnyPath, Settings
 from dataset.storage import BLANK_IDENTIFIER, PuzzleSplit
 
 
 class DataConfig(Settings):
     """Which dataset, and how an epoch is laid out."""
 
-    path: Path | None = Field(description="dataset folder, as the builder wrote it")
+    path: AnyPath | None = Field(description="dataset folder, as the builder wrote it")
     epochs_per_pass: int = Field(
-        1,
         ge=1,
         description="epochs whose group orders are concatenated before they are cut into batches; "
         "the partial batch at the end of a pass is dropped",

@@ -10,16 +10,18 @@ test pairs of the test sets go to `test/`. Both halves of one variant share an i
 Two passes over the tasks, each task on its own: the first counts its distinct variants, which
 fixes every offset; the second draws them again, renders them and writes them to their place. All
 that is random about a task comes from (seed, task id), so the bytes do not depend on the number
-of workers, and no process ever holds more than one chunk of one task.
+of workers, and no process ever holds more than one chunk of one task, and of its variants no more
+than their draws and names (some 0.5 kB each).
 """
 
-import argparse
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -27,16 +29,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from common.errors import UserError, exit_cleanly
+from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_directory, require_new_directory
-from dataset.augmentation import Variants, draw_variants, transform, variant_name
-from dataset.canvas import CANVAS_SIDE, PAD, VOCAB_SIZE, place
+from dataset.augmentation import Variants, draw_variants, variant_name
+from dataset.canvas import CANVAS_SIDE, PAD, VOCAB_SIZE
+from dataset.rendering import draw_translations, render
 from dataset.storage import (
     BLANK_IDENTIFIER,
     BLANK_NAME,
+    BUILD_FILE,
     IDENTIFIERS_FILE,
     METADATA_FILE,
     SET_NAME,
@@ -45,9 +48,8 @@ from dataset.storage import (
     create_array,
     write_rows,
 )
-from dataset.tasks import Grid, Pair, Task, load_subset, save_tasks
+from dataset.tasks import Pair, Task, load_subset, save_tasks
 
-BUILD_FILE = "build.json"
 SPLITS = ("train", "test")
 CHUNK_VARIANTS = 1024
 """Variants rendered at a time: bounds a worker's memory whatever --num-aug is."""
@@ -132,43 +134,58 @@ def build(options: BuildOptions) -> Summary:
     _check(options)
     summary = Summary()
     sources = _load_sources(options, summary)
-    with (
-        _executor(options.workers) as executor,
-        atomic_directory(options.output_dir, sync=False) as folder,
-    ):
-        drawn = executor.map(partial(_count_variants, options=options), sources, chunksize=4)
-        counts = list(_progress(drawn, sources, "drawing"))
-        _create(folder, sources, counts, options)
-        placements = _place_tasks(folder, sources, counts, options)
-        names = executor.map(_write_task, placements)
-        _write_identifiers(folder, _progress(names, sources, "writing"), options)
-        test_tasks = [source.task for source in sources if source.pairs["test"]]
-        save_tasks(folder / TEST_PUZZLES_FILE, test_tasks)
-        summary.tasks = len(sources)
-        summary.test_tasks = len(test_tasks)
-        summary.test_inputs = sum(len(task.test) for task in test_tasks)
-        summary.variants = sum(counts)
-        summary.train_examples = _num_examples(sources, counts, "train")
-        summary.test_examples = _num_examples(sources, counts, "test")
-        summary.tasks_with_too_few_variants = sum(n < options.num_aug + 1 for n in counts)
-        summary.bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        summary.seconds = time.monotonic() - started
-        described = {**asdict(options), "output_dir": str(options.output_dir)}
-        del described["workers"]  # The bytes do not depend on it.
-        counted = {**asdict(summary)}
-        del counted["seconds"]
-        (folder / BUILD_FILE).write_text(
-            json.dumps({"options": described, "summary": counted}, indent=1)
-        )
+    try:
+        with (
+            _executor(options.workers) as executor,
+            atomic_directory(options.output_dir) as folder,
+        ):
+            _fill(folder, sources, options, executor, summary)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory: try fewer --workers"
+        ) from error
+    summary.seconds = time.monotonic() - started
     return summary
 
 
+def _fill(
+    folder: Path,
+    sources: list[Source],
+    options: BuildOptions,
+    executor: Executor,
+    summary: Summary,
+) -> None:
+    """Write the whole dataset into `folder` and count what was written."""
+    drawn = executor.map(partial(_count_variants, options=options), sources, chunksize=4)
+    counts = list(_progress(drawn, sources, "drawing"))
+    _create(folder, sources, counts, options)
+    names = executor.map(_write_task, _place_tasks(folder, sources, counts, options))
+    _write_identifiers(folder, _progress(names, sources, "writing"), options)
+    test_tasks = [source.task for source in sources if source.pairs["test"]]
+    save_tasks(folder / TEST_PUZZLES_FILE, test_tasks)
+    summary.tasks = len(sources)
+    summary.test_tasks = len(test_tasks)
+    summary.test_inputs = sum(len(task.test) for task in test_tasks)
+    summary.variants = sum(counts)
+    summary.train_examples = _num_examples(sources, counts, "train")
+    summary.test_examples = _num_examples(sources, counts, "test")
+    summary.tasks_with_too_few_variants = sum(n < options.num_aug + 1 for n in counts)
+    summary.bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    # Only what the bytes depend on: the same options and tasks give the same folder.
+    described = asdict(options)
+    for irrelevant in ("input_file_prefix", "output_dir", "workers"):
+        del described[irrelevant]
+    counted = asdict(summary)
+    del counted["seconds"]
+    build_record = {"options": described, "summary": counted}
+    (folder / BUILD_FILE).write_text(json.dumps(build_record, indent=1))
+
+
 def _check(options: BuildOptions) -> None:
-    for name in options.test_set_names:
+    flags = ("--test-set-name", "--test-set-name2")
+    for flag, name in zip(flags, options.test_set_names, strict=False):
         if name not in options.subsets:
-            raise UserError(
-                f"--test-set-name {name} is not among --subsets {' '.join(options.subsets)}"
-            )
+            raise UserError(f"{flag} {name} is not among --subsets {' '.join(options.subsets)}")
     limits = (
         ("--num-aug", options.num_aug, 0, None),
         ("--puzzle-identifiers-start", options.puzzle_identifiers_start, 1, None),
@@ -178,7 +195,8 @@ def _check(options: BuildOptions) -> None:
     )
     for flag, value, low, high in limits:
         if value < low or (high is not None and value > high):
-            raise UserError(f"{flag} {value}: must be {low} to {high if high else 'any number'}")
+            limit = f"{low} to {high}" if high is not None else f"{low} or more"
+            raise UserError(f"{flag} {value}: must be {limit}")
     require_new_directory(options.output_dir, "--output-dir", "remove it or choose another folder")
 
 
@@ -261,11 +279,11 @@ def _write_task(placement: Placement) -> list[str]:
             continue
         translations = np.zeros((count, len(pairs), 2), dtype=np.int64)
         if split == "train":
-            translations = _draw_translations(pairs, variants, options.canvas_side, rng)
+            translations = draw_translations(pairs, variants, options.canvas_side, rng)
         for start in range(0, count, CHUNK_VARIANTS):
             chunk = slice(start, start + CHUNK_VARIANTS)
             part = Variants(variants.dihedrals[chunk], variants.permutations[chunk])
-            inputs, labels = _render(pairs, part, translations[chunk], options.canvas_side)
+            inputs, labels = render(pairs, part, translations[chunk], options.canvas_side)
             row = placement.first_example[split] + start * len(pairs)
             write_rows(placement.folder / split, "inputs", row, inputs)
             write_rows(placement.folder / split, "labels", row, labels)
@@ -279,50 +297,6 @@ def _write_task(placement: Placement) -> list[str]:
         variant_name(source.task.task_id, int(dihedral), permutation)
         for dihedral, permutation in zip(*variants, strict=True)
     ]
-
-
-def _draw_translations(
-    pairs: tuple[Pair, ...], variants: Variants, side: int, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Positions [V, pairs, 2] of the grids' top-left; one pair of each variant stays at (0, 0)."""
-    count = len(variants.dihedrals)
-    uniform = rng.random((count, len(pairs), 2))
-    stays = rng.integers(0, len(pairs), size=count)
-    extents = np.array(
-        [
-            [np.maximum(*(transform(g, d).shape for g in _both(pair))) for pair in pairs]
-            for d in range(8)
-        ]
-    )
-    room = side - extents[variants.dihedrals]
-    translations = np.floor(uniform * (room + 1)).astype(np.int64)
-    translations[np.arange(count), stays] = 0
-    return translations
-
-
-def _render(
-    pairs: tuple[Pair, ...], variants: Variants, translations: npt.NDArray[np.int64], side: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Inputs and labels [V * pairs, side * side], variant by variant."""
-    count = len(variants.dihedrals)
-    canvases = np.zeros((2, count, len(pairs), side * side), dtype=np.uint8)
-    for dihedral in np.unique(variants.dihedrals):
-        rows = np.flatnonzero(variants.dihedrals == dihedral)
-        permutations = variants.permutations[rows]
-        for p, pair in enumerate(pairs):
-            top, left = translations[rows, p, 0], translations[rows, p, 1]
-            for half, grid in enumerate((pair.input, pair.output)):
-                if grid is None:  # A hidden solution: its label stays PAD throughout.
-                    continue
-                recoloured = permutations[:, transform(grid, int(dihedral))]
-                canvases[half, rows, p] = place(recoloured, side, top, left)
-    inputs, labels = canvases.reshape(2, count * len(pairs), side * side)
-    return inputs, labels
-
-
-def _both(pair: Pair) -> tuple[Grid, Grid]:
-    assert pair.output is not None, "training pairs have outputs"
-    return pair.input, pair.output
 
 
 def _num_examples(sources: list[Source], counts: list[int], split: str) -> int:
@@ -394,11 +368,27 @@ def _num_cpus() -> int:
 
 
 def _executor(workers: int) -> Executor:
-    return ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(
+        max_workers=workers,
+        mp_context=get_context("spawn"),
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+    )
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let a worker end when the builder is killed; by itself it would wait for tasks forever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def parse_arguments() -> BuildOptions:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dataset.build_arc_dataset",
         description="Build an augmented ARC dataset from Kaggle-format JSON files.",
     )

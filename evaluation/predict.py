@@ -14,11 +14,11 @@ from torch import Tensor
 from common.distributed import Ranks
 from common.errors import UserError
 from common.settings import Settings
-from dataset.augmentation import NUM_DIHEDRALS, parse_variant_name
+from dataset.augmentation import parse_variant_name
 from dataset.batches import Batch, padded_batches, select_test_examples
-from dataset.canvas import PAD
-from dataset.storage import load_identifiers, open_split
-from dataset.tasks import NUM_COLOURS
+from dataset.canvas import PAD, read_back
+from dataset.storage import TEST_PUZZLES_FILE, load_identifiers, open_split
+from dataset.tasks import NUM_COLOURS, load_tasks
 from evaluation.predictions import Predictions, concatenate
 from evaluation.voting import grid_mask
 from models.objective import log_stablemax
@@ -62,11 +62,35 @@ class EvaluationSet:
         self.task_ids = np.array([task_id for task_id, _, _ in parsed])
         self.dihedrals = np.array([dihedral for _, dihedral, _ in parsed], dtype=np.int8)
         self.permutations = np.array([permutation for _, _, permutation in parsed])
-        assert self.permutations.shape == (len(self), NUM_COLOURS), "ten colours each"
-        assert self.dihedrals.max() < NUM_DIHEDRALS, "eight dihedral transforms"
+        self.tasks = load_tasks(dataset_path / TEST_PUZZLES_FILE)
+        self._check_against_tasks(dataset_path)
 
     def __len__(self) -> int:
         return len(self.examples.rows)
+
+    def _check_against_tasks(self, dataset_path: Path) -> None:
+        """The split and `test_puzzles.json` must mean the same tasks, or scores mean nothing."""
+        rows = zip(self.task_ids.tolist(), self.examples.test_indices.tolist(), strict=True)
+        named = list(rows)
+        inputs = {
+            (task.task_id, index): pair.input
+            for task in self.tasks
+            for index, pair in enumerate(task.test)
+        }
+        advice = "the files are of different datasets, or of a builder with other puzzle names"
+        if different := set(named) ^ set(inputs):
+            task_id, index = min(different)
+            raise UserError(
+                f"{dataset_path}: test input {index} of task '{task_id}' is in only one of the "
+                f"test split and {TEST_PUZZLES_FILE}; {advice}"
+            )
+        for row in np.flatnonzero(self.is_original(np.arange(len(self)))):
+            shown = read_back(np.array(self.split.inputs[self.examples.rows[row]]))
+            if shown is None or not np.array_equal(shown, inputs[named[row]]):
+                raise UserError(
+                    f"{dataset_path}: test input {named[row][1]} of task '{named[row][0]}' is "
+                    f"another in the test split than in {TEST_PUZZLES_FILE}; {advice}"
+                )
 
     def is_original(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of the given rows show a test input unaugmented."""
@@ -161,7 +185,8 @@ def _predict_batch(
     inputs = torch.from_numpy(batch.inputs).to(steps.device).long()
     puzzle_ids = torch.from_numpy(batch.puzzle_ids).to(steps.device).long()
     answers: list[Tensor] = []
-    with torch.inference_mode():
+    # Not inference_mode, whose tensors are of another kind: compiled graphs of training serve here.
+    with torch.no_grad():
         for logits in steps.run(inputs, puzzle_ids):
             answers.append(logits[:count].argmax(dim=-1).to(torch.uint8))
         probability = log_stablemax(logits[:count]).amax(dim=-1).exp()

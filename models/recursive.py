@@ -40,11 +40,9 @@ class ArchConfig(Settings):
     )
     num_latent_updates: int = Field(gt=0, description="n: updates of z before each update of y")
     num_supervision_steps: int = Field(gt=0, description="N_sup: improvement steps a batch")
-    prefix_length: int = Field(
-        16, gt=0, description="positions before the canvas, first the puzzle"
-    )
-    rope_base: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
-    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMSNorm")
+    prefix_length: int = Field(gt=0, description="positions before the canvas, first the puzzle")
+    rope_base: float = Field(gt=0, description="base of the rotary frequencies")
+    norm_eps: float = Field(gt=0, description="epsilon of the RMSNorm")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ArchConfig":
@@ -121,8 +119,9 @@ class TinyRecursiveModel(nn.Module):
         """The two fixed random vectors, broadcast over batch and positions."""
         shape = (batch_size, self.config.prefix_length + self.seq_len, self.config.hidden_size)
         return RecursiveState(
-            y=self.y_init.to(self.compute_dtype).expand(shape),
-            z=self.z_init.to(self.compute_dtype).expand(shape),
+            # Contiguous as all later states are: other strides would be another compiled graph.
+            y=self.y_init.to(self.compute_dtype).expand(shape).contiguous(),
+            z=self.z_init.to(self.compute_dtype).expand(shape).contiguous(),
         )
 
     def forward(

@@ -3,6 +3,8 @@
 import errno
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,18 @@ from common.errors import UserError
 from training.checkpoints import (
     Checkpoint,
     CheckpointFolder,
+    Score,
     complete_checkpoints,
     find_checkpoint,
+    find_start,
     load_checkpoint,
     load_table,
     load_training_state,
     load_weights,
-    prepare_run_dir,
+    require_same_dataset,
     rng_state,
     set_rng_state,
+    write_run_config,
 )
 
 CPU = torch.device("cpu")
@@ -39,6 +44,7 @@ def contents(value: float = 1.0, ema: bool = False) -> Checkpoint:
         ema={"weight": torch.full((2, 3), -value)} if ema else None,
         puzzle_embedding=torch.full((4, 3), 10 * value),
         config={"seed": 7, "arch": {"name": "tiny"}},
+        dataset={"seq_len": 4},
     )
 
 
@@ -47,7 +53,9 @@ def save(
 ) -> CheckpointFolder:
     folder = CheckpointFolder(run_dir, keep)
     for step in steps:
-        folder.save(step, contents(), {"step": step}, (scores or {}).get(step))
+        figures = (scores or {}).get(step)
+        score = None if figures is None else Score(figures, "ema")
+        folder.save(step, contents(), {"step": step}, score)
     return folder
 
 
@@ -80,6 +88,7 @@ def test_without_an_average_there_is_no_file_of_it(tmp_path: Path) -> None:
     path = CheckpointFolder(tmp_path, 3).save(1, contents(), {}, None)
     assert sorted(file.name for file in path.iterdir()) == [
         "config.json",
+        "dataset.json",
         "model.safetensors",
         "puzzle_embedding.safetensors",
         "training_state.pt",
@@ -90,7 +99,7 @@ def test_without_an_average_there_is_no_file_of_it(tmp_path: Path) -> None:
 def test_a_model_goes_through_a_checkpoint_unchanged(tmp_path: Path) -> None:
     model, other = tiny_model(seed=1), tiny_model(seed=2)
     table = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    written = Checkpoint(model.state_dict(), None, table, {})
+    written = Checkpoint(model.state_dict(), None, table, {}, {})
     stored = load_checkpoint(CheckpointFolder(tmp_path, 1).save(1, written, {}, None))
     load_weights(other, stored.model, "stored")
     for name, tensor in model.state_dict().items():
@@ -109,7 +118,7 @@ def test_the_best_is_kept_besides_the_newest(tmp_path: Path) -> None:
     # 200: the highest first figure, and of the two that share it the higher second one.
     assert steps_in(tmp_path) == [200, 500, 600]
     best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
-    assert best == {"checkpoint": "step_00000200", "score": [0.3, 0.1]}
+    assert best == {"checkpoint": "step_00000200", "score": [0.3, 0.1], "weights": "ema"}
 
 
 def test_a_new_best_frees_the_old_one(tmp_path: Path) -> None:
@@ -187,7 +196,9 @@ def test_a_training_state_that_does_not_fit_is_an_os_error_with_its_file(tmp_pat
 def test_what_a_killed_run_left_half_written_does_not_disturb_the_next_save(
     tmp_path: Path,
 ) -> None:
-    partial = tmp_path / "checkpoints" / "step_00000100.partial"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    partial = tmp_path / "checkpoints" / f"step_00000100.{gone.pid}.partial"
     partial.mkdir(parents=True)
     (partial / "model.safetensors").write_bytes(b"half")
     (partial / "garbage").write_bytes(b"")
@@ -288,7 +299,7 @@ def test_truncated_weights_are_refused_by_the_files_name(
     damaged: Path, name: str, kept: int
 ) -> None:
     (damaged / name).write_bytes((damaged / name).read_bytes()[:kept])
-    with pytest.raises(UserError, match=rf"{name} is damaged .*use an older checkpoint"):
+    with pytest.raises(UserError, match=rf"{name} is damaged .*use the checkpoint before"):
         load_checkpoint(damaged)
 
 
@@ -312,7 +323,9 @@ def test_a_damaged_config_is_refused(damaged: Path, content: str | None) -> None
 def test_a_truncated_training_state_is_refused(damaged: Path, kept: int) -> None:
     file = damaged / "training_state.pt"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"(?s)training_state\.pt is damaged .* older checkpoint"):
+    with pytest.raises(
+        UserError, match=r"(?s)training_state\.pt is damaged .* the checkpoint before"
+    ):
         load_training_state(damaged)
 
 
@@ -320,7 +333,9 @@ def test_a_training_state_of_zeros_is_refused(damaged: Path) -> None:
     """What a power cut leaves of a file whose length was written before its content."""
     file = damaged / "training_state.pt"
     file.write_bytes(bytes(len(file.read_bytes())))
-    with pytest.raises(UserError, match=r"(?s)training_state\.pt is damaged .* older checkpoint"):
+    with pytest.raises(
+        UserError, match=r"(?s)training_state\.pt is damaged .* the checkpoint before"
+    ):
         load_training_state(damaged)
 
 
@@ -360,67 +375,95 @@ def saved_config(run_dir: Path) -> Any:
     return yaml.safe_load((run_dir / "config.yaml").read_text())
 
 
-def test_a_new_run_gets_a_folder_with_its_config(tmp_path: Path) -> None:
+def test_the_config_makes_the_run_folder(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "new"
-    assert prepare_run_dir(run_dir, "none", CONFIG) is None
+    write_run_config(run_dir, CONFIG)
     assert saved_config(run_dir) == CONFIG
+    write_run_config(run_dir, {"seed": 4})
+    assert saved_config(run_dir) == {"seed": 4}
+
+
+def test_looking_for_the_start_changes_nothing(tmp_path: Path) -> None:
+    for resume in ("none", "auto"):
+        assert find_start(tmp_path / "runs" / "new", resume) is None
     (tmp_path / "empty").mkdir()
-    assert prepare_run_dir(tmp_path / "empty", "none", CONFIG) is None
-    assert saved_config(tmp_path / "empty") == CONFIG
+    assert find_start(tmp_path / "empty", "none") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_an_existing_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     save(tmp_path, 300)
-    before = everything_in(tmp_path)
     with pytest.raises(UserError, match=rf"run_dir {tmp_path} exists .*resume=auto"):
-        prepare_run_dir(tmp_path, "none", CONFIG)
-    assert everything_in(tmp_path) == before
+        find_start(tmp_path, "none")
 
 
-def test_auto_starts_where_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
-    run_dir = tmp_path / "new"
-    assert prepare_run_dir(run_dir, "auto", CONFIG) is None
-    # A run that was lost before its first checkpoint starts again in its folder.
-    assert prepare_run_dir(run_dir, "auto", {"seed": 4}) is None
-    assert saved_config(run_dir) == {"seed": 4}
+def test_auto_never_takes_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=rf"run_dir {tmp_path} exists"):
+        find_start(tmp_path, "auto")
+
+
+def test_auto_starts_again_what_was_lost_before_its_first_checkpoint(tmp_path: Path) -> None:
+    write_run_config(tmp_path, CONFIG)
+    assert find_start(tmp_path, "auto") is None
 
 
 def test_auto_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    write_run_config(tmp_path, CONFIG)
     save(tmp_path, 100, 300, 200)
-    (tmp_path / "checkpoints" / "step_00000900.partial").mkdir()
-    found = prepare_run_dir(tmp_path, "auto", CONFIG)
-    assert found == tmp_path / "checkpoints" / NEWEST
-    assert saved_config(tmp_path) == CONFIG
+    (tmp_path / "checkpoints" / "step_00000900.1.partial").mkdir()
+    assert find_start(tmp_path, "auto") == tmp_path / "checkpoints" / NEWEST
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
+    save(tmp_path, 99_999_999, 100_000_000)
+    assert find_checkpoint(tmp_path, "resume").name == "step_100000000"
 
 
 def test_a_path_goes_on_from_another_run_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    old, new = tmp_path / "old", tmp_path / "new"
+    old = tmp_path / "old"
     save(old, 100, 300)
-    before = everything_in(old)
-    assert prepare_run_dir(new, str(old), CONFIG) == old / "checkpoints" / NEWEST
+    assert find_start(tmp_path / "new", str(old)) == old / "checkpoints" / NEWEST
     older = old / "checkpoints" / "step_00000100"
-    assert prepare_run_dir(tmp_path / "newer", str(older), CONFIG) == older
-    assert everything_in(old) == before
-    assert saved_config(new) == CONFIG
+    assert find_start(tmp_path / "newer", str(older)) == older
+
+
+def test_two_runs_never_mix_in_one_folder(tmp_path: Path) -> None:
+    save(tmp_path / "one", 100)
+    save(tmp_path / "two", 50)
+    with pytest.raises(UserError, match=rf"run_dir {tmp_path / 'two'} exists"):
+        find_start(tmp_path / "two", str(tmp_path / "one"))
 
 
 def test_a_path_to_the_own_newest_checkpoint_goes_on(tmp_path: Path) -> None:
     save(tmp_path, 100, 300)
     newest = tmp_path / "checkpoints" / NEWEST
-    assert prepare_run_dir(tmp_path, str(newest), CONFIG) == newest
+    assert find_start(tmp_path, str(newest)) == newest
 
 
 def test_going_on_from_an_older_checkpoint_would_overwrite_newer_ones(tmp_path: Path) -> None:
     save(tmp_path, 100, 300)
-    before = everything_in(tmp_path)
     older = tmp_path / "checkpoints" / "step_00000100"
     with pytest.raises(UserError, match=rf"resume={older}: .*the newer {NEWEST}"):
-        prepare_run_dir(tmp_path, str(older), CONFIG)
-    assert everything_in(tmp_path) == before
+        find_start(tmp_path, str(older))
 
 
-def test_a_path_without_a_checkpoint_makes_no_run_folder(tmp_path: Path) -> None:
-    run_dir = tmp_path / "new"
+def test_a_path_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"resume={tmp_path / 'lost'}: no checkpoint"):
-        prepare_run_dir(run_dir, str(tmp_path / "lost"), CONFIG)
-    assert not run_dir.exists()
+        find_start(tmp_path / "new", str(tmp_path / "lost"))
+
+
+def test_another_dataset_is_told_by_what_its_identifiers_mean() -> None:
+    """The same number of puzzles is not the same puzzles."""
+    stored = {"identifiers_sha256": "a", "num_puzzle_identifiers": 5, "seq_len": 900}
+    require_same_dataset(stored, dict(stored), "it")
+    for key in stored:
+        with pytest.raises(UserError, match=rf"it was trained on another dataset: its {key}"):
+            require_same_dataset(stored, {**stored, key: "other"}, "it")
+
+
+def test_a_damaged_best_file_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    (tmp_path / "checkpoints" / "best.json").write_text("{")
+    with pytest.raises(UserError, match=r"best\.json is damaged"):
+        save(tmp_path, 200)

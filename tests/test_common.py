@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from common.errors import UserError, exit_cleanly
+from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import (
     atomic_directory,
     atomic_write,
@@ -34,11 +35,11 @@ def raising(error: BaseException) -> Callable[[], None]:
         (
             OSError(errno.ENOSPC, "No space left on device", "a.npy"),
             "error: the disk is full while writing a.npy: free some space or choose another "
-            "output folder\n",
+            "folder\n",
         ),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded"),
-            "error: the disk is full: free some space or choose another output folder\n",
+            "error: the disk is full: free some space or choose another folder\n",
         ),
     ],
 )
@@ -54,10 +55,14 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(
 def test_only_rank_0_may_start_the_line_with_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And the others wait, for the launcher ends all ranks when the first one ends."""
     monkeypatch.setenv("RANK", "3")
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     with pytest.raises(SystemExit):
         raising(UserError("bad"))()
     assert capsys.readouterr().err == "[rank 3] error: bad\n"
+    assert waits
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), PermissionError(errno.EACCES, "a bug")])
@@ -201,10 +206,9 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         require_creatable(tmp_path / "locked" / "a", "--out")
 
 
-@pytest.mark.parametrize("sync", [True, False])
-def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path, sync: bool) -> None:
+def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "new" / "out"
-    with atomic_directory(target, sync=sync) as folder:
+    with atomic_directory(target) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "file").write_text("content")
         assert not target.exists()
@@ -224,11 +228,16 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_cleared_away(tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "old").write_text("half")
+    """Of a process that is gone; what another one is writing just now is left alone."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f"out.{gone.pid}.partial", f"out.{os.getppid()}.partial", "out.mine.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("half")
     with atomic_directory(tmp_path / "out") as folder:
         (folder / "file").write_text("whole")
-    assert os.listdir(tmp_path) == ["out"]
+    left = {"out", f"out.{os.getppid()}.partial", "out.mine.partial"}
+    assert set(os.listdir(tmp_path)) == left
     assert os.listdir(tmp_path / "out") == ["file"]
 
 
@@ -245,10 +254,8 @@ def test_a_folder_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to name open files")
-@pytest.mark.parametrize(("sync", "flushed"), [(True, {"file", "sub", "inner", "out.partial"}),
-                                               (False, set())])  # fmt: skip
 def test_files_are_flushed_before_the_folder_is_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool, flushed: set[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = []
 
@@ -257,11 +264,11 @@ def test_files_are_flushed_before_the_folder_is_renamed(
             names.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with atomic_directory(tmp_path / "out", sync=sync) as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "inner").write_text("a")
         (folder / "file").write_text("a")
-    assert set(names) == flushed
+    assert set(names) == {"file", "sub", "inner", f"out.{os.getpid()}.partial"}
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,3 +286,42 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
         atomic_write(path, "newest")
     assert path.read_bytes() == "new é".encode()
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_mount_point_cannot_be_the_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing can be renamed over it: better said before the work than after."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(UserError, match="mount point: name a folder inside it"):
+        require_new_directory(tmp_path, "--out", "move it")
+
+
+def test_what_the_system_says_about_a_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @exit_cleanly
+    def main() -> None:
+        (tmp_path / "missing").read_text()
+
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "missing: No such file or directory" in line
+
+
+def test_an_error_of_the_system_about_no_file_is_a_bug_and_keeps_its_traceback() -> None:
+    @exit_cleanly
+    def main() -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(OSError, match="broken"):
+        main()
+
+
+def test_a_command_line_that_does_not_parse_is_one_sentence() -> None:
+    parser = CommandParser()
+    parser.add_argument("--number", type=int)
+    with pytest.raises(UserError, match=r"--number: invalid int value: 'x'; --help lists"):
+        parser.parse_args(["--number", "x"])

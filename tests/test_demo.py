@@ -10,7 +10,7 @@ import pytest
 import demo
 from common.errors import UserError
 from config.loading import load_config
-from config.schema import DemoConfig
+from config.schema import DemoConfig, TrainConfig
 from dataset.augmentation import NUM_DIHEDRALS, transform
 
 
@@ -36,8 +36,10 @@ def test_the_tasks_are_all_that_the_stated_rule_selects() -> None:
 
 
 def test_a_stage_that_fails_stops_the_demo() -> None:
-    with pytest.raises(UserError, match=r"evaluate\.py failed"):
+    """With the exit code of the command that failed."""
+    with pytest.raises(SystemExit) as exit_info:
         demo.run("evaluate.py", "checkpoint=nowhere", "device=cpu")
+    assert exit_info.value.code == 2
 
 
 def test_a_finished_demo_only_says_what_came_out(
@@ -51,9 +53,26 @@ def test_a_finished_demo_only_says_what_came_out(
     (results / "metrics.json").write_text(
         '{"test_set": {"test_inputs": 8}, "pass@2": 0.625, "pass@2_test_inputs": 0.625}'
     )
+    config = load_config("demo", DemoConfig, "", [])
+    (folder / "demo.json").write_text(config.model_dump_json(exclude={"output_dir"}, indent=1))
     monkeypatch.setattr("sys.argv", ["demo.py", f"output_dir={folder}"])
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: pytest.fail("a stage was run"))
     with caplog.at_level("INFO"):
         demo.main()
     assert "5 of 8 unseen test inputs are right in two attempts" in caplog.text
     assert str(results / "report.html") in caplog.text
+
+
+def test_the_result_of_other_options_is_never_shown_as_this_ones(tmp_path: Path) -> None:
+    config = load_config("demo", DemoConfig, "", [])
+    demo.claim(tmp_path, config)
+    demo.claim(tmp_path, config)
+    other = load_config("demo", DemoConfig, "", ["max_steps=24"])
+    with pytest.raises(UserError, match="other options"):
+        demo.claim(tmp_path, other)
+
+
+@pytest.mark.parametrize("path", ["demo_output/run", "de,mo/run", "a=b", "with blank", "caf(e)"])
+def test_any_path_can_be_handed_to_hydra(path: str) -> None:
+    config = load_config("train", TrainConfig, "", [demo.override("run_dir", Path(path))])
+    assert config.run_dir == Path(path)

@@ -11,7 +11,6 @@ import pytest
 from conftest import REPOSITORY
 
 from config.loading import load_config
-from config.reference import REFERENCE, reference
 from config.schema import EvaluateConfig, TrainConfig
 from dataset import build_arc_dataset, import_arc
 
@@ -88,11 +87,6 @@ def test_the_import_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["build", *arguments_of(first, "dataset.build_arc_dataset")])
     options = build_arc_dataset.parse_arguments()
     assert (options.num_aug, options.seed, options.puzzle_identifiers_start) == (1000, 42, 1)
-
-
-def test_the_configuration_page_is_what_the_schema_says() -> None:
-    """`python -m config.reference` writes it; it was run after the last change."""
-    assert REFERENCE.read_text() == reference()
 
 
 def test_every_link_and_path_of_the_readme_exists() -> None:

@@ -209,6 +209,9 @@ def test_several_checkpoints_pool_their_votes(
     pooled = scripts.evaluate(tmp_path / "pooled", both)
     metrics = read_metrics(pooled)
     assert metrics["num_predictions"] == 2 * read_metrics(results)["num_predictions"]
+    # A mean over both would be neither's: what belongs to one stands with it.
+    assert "exact_accuracy" not in metrics
+    assert all("exact_accuracy" in about for about in metrics["checkpoints"])
     assert [about["checkpoint"][-2:] for about in metrics["checkpoints"]] == ["60", "20"]
     assert metrics["checkpoints"][1]["pass@2"] == read_metrics(results)["pass@2"]
     with np.load(pooled / "predictions.npz") as file:
@@ -250,6 +253,18 @@ def test_a_dial_changes_the_answers(
         assert metrics["checkpoints"][0]["weights"] == "raw"
 
 
+def test_a_recount_can_be_capped_and_not_turned_otherwise(
+    scripts: InProcess, results: Path, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    """eval.max_variants applies to saved predictions; what would need a model is refused."""
+    saved = f"predictions={results / 'predictions.npz'}"
+    capped = scripts.evaluate(tmp_path / "capped", saved, "eval.max_variants=1")
+    with np.load(capped / "predictions.npz") as file:
+        assert (file["dihedral"] == 0).all()
+        assert len(np.unique(file["identifier"])) == read_metrics(results)["test_set"]["tasks"]
+    assert "only eval.max_variants" in refuse(saved, "eval.guidance_weight=2.0")
+
+
 def test_more_steps_than_trained_are_possible(
     scripts: InProcess, trained: Path, tmp_path: Path
 ) -> None:
@@ -285,6 +300,23 @@ def test_an_existing_output_folder_is_kept(refuse: Refused, trained: Path, resul
     assert (results / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("override", ["checkpoint=[]", "predictions=[]"])
+def test_an_empty_list_is_refused(refuse: Refused, override: str) -> None:
+    assert "at least 1 item" in refuse(override)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "", '{"data": 3}'])
+def test_a_checkpoint_with_a_foreign_config_is_refused(
+    refuse: Refused, trained: Path, tmp_path: Path, content: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "checkpoints" / "step_00000120", copy)
+    (copy / "config.json").write_text(content)
+    assert "config.json" in refuse(f"checkpoint={copy}") or "data.path" in refuse(
+        f"checkpoint={copy}"
+    )
+
+
 def test_neither_or_both_sources_are_refused(refuse: Refused, trained: Path, results: Path) -> None:
     assert "give either checkpoint=" in refuse()
     both = refuse(f"checkpoint={trained}", f"predictions={results / 'predictions.npz'}")
@@ -304,7 +336,7 @@ def test_a_checkpoint_of_another_dataset_is_refused(
     names = json.loads((data / "identifiers.json").read_text())
     (data / "identifiers.json").write_text(json.dumps([*names, "extra"]))
     line = refuse(f"checkpoint={trained}", f"data.path={data}")
-    assert "puzzle embeddings are a table of" in line
+    assert "trained on another dataset" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -29,7 +29,7 @@ from common.distributed import Ranks
 from common.errors import UserError
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
-from dataset.tasks import Pair, Task
+from dataset.tasks import Pair, Task, save_tasks
 from evaluation import evaluator
 from evaluation.predict import EvaluationSet, RankResult, join, predict
 from evaluation.predictions import Predictions
@@ -65,16 +65,22 @@ def labels() -> npt.NDArray[np.uint8]:
 
 
 def tasks() -> list[Task]:
-    some = np.zeros((1, 1), dtype=np.uint8)
+    colours = [np.full((1, 1), colour, dtype=np.uint8) for colour in range(8)]
+    # What the canvases of the originals show: the colour of their row.
+    shown = {"aaa": [0, 1], "bbb": [4]}
+    demonstration = Pair(colours[0], colours[0])
     solved = [
         Task(
             task_id,
-            (Pair(some, some),),
-            tuple(Pair(some, np.array(grid, dtype=np.uint8)) for grid in grids),
+            (demonstration,),
+            tuple(
+                Pair(colours[colour], np.array(grid, dtype=np.uint8))
+                for colour, grid in zip(shown[task_id], grids, strict=True)
+            ),
         )
         for task_id, grids in ANSWERS.items()
     ]
-    return [*solved, Task("ccc", (Pair(some, some),), (Pair(some, None),))]
+    return [*solved, Task("ccc", (demonstration,), (Pair(colours[7], None),))]
 
 
 @pytest.fixture
@@ -106,6 +112,7 @@ def dataset(tmp_path: Path) -> Path:
     }
     (path / "test" / "dataset.json").write_text(json.dumps(metadata))
     (path / "identifiers.json").write_text(json.dumps(NAMES))
+    save_tasks(path / "test_puzzles.json", tasks())
     return path
 
 
@@ -125,7 +132,7 @@ class LookedUp:
 
     def run(self, inputs: Tensor, puzzle_ids: Tensor) -> Iterator[Tensor]:
         self.batch_sizes.append(len(inputs))
-        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
         rows = inputs[:, 0] - 2
         answers = torch.from_numpy(labels()).long()[rows.clamp(min=0)]
         answers[rows < 0] = 11
@@ -312,7 +319,7 @@ def test_names_of_another_kind_of_builder_are_refused(dataset: Path) -> None:
 
 def test_an_evaluation_predicts_votes_and_scores(dataset: Path) -> None:
     stub: Any = LookedUp()
-    outcome = evaluator.evaluate(stub, EvaluationSet(dataset, None), tasks(), 3, ALONE)
+    outcome = evaluator.evaluate(stub, EvaluationSet(dataset, None), 3, ALONE)
     assert outcome is not None
     found = {
         key: [(grid.tolist(), int(votes)) for grid, votes in zip(r.grids, r.votes, strict=True)]
@@ -338,16 +345,42 @@ def test_figures_that_cannot_be_known_are_left_out(dataset: Path) -> None:
     predictions = predicted(dataset).predictions
     recounted = evaluator.metrics(evaluator.vote(predictions, tasks()))
     assert not [key for key in recounted if "accuracy" in key], "there was no model"
-    hidden = evaluator.vote(predictions, tasks()[2:])
+    of_hidden = predictions.select(predictions.task_id == "ccc")
+    hidden = evaluator.vote(of_hidden, tasks()[2:])
     assert hidden.scores is None
     assert evaluator.metrics(hidden) == {}
+
+
+def test_predictions_of_other_tasks_are_refused(dataset: Path) -> None:
+    """Recounted against the wrong dataset they would score zero, or not at all."""
+    predictions = predicted(dataset).predictions
+    with pytest.raises(UserError, match="test input 0 of task 'aaa' was predicted and is not in"):
+        evaluator.vote(predictions, tasks()[1:])
+
+
+def test_a_test_split_and_tasks_that_differ_are_refused(dataset: Path) -> None:
+    """Names of another form, other tasks, or other inputs under the same names."""
+    path = dataset / "test_puzzles.json"
+    save_tasks(path, tasks()[1:])
+    with pytest.raises(UserError, match="task 'aaa' is in only one of"):
+        EvaluationSet(dataset, None)
+    first = tasks()[0]
+    swapped = Task(first.task_id, first.train, first.test[::-1])
+    save_tasks(path, [swapped, *tasks()[1:]])
+    with pytest.raises(UserError, match="test input 0 of task 'aaa' is another in the test split"):
+        EvaluationSet(dataset, None)
+    save_tasks(path, tasks())
+    names = [name.replace("|||", "_") for name in NAMES]
+    (dataset / "identifiers.json").write_text(json.dumps(names))
+    with pytest.raises(UserError, match="other puzzle names"):
+        EvaluationSet(dataset, None)
 
 
 def test_the_report_has_a_case_for_every_test_input_with_what_led_to_its_answer(
     dataset: Path,
 ) -> None:
     stub: Any = LookedUp()
-    outcome = evaluator.evaluate(stub, EvaluationSet(dataset, None), tasks(), 3, ALONE)
+    outcome = evaluator.evaluate(stub, EvaluationSet(dataset, None), 3, ALONE)
     assert outcome is not None
     not_predicted = Task("ddd", *[(Pair(np.zeros((1, 1), np.uint8), None),)] * 2)
     cases = report_cases([*tasks(), not_predicted], outcome)

@@ -11,7 +11,7 @@ import wandb
 
 from training.run_log import NoLog, RunLog, WandbConfig
 
-QUIET = WandbConfig(mode="disabled", project="test")
+QUIET = WandbConfig(mode="disabled", project="test", run_name=None)
 
 
 class FakeRun:
@@ -133,7 +133,7 @@ def test_a_run_started_anew_in_its_folder_starts_an_empty_log(run_dir: Path) -> 
 
 @pytest.mark.usefixtures("home")
 def test_offline_really_records_a_run_on_disk(run_dir: Path) -> None:
-    log = RunLog(run_dir, WandbConfig(mode="offline", project="test"), {"seed": 3})
+    log = RunLog(run_dir, WandbConfig(mode="offline", project="test", run_name=None), {"seed": 3})
     log.write(6, {"train/loss": 1.5})
     log.close()
     (recorded,) = (run_dir / "wandb").glob("offline-run-*")
@@ -157,7 +157,9 @@ def test_without_a_login_nobody_is_asked_for_one(
 
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("getpass.getpass", asked)
-    log = RunLog(run_dir, WandbConfig.model_validate({"mode": mode, "project": "test"}), {})
+    log = RunLog(
+        run_dir, WandbConfig.model_validate({"mode": mode, "project": "p", "run_name": None}), {}
+    )
     log.close()
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
 
@@ -176,7 +178,7 @@ def test_runs_are_online_where_there_is_a_login_and_it_is_wanted(
     run_dir: Path, fake: FakeWandb, mode: str, logged_in: bool, started: str
 ) -> None:
     fake.logged_in = logged_in
-    config = WandbConfig.model_validate({"mode": mode, "project": "test"})
+    config = WandbConfig.model_validate({"mode": mode, "project": "p", "run_name": None})
     RunLog(run_dir, config, {}).close()
     assert fake.modes == [started]
     assert all(options["prompt"] is False for options in fake.logins)
@@ -187,9 +189,9 @@ def test_online_without_a_login_is_told_to_the_user(
     run_dir: Path, fake: FakeWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.logged_in = False
-    RunLog(run_dir, WandbConfig(mode="auto", project="test"), {}).close()
+    RunLog(run_dir, WandbConfig(mode="auto", project="test", run_name=None), {}).close()
     assert caplog.records == [], "auto is content with either"
-    RunLog(run_dir, WandbConfig(mode="online", project="test"), {}).close()
+    RunLog(run_dir, WandbConfig(mode="online", project="test", run_name=None), {}).close()
     (record,) = caplog.records
     assert "no login" in record.getMessage()
 
@@ -216,7 +218,9 @@ def test_what_fails_online_is_recorded_offline(
         fake.logged_in = error
     else:
         fake.failures = {"online": error}
-    log = RunLog(run_dir, WandbConfig(mode="auto", project="test"), {}, wandb_run_id="abc")
+    log = RunLog(
+        run_dir, WandbConfig(mode="auto", project="test", run_name=None), {}, wandb_run_id="abc"
+    )
     log.write(6, {"loss": 1.0})
     log.close()
     assert fake.modes == (["offline"] if fails == "login" else ["online", "offline"])
@@ -236,7 +240,7 @@ def test_a_wandb_that_does_not_start_at_all_leaves_the_lines(
 ) -> None:
     error = wandb.errors.CommError("broken")
     fake.failures = {"online": error, "offline": error}
-    log = RunLog(run_dir, WandbConfig(mode="online", project="test"), {})
+    log = RunLog(run_dir, WandbConfig(mode="online", project="test", run_name=None), {})
     log.write(6, {"loss": 1.0})
     log.close()
     assert fake.modes == ["online", "offline"]
@@ -250,7 +254,7 @@ def test_a_wandb_that_does_not_start_at_all_leaves_the_lines(
 def test_a_wandb_that_breaks_down_is_reported_once_and_the_run_goes_on(
     run_dir: Path, fake: FakeWandb, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    log = RunLog(run_dir, WandbConfig(mode="offline", project="test"), {})
+    log = RunLog(run_dir, WandbConfig(mode="offline", project="test", run_name=None), {})
     fake.run.error = error
     log.write(6, {"loss": 1.0})
     log.write(12, {"loss": 0.5})
@@ -262,7 +266,7 @@ def test_a_wandb_that_breaks_down_is_reported_once_and_the_run_goes_on(
 def test_a_wandb_that_cannot_finish_does_not_fail_the_run(
     run_dir: Path, fake: FakeWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = RunLog(run_dir, WandbConfig(mode="offline", project="test"), {})
+    log = RunLog(run_dir, WandbConfig(mode="offline", project="test", run_name=None), {})
     fake.run.error = ConnectionResetError("its process was killed")
     log.close()
     assert len(caplog.records) == 1
@@ -278,7 +282,7 @@ def test_disabled_never_starts_wandb(run_dir: Path, fake: FakeWandb) -> None:
 
 
 def test_the_run_is_named_and_described(run_dir: Path, fake: FakeWandb) -> None:
-    log = RunLog(run_dir, WandbConfig(mode="offline", project="p"), {"seed": 3})
+    log = RunLog(run_dir, WandbConfig(mode="offline", project="p", run_name=None), {"seed": 3})
     RunLog(run_dir, WandbConfig(mode="offline", project="p", run_name="mine"), {"seed": 4})
     first, second = fake.calls
     assert (first["project"], first["dir"], first["config"]) == ("p", run_dir, {"seed": 3})
@@ -288,7 +292,7 @@ def test_the_run_is_named_and_described(run_dir: Path, fake: FakeWandb) -> None:
 
 
 def test_a_resumed_run_goes_on_with_its_wandb_run(run_dir: Path, fake: FakeWandb) -> None:
-    config = WandbConfig(mode="online", project="p")
+    config = WandbConfig(mode="online", project="p", run_name=None)
     log = RunLog(run_dir, config, {}, resume_step=12, wandb_run_id="abc123")
     assert log.wandb_run_id == "abc123"
     (call,) = fake.calls

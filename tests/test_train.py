@@ -54,12 +54,15 @@ def test_a_run_leaves_config_metrics_and_whole_checkpoints(finished_run: Path) -
         "model_ema.safetensors",
         "puzzle_embedding.safetensors",
         "config.json",
+        "dataset.json",
         "training_state.pt",
     }
     config = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert TrainConfig.model_validate(config).arch.name == "tiny"
     assert json.loads((newest / "config.json").read_text()) == config
-    assert json.loads((finished_run / "checkpoints" / "best.json").read_text())["checkpoint"] in (
+    best = json.loads((finished_run / "checkpoints" / "best.json").read_text())
+    assert best["weights"] == "ema"
+    assert best["checkpoint"] in (
         "step_00000006",
         "step_00000012",
     )
@@ -126,6 +129,51 @@ def test_resuming_with_nothing_to_resume_starts_and_a_finished_run_stays(
     after = checkpoint_tensors(run_dir / "checkpoints" / "step_00000006")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [line["step"] for line in read_metrics(run_dir) if "eval/pass@2" in line] == [6]
+
+
+def test_a_resumed_run_follows_the_hyperparameters_it_is_given(
+    scripts: InProcess,
+    finished_run: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What changes is used, not what the optimizer's saved state holds, and it is said."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run, run_dir)
+    with caplog.at_level("INFO"):
+        changed = ("resume=auto", "optim.weight_decay=0.5", "train.max_steps=15")
+        scripts.train(tiny_dataset, run_dir, *changed)
+    assert "Resuming with optim.weight_decay=0.5 instead of 0.1" in caplog.text
+    state = checkpoints.load_training_state(run_dir / "checkpoints" / "step_00000015")
+    (group,) = state["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5
+
+
+def test_a_fork_is_a_run_of_its_own(
+    scripts: InProcess, finished_run: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """resume=PATH from another folder goes on there and leaves the first run alone."""
+    before = sorted(finished_run.rglob("*"))
+    run_dir = scripts.train(
+        tiny_dataset, tmp_path / "fork", f"resume={finished_run}", "train.max_steps=15"
+    )
+    assert [line["step"] for line in read_metrics(run_dir) if "train/loss" in line] == [15]
+    assert sorted(finished_run.rglob("*")) == before
+
+
+def test_every_evaluation_leaves_its_checkpoint(
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """The best by validation can only be kept if what was scored was saved."""
+    run_dir = scripts.train(
+        tiny_dataset, tmp_path / "run", "train.eval_every=3", "train.checkpoint_every=1000"
+    )
+    saved = [path.name for path in complete_checkpoints(run_dir / "checkpoints")]
+    best = json.loads((run_dir / "checkpoints" / "best.json").read_text())
+    assert {"step_00000006", "step_00000009", "step_00000012"} <= set(saved)
+    assert best["checkpoint"] in saved
+    assert best["weights"] == "ema"
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(
@@ -237,8 +285,15 @@ def test_a_dataset_of_another_code_base_trains(
         array = np.load(path)
         np.save(path, array.astype(np.int64) if "ind" in path.name else array)
     for path in data.glob("*/dataset.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "made_by": "another"}))
-    run_dir = scripts.train(data, tmp_path / "run", "train.max_steps=3")
+        metadata = json.loads(path.read_text())
+        del metadata["total_puzzles"]  # Nothing needs it.
+        path.write_text(json.dumps({**metadata, "made_by": "another"}))
+    scripts.train(data, tmp_path / "scored", "train.max_steps=3")
+    # Without an evaluation the train half is enough.
+    shutil.rmtree(data / "test")
+    (data / "test_puzzles.json").unlink()
+    unscored = ("train.max_steps=3", "train.eval_every=null")
+    run_dir = scripts.train(data, tmp_path / "run", *unscored)
     assert (run_dir / "checkpoints" / "step_00000003").is_dir()
 
 
@@ -322,13 +377,50 @@ def test_an_existing_run_folder_is_kept(
     assert sorted(finished_run.rglob("*")) == before
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_resuming_with_another_architecture_is_refused(
     refuse: Refused, finished_run: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(finished_run, tmp_path / "run")
+    """And the run is left as it was, its config.yaml included."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run, run_dir)
+    before = contents(run_dir)
     line = refuse("resume=auto", "arch.hidden_size=32")
     assert "arch" in line
     assert "init_from" in line
+    assert contents(run_dir) == before
+
+
+def test_a_start_that_fails_leaves_no_run_folder(refuse: Refused, tmp_path: Path) -> None:
+    """So that the corrected command does not find the folder taken."""
+    assert "no checkpoint there" in refuse(f"init_from={tmp_path / 'tpyo'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_other_puzzles_is_not_resumed(
+    refuse: Refused, finished_run: Path, kaggle_prefix: str, tmp_path: Path
+) -> None:
+    """The same tasks with another seed have as many puzzles, and other ones."""
+    data = tmp_path / "reseeded"
+    subsets = ("training", "evaluation")
+    build(BuildOptions(kaggle_prefix, data, subsets, subsets[1:], 6, seed=1, canvas_side=6))
+    shutil.copytree(finished_run, tmp_path / "run")
+    line = refuse("resume=auto", f"data.path={data}")
+    assert "trained on another dataset: its identifiers_sha256" in line
+
+
+def test_a_folder_that_is_no_run_is_not_taken(refuse: Refused, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    assert "exists already" in refuse("resume=auto")
+    assert os.listdir(tmp_path / "run") == ["thesis.txt"]
+
+
+def test_scoring_an_average_needs_one(refuse: Refused) -> None:
+    assert "optim.ema_decay" in refuse("eval.weights=ema", "optim.ema_decay=null")
 
 
 def test_starting_from_another_architecture_names_the_tensor(
@@ -346,7 +438,7 @@ def test_a_puzzle_table_of_another_size_is_never_replaced(
     data = tmp_path / "other"
     build(BuildOptions(kaggle_prefix, data, ("training",), ("training",), num_aug=1))
     line = refuse(f"data.path={data}", f"init_from={finished_run}")
-    assert "puzzle embeddings are a table of" in line
+    assert "trained on another dataset" in line
     assert "init_puzzle_embedding=false" in line
 
 

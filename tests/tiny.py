@@ -27,6 +27,8 @@ def tiny_arch(**changes: Any) -> ArchConfig:
         "num_latent_updates": 2,
         "num_supervision_steps": 3,
         "prefix_length": 3,
+        "rope_base": 10000.0,
+        "norm_eps": 1e-5,
     }
     return ArchConfig(**{**values, **changes})
 
@@ -62,6 +64,8 @@ def tiny_optim(**changes: Any) -> OptimConfig:
         "puzzle_weight_decay": 0.1,
         "warmup_steps": 0,
         "lr_min_ratio": 1.0,
+        "grad_clip": None,
+        "ema_decay": None,
     }
     return OptimConfig(**{**values, **changes})
 

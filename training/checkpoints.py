@@ -5,8 +5,9 @@
         model_ema.safetensors         their running mean, if there is one
         puzzle_embedding.safetensors  the table, under "weight"
         config.json                   the run's resolved configuration
+        dataset.json                  which dataset the puzzle embeddings belong to
         training_state.pt             optimizer, sampler position, RNG of every rank, W&B run, ...
-    RUN/checkpoints/best.json         which checkpoint scored best in validation, and its score
+    RUN/checkpoints/best.json         which checkpoint and weights scored best in validation
 
 A folder is written aside, flushed and renamed, so any folder of that name is complete.
 """
@@ -18,10 +19,9 @@ import logging
 import os
 import pickle
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -35,6 +35,7 @@ from common.files import (
     atomic_directory,
     atomic_write,
     named_in_errors,
+    remove_directory,
     require_new_directory,
 )
 
@@ -44,6 +45,7 @@ MODEL_FILE = "model.safetensors"
 EMA_FILE = "model_ema.safetensors"
 PUZZLE_EMBEDDING_FILE = "puzzle_embedding.safetensors"
 CONFIG_FILE = "config.json"
+DATASET_FILE = "dataset.json"
 STATE_FILE = "training_state.pt"
 BEST_FILE = "best.json"
 STEP_PREFIX = "step_"
@@ -59,6 +61,17 @@ class Checkpoint:
     ema: dict[str, Tensor] | None
     puzzle_embedding: Tensor
     config: dict[str, Any]
+    dataset: dict[str, Any]
+    """Fingerprint of the dataset that the puzzle embeddings belong to."""
+
+
+class Score(NamedTuple):
+    """How good a checkpoint is."""
+
+    figures: tuple[float, ...]
+    """Compared one after the other; higher is better."""
+    weights: str
+    """Which of its weights were scored: "raw" or "ema"."""
 
 
 class CheckpointFolder:
@@ -73,12 +86,12 @@ class CheckpointFolder:
         step: int,
         checkpoint: Checkpoint,
         training_state: dict[str, Any],
-        score: tuple[float, ...] | None,
+        score: Score | None,
     ) -> Path:
         """Write the checkpoint of `step`, keep the newest `keep` and the best, drop the rest.
 
         Args:
-            score: the validation score of these weights, higher is better; None if not scored.
+            score: the validation score of this checkpoint; None if not scored.
 
         Raises:
             OSError: the disk is full; what was there before is untouched.
@@ -90,60 +103,73 @@ class CheckpointFolder:
                 _save_tensors(checkpoint.ema, folder / EMA_FILE)
             _save_tensors({"weight": checkpoint.puzzle_embedding}, folder / PUZZLE_EMBEDDING_FILE)
             (folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config, indent=1))
+            (folder / DATASET_FILE).write_text(json.dumps(checkpoint.dataset, indent=1))
             # By way of memory: torch hides the reason when it cannot write to a file.
             state_bytes = io.BytesIO()
             torch.save(training_state, state_bytes)
             with named_in_errors(folder / STATE_FILE), state_bytes.getbuffer() as view:
                 (folder / STATE_FILE).write_bytes(view)
-        best_name, best_score = self._best()
-        if score is not None and (best_score is None or score > best_score):
-            best_name = path.name
-            atomic_write(
-                self.path / BEST_FILE, json.dumps({"checkpoint": best_name, "score": score})
-            )
+        best = self._best()
+        if score is not None and (best is None or score.figures > tuple(best["score"])):
+            best = {"checkpoint": path.name, "score": score.figures, "weights": score.weights}
+            atomic_write(self.path / BEST_FILE, json.dumps(best))
         for old in complete_checkpoints(self.path)[: -self.keep]:
-            if old.name != best_name:
-                shutil.rmtree(old)
+            if best is None or old.name != best["checkpoint"]:
+                remove_directory(old)
         return path
 
-    def _best(self) -> tuple[str | None, tuple[float, ...] | None]:
+    def _best(self) -> dict[str, Any] | None:
         path = self.path / BEST_FILE
         if not path.is_file():
-            return None, None
-        best = json.loads(path.read_text())
-        return best["checkpoint"], tuple(best["score"])
+            return None
+        try:
+            best: dict[str, Any] = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged ({error}): remove it and resume") from error
+        return best
 
 
-def prepare_run_dir(run_dir: Path, resume: str, config: dict[str, Any]) -> Path | None:
-    """Make the run folder, save the resolved configuration, find the checkpoint to go on from.
+def find_start(run_dir: Path, resume: str) -> Path | None:
+    """Check the run folder and find the checkpoint to go on from; changes nothing on disk.
 
     Args:
         run_dir: the run's folder.
-        resume: "none", "auto" (the newest checkpoint in `run_dir`, if any) or a path.
-        config: the resolved configuration, written to `run_dir/config.yaml`.
+        resume: "none"; "auto", the newest checkpoint in `run_dir` if any; or the path of a
+            checkpoint or run folder.
 
     Raises:
-        UserError: the folder holds a run that was not asked for, there is no checkpoint at the
+        UserError: the folder holds something that was not asked for, there is no checkpoint at the
             path, or going on from it would overwrite a newer one.
     """
     complete = complete_checkpoints(run_dir / CHECKPOINTS_FOLDER)
-    resume_from = None
+    remedy = "resume=auto goes on with a run, another run_dir starts elsewhere"
     if resume == "none":
-        require_new_directory(
-            run_dir, "run_dir", "resume=auto goes on with it, another run_dir starts elsewhere"
+        require_new_directory(run_dir, "run_dir", remedy)
+        return None
+    if resume == "auto":
+        if not (run_dir / RUN_CONFIG_FILE).is_file():  # No run has started here.
+            require_new_directory(run_dir, "run_dir", remedy)
+        return complete[-1] if complete else None
+    found = find_checkpoint(Path(resume), "resume")
+    if not is_inside(found, run_dir):  # A fork: its own folder, so that no two runs mix.
+        require_new_directory(run_dir, "run_dir", remedy)
+    elif complete and step_of(complete[-1]) > step_of(found):
+        raise UserError(
+            f"resume={resume}: run_dir={run_dir} holds the newer {complete[-1].name}, which would "
+            f"be overwritten; remove the checkpoints after {found.name} or choose another run_dir"
         )
-    elif resume != "auto":
-        resume_from = find_checkpoint(Path(resume), "resume")
-        if complete and step_of(complete[-1]) > step_of(resume_from):
-            raise UserError(
-                f"resume={resume}: run_dir={run_dir} holds the newer {complete[-1].name}, which "
-                f"would be overwritten; choose another run_dir"
-            )
-    elif complete:
-        resume_from = complete[-1]
+    return found
+
+
+def write_run_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Make the run folder if need be and save the resolved configuration in it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / RUN_CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
-    return resume_from
+
+
+def is_inside(checkpoint: Path, run_dir: Path) -> bool:
+    """Whether a checkpoint is one of the run in `run_dir`."""
+    return checkpoint.resolve().is_relative_to(run_dir.resolve())
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -185,19 +211,44 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: a file is missing or damaged.
     """
     ema_path = path / EMA_FILE
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"checkpoint {path / CONFIG_FILE} cannot be read ({error})") from error
     table = _load_tensors(path / PUZZLE_EMBEDDING_FILE)
-    if not isinstance(config, dict) or "weight" not in table:
+    if "weight" not in table:
         raise UserError(f"checkpoint {path} is not one that the trainer wrote")
     return Checkpoint(
         model=_load_tensors(path / MODEL_FILE),
         ema=_load_tensors(ema_path) if ema_path.is_file() else None,
         puzzle_embedding=table["weight"],
-        config=config,
+        config=_load_object(path / CONFIG_FILE),
+        dataset=_load_object(path / DATASET_FILE),
     )
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint, without its weights."""
+    return _load_object(path / CONFIG_FILE)
+
+
+def require_same_dataset(stored: dict[str, Any], dataset: dict[str, Any], source: str) -> None:
+    """Raise UserError if the puzzle embeddings of a checkpoint are of another dataset.
+
+    Two datasets may have the same number of puzzles and mean other puzzles by them.
+    """
+    for key, value in stored.items():
+        if dataset.get(key) != value:
+            raise UserError(
+                f"{source} was trained on another dataset: its {key} is {value}, that of "
+                f"data.path is {dataset.get(key)}; use the dataset that it was trained on"
+            )
+
+
+def _load_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"checkpoint file {path} cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"checkpoint file {path} is not one that the trainer wrote")
+    return value
 
 
 def load_training_state(path: Path) -> dict[str, Any]:
@@ -209,7 +260,10 @@ def load_training_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{file} does not exist: {path} can be scored but not resumed") from error
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]  # What follows is advice on torch.load.
-        raise UserError(f"{file} is damaged ({reason}); resume from an older checkpoint") from error
+        raise UserError(
+            f"{file} is damaged ({reason}); remove the folder {path}, and resume=auto goes on from "
+            f"the checkpoint before"
+        ) from error
     return state
 
 
@@ -285,5 +339,6 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"checkpoint file {path} does not exist") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
-            f"checkpoint file {path} is damaged ({error}); use an older checkpoint"
+            f"checkpoint file {path} is damaged ({error}); remove {path.parent} and use the "
+            f"checkpoint before"
         ) from error

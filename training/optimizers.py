@@ -29,9 +29,9 @@ class OptimConfig(Settings):
     lr_min_ratio: float = Field(
         ge=0, le=1, description="end of the cosine, as a share of the peak; 1 keeps it constant"
     )
-    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
+    grad_clip: float | None = Field(gt=0, description="largest gradient norm; null: no limit")
     ema_decay: float | None = Field(
-        None, ge=0, lt=1, description="decay of the weights' running mean; null: no averaging"
+        ge=0, lt=1, description="decay of the weights' running mean; null: no averaging"
     )
 
 

@@ -1,4 +1,4 @@
-"""The run's log: metrics as JSON lines, mirrored to Weights & Biases, and a progress bar.
+"""The run's log: metrics as JSON lines, mirrored to Weights & Biases.
 
 W&B never stops a run: without a login or a network it records offline, and what it raises is
 logged once. Only the main rank logs; the others get a log that does nothing.
@@ -32,7 +32,7 @@ class WandbConfig(Settings):
         description="auto: online if logged in, else offline (sync later with `wandb sync`)"
     )
     project: str = Field(description="W&B project")
-    run_name: str | None = Field(None, description="W&B run name; null: the run folder's name")
+    run_name: str | None = Field(description="W&B run name; null: the run folder's name")
 
 
 def configure_logging(is_main: bool) -> None:

@@ -12,7 +12,7 @@ from common.errors import UserError
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import TinyRecursiveModel
 from training import checkpoints
-from training.checkpoints import Checkpoint, CheckpointFolder
+from training.checkpoints import Checkpoint, CheckpointFolder, Score
 from training.optimizers import WeightAverage
 
 # A run goes on only with these unchanged: its weights and its place in the data hang on them.
@@ -42,6 +42,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     data: DataStream
+    dataset: dict[str, Any]
+    """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
     step: int = 0
 
     def save(
@@ -49,7 +51,7 @@ class TrainingState:
         folder: CheckpointFolder,
         ranks: Ranks,
         config: dict[str, Any],
-        score: tuple[float, ...] | None,
+        score: Score | None,
         wandb_run_id: str | None,
     ) -> None:
         """Write a checkpoint from the main rank; every rank must call this.
@@ -58,7 +60,7 @@ class TrainingState:
             folder: where checkpoints of this run go.
             ranks: whose random states are kept.
             config: the resolved configuration.
-            score: validation score of these weights, higher is better; None if not scored.
+            score: validation score of this checkpoint; None if not scored.
             wandb_run_id: the W&B run that a resumed run should go on with.
         """
         rng_states = ranks.gather_objects(checkpoints.rng_state(ranks.device))
@@ -67,6 +69,7 @@ class TrainingState:
             self.average.weights if self.average is not None else None,
             self.puzzle_embedding.weight,
             config,
+            self.dataset,
         )
         rest = {
             "step": self.step,
@@ -92,6 +95,8 @@ class TrainingState:
                     f"resume: {key}={now} but {path} was trained with {key}={before}; resume with "
                     f"the old value, or start a new run with init_from={path}"
                 )
+        _log_changes(stored.config, config)
+        checkpoints.require_same_dataset(stored.dataset, self.dataset, f"resume: {path}")
         checkpoints.load_weights(self.model, stored.model, str(path))
         checkpoints.load_table(
             self.puzzle_embedding.weight,
@@ -102,7 +107,14 @@ class TrainingState:
         if self.average is not None:
             weights = stored.ema if stored.ema is not None else stored.model
             self.average.weights = {k: v.to(ranks.device) for k, v in weights.items()}
+        # Loading would also bring back the old hyperparameters: those of this run's config hold.
+        chosen = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(rest["optimizer"])
+        for group, hyperparameters in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(hyperparameters)
         self.data.position = rest["position"]
         self.step = rest["step"]
         # With another number of ranks there is no state to restore for each; what the method
@@ -123,15 +135,28 @@ class TrainingState:
         stored = checkpoints.load_checkpoint(path)
         checkpoints.load_weights(self.model, stored.ema or stored.model, str(path))
         if take_puzzle_embedding:
+            remedy = "init_puzzle_embedding=false leaves them at zero"
+            source_name = f"init_from: {path} ({remedy})"
+            checkpoints.require_same_dataset(stored.dataset, self.dataset, source_name)
             checkpoints.load_table(
                 self.puzzle_embedding.weight,
                 stored.puzzle_embedding,
                 str(path),
-                "init_puzzle_embedding=false leaves them at zero",
+                remedy,
             )
         if self.average is not None:
             self.average = WeightAverage(self.model, self.average.decay)
         log.info("Started from the weights of %s", path)
+
+
+def _log_changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
+    """Say which keys a resumed run changes; where it is and how it was started are no news."""
+    for key in sorted({*before, *now} - {"run_dir", "resume", "init_from", "wandb"}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _log_changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            log.info("Resuming with %s%s=%s instead of %s", prefix, key, new, old)
 
 
 def _select(config: dict[str, Any], key: str) -> Any:
