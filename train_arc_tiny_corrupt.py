@@ -232,7 +232,7 @@ def report_metrics(
     bar.update(step - bar.n)
     bar.set_postfix_str(
         f"loss {means.loss:.3f}, exact {means.exact_accuracy[-1]:.3f}, "
-        f"{examples_per_second:.0f} examples/s"
+        f"{examples_per_second:.3g} examples/s"
     )
 
 

@@ -107,6 +107,12 @@ def test_a_model_goes_through_a_checkpoint_unchanged(tmp_path: Path) -> None:
     assert torch.equal(stored.puzzle_embedding, table)
 
 
+def test_others_may_read_the_weights_as_they_may_the_config(tmp_path: Path) -> None:
+    path = CheckpointFolder(tmp_path, 1).save(1, contents(ema=True), {}, None)
+    modes = {file.stat().st_mode for file in path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 100, 200, 300, 400, keep=2)
     assert steps_in(tmp_path) == [300, 400]

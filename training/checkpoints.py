@@ -19,6 +19,7 @@ import logging
 import os
 import pickle
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,12 +99,12 @@ class CheckpointFolder:
         """
         path = self.path / f"{STEP_PREFIX}{step:08d}"
         with atomic_directory(path) as folder:
+            (folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config, indent=1))
+            (folder / DATASET_FILE).write_text(json.dumps(checkpoint.dataset, indent=1))
             _save_tensors(checkpoint.model, folder / MODEL_FILE)
             if checkpoint.ema is not None:
                 _save_tensors(checkpoint.ema, folder / EMA_FILE)
             _save_tensors({"weight": checkpoint.puzzle_embedding}, folder / PUZZLE_EMBEDDING_FILE)
-            (folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config, indent=1))
-            (folder / DATASET_FILE).write_text(json.dumps(checkpoint.dataset, indent=1))
             # By way of memory: torch hides the reason when it cannot write to a file.
             state_bytes = io.BytesIO()
             torch.save(training_state, state_bytes)
@@ -330,6 +331,8 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+    # safetensors lets only the owner read; checkpoints are as open as all other files here.
+    shutil.copymode(path.with_name(CONFIG_FILE), path)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
