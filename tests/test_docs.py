@@ -14,6 +14,8 @@ from config.loading import load_config
 from config.schema import EvaluateConfig, TrainConfig
 from dataset import build_arc_dataset, import_arc
 
+OUTPUTS = ("data", "demo_output", "kaggle", "runs", "wandb")
+"""Folders that the programs make."""
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
     line.split("#")[0].strip()
@@ -92,7 +94,7 @@ def test_the_import_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_link_and_path_of_the_readme_exists() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     paths = re.findall(r"`((?:\w+/)+\w*(?:\.\w+)?|\w+\.py)`", README)
-    ours = [p for p in paths if p.split("/")[0] not in ("data", "kaggle", "runs", "wandb")]
+    ours = [p for p in paths if p.split("/")[0] not in OUTPUTS]
     assert links
     assert ours
     for path in (*links, *ours):
