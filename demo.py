@@ -47,7 +47,8 @@ def main() -> None:
             *("--num-aug", config.num_aug, "--canvas-side", config.canvas_side),
             *("--task-ids", *config.task_ids),
         )
-    if not (REPOSITORY / results).exists():
+    finished_earlier = (REPOSITORY / results).exists()
+    if not finished_earlier:
         length = [] if config.max_steps is None else [f"train.max_steps={config.max_steps}"]
         run(
             "train_arc_tiny_corrupt.py",
@@ -58,7 +59,9 @@ def main() -> None:
             *length,
         )
         run("evaluate.py", override("checkpoint", run_dir), override("output_dir", results))
-    report(results, time.monotonic() - started)
+    report(results)
+    if not finished_earlier:
+        log.info("This took %d min %02d s.", *divmod(round(time.monotonic() - started), 60))
 
 
 def claim(folder: Path, config: DemoConfig) -> None:
@@ -98,7 +101,7 @@ def run(program: str, *arguments: object) -> None:
         sys.exit(process.returncode)
 
 
-def report(results: Path, seconds: float) -> None:
+def report(results: Path) -> None:
     """Say what came out, and where to look at it."""
     metrics = json.loads((REPOSITORY / results / "metrics.json").read_text())
     total = metrics["test_set"]["test_inputs"]
@@ -109,7 +112,6 @@ def report(results: Path, seconds: float) -> None:
         total,
         metrics["pass@2"],
     )
-    log.info("This took %d min %02d s.", *divmod(round(seconds), 60))
     log.info("Open %s to see the answers.", REPOSITORY / results / "report.html")
 
 

@@ -1,6 +1,5 @@
 """What users can write is checked before any work, explained by --help, and used by the code."""
 
-import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -219,25 +218,3 @@ def test_the_reference_page_is_what_the_schema_says() -> None:
     assert reference.REFERENCE.read_text() == reference.reference(), (
         "run python -m config.reference"
     )
-
-
-def attributes_read() -> set[str]:
-    """Names NAME of every `something.NAME` that our code reads, the schema's checks left out."""
-    folders = ["common", "dataset", "models", "training", "evaluation", "."]
-    files = [path for folder in folders for path in (REPOSITORY / folder).glob("*.py")]
-    assert len(files) > 20
-    return {
-        node.attr
-        for path in files
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    }
-
-
-def test_every_field_of_every_config_is_read_somewhere() -> None:
-    read = attributes_read()
-    assert "no_such_field" not in read
-    fields = {key for schema in ENTRY_POINTS.values() for key, _ in keys(schema)}
-    assert len(fields) > 50
-    unread = sorted(key for key in fields if key.rpartition(".")[2] not in read)
-    assert unread == []
