@@ -46,6 +46,7 @@ from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import ArchConfig
 from models.supervision import ImprovementSteps, SupervisionConfig
 from training import checkpoints
+from training.run_folder import CHECKPOINTS_FOLDER, find_checkpoint
 from training.run_log import configure_logging
 
 METRICS_FILE = "metrics.json"
@@ -71,7 +72,7 @@ def main() -> None:
 def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: Ranks) -> None:
     """Predict with every checkpoint, pool their votes, and write the results."""
     started = time.perf_counter()
-    found = [checkpoints.find_checkpoint(path, "checkpoint") for path in paths]
+    found = [find_checkpoint(path, "checkpoint") for path in paths]
     data_path = config.data.path or trained_on(found[0])
     output_dir = config.output_dir or default_output_dir(found)
     ranks.from_main(lambda: require_new_output(output_dir))
@@ -259,7 +260,9 @@ def describe_test_set(data_path: Path, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def default_output_dir(found: Sequence[Path]) -> Path:
     """Beside the first checkpoint's run, named by the checkpoint."""
-    run_dir = found[0].parent.parent if found[0].parent.name == "checkpoints" else found[0].parent
+    run_dir = (
+        found[0].parent.parent if found[0].parent.name == CHECKPOINTS_FOLDER else found[0].parent
+    )
     pooled = f"_and_{len(found) - 1}_more" if len(found) > 1 else ""
     return run_dir / f"evaluation_{found[0].name}{pooled}"
 

@@ -33,13 +33,7 @@ from models.build import build_model, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import DeepImprovementSupervision, ImprovementSteps, StepResult
 from models.targets import BatchRandom
-from training.checkpoints import (
-    CheckpointFolder,
-    Score,
-    find_start,
-    is_inside,
-    write_run_config,
-)
+from training.checkpoints import CheckpointFolder, Score
 from training.metrics import MetricSums
 from training.optimizers import (
     WeightAverage,
@@ -48,6 +42,7 @@ from training.optimizers import (
     set_lr,
     weights_in_place,
 )
+from training.run_folder import find_start, is_inside, write_run_config
 from training.run_log import NoLog, RunLog, configure_logging
 from training.sign_sgd import SparseSignSGD
 from training.state import TrainingState

@@ -21,9 +21,6 @@ from training.checkpoints import (
     Checkpoint,
     CheckpointFolder,
     Score,
-    complete_checkpoints,
-    find_checkpoint,
-    find_start,
     load_checkpoint,
     load_table,
     load_training_state,
@@ -31,8 +28,8 @@ from training.checkpoints import (
     require_same_dataset,
     rng_state,
     set_rng_state,
-    write_run_config,
 )
+from training.run_folder import complete_checkpoints, find_checkpoint, find_start, write_run_config
 
 CPU = torch.device("cpu")
 NEWEST = "step_00000300"

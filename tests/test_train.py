@@ -19,7 +19,7 @@ import train_arc_tiny_corrupt
 from config.schema import TrainConfig
 from dataset.build_arc_dataset import BuildOptions, build
 from training import checkpoints
-from training.checkpoints import complete_checkpoints
+from training.run_folder import complete_checkpoints
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -37,19 +36,20 @@ from common.files import (
     atomic_write,
     named_in_errors,
     remove_directory,
-    require_new_directory,
+)
+from training.run_folder import (
+    CHECKPOINTS_FOLDER,
+    MODEL_FILE,
+    STEP_PREFIX,
+    complete_checkpoints,
 )
 
-RUN_CONFIG_FILE = "config.yaml"
-CHECKPOINTS_FOLDER = "checkpoints"
-MODEL_FILE = "model.safetensors"
 EMA_FILE = "model_ema.safetensors"
 PUZZLE_EMBEDDING_FILE = "puzzle_embedding.safetensors"
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
 STATE_FILE = "training_state.pt"
 BEST_FILE = "best.json"
-STEP_PREFIX = "step_"
 
 log = logging.getLogger(__name__)
 
@@ -128,81 +128,6 @@ class CheckpointFolder:
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged ({error}): remove it and resume") from error
         return best
-
-
-def find_start(run_dir: Path, resume: str) -> Path | None:
-    """Check the run folder and find the checkpoint to go on from; changes nothing on disk.
-
-    Args:
-        run_dir: the run's folder.
-        resume: "none"; "auto", the newest checkpoint in `run_dir` if any; or the path of a
-            checkpoint or run folder.
-
-    Raises:
-        UserError: the folder holds something that was not asked for, there is no checkpoint at the
-            path, or going on from it would overwrite a newer one.
-    """
-    complete = complete_checkpoints(run_dir / CHECKPOINTS_FOLDER)
-    remedy = "resume=auto goes on with a run, another run_dir starts elsewhere"
-    if resume == "none":
-        require_new_directory(run_dir, "run_dir", remedy)
-        return None
-    if resume == "auto":
-        if not (run_dir / RUN_CONFIG_FILE).is_file():  # No run has started here.
-            require_new_directory(run_dir, "run_dir", remedy)
-        return complete[-1] if complete else None
-    found = find_checkpoint(Path(resume), "resume")
-    if not is_inside(found, run_dir):  # A fork: its own folder, so that no two runs mix.
-        require_new_directory(run_dir, "run_dir", remedy)
-    elif complete and step_of(complete[-1]) > step_of(found):
-        raise UserError(
-            f"resume={resume}: run_dir={run_dir} holds the newer {complete[-1].name}, which would "
-            f"be overwritten; remove the checkpoints after {found.name} or choose another run_dir"
-        )
-    return found
-
-
-def write_run_config(run_dir: Path, config: dict[str, Any]) -> None:
-    """Make the run folder if need be and save the resolved configuration in it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write(run_dir / RUN_CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
-
-
-def is_inside(checkpoint: Path, run_dir: Path) -> bool:
-    """Whether a checkpoint is one of the run in `run_dir`."""
-    return checkpoint.resolve().is_relative_to(run_dir.resolve())
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a `checkpoints` folder, oldest first."""
-    found = [
-        path
-        for path in folder.glob(f"{STEP_PREFIX}*")
-        if path.is_dir() and path.name.removeprefix(STEP_PREFIX).isdigit()
-    ]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step that a checkpoint folder is named by."""
-    return int(checkpoint.name.removeprefix(STEP_PREFIX))
-
-
-def find_checkpoint(path: Path, key: str) -> Path:
-    """The checkpoint that `key=path` means: a checkpoint, or the newest one of a run folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (path / MODEL_FILE).is_file():
-        return path
-    found = complete_checkpoints(path / CHECKPOINTS_FOLDER) or complete_checkpoints(path)
-    if not found:
-        raise UserError(
-            f"{key}={path}: no checkpoint there; give a run folder or one of its "
-            f"{CHECKPOINTS_FOLDER}/{STEP_PREFIX}* folders"
-        )
-    return found[-1]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -14,6 +14,7 @@ from models.recursive import TinyRecursiveModel
 from training import checkpoints
 from training.checkpoints import Checkpoint, CheckpointFolder, Score
 from training.optimizers import WeightAverage
+from training.run_folder import find_checkpoint
 
 # A run goes on only with these unchanged: its weights and its place in the data hang on them.
 FIXED_ON_RESUME = (
@@ -131,7 +132,7 @@ class TrainingState:
         Raises:
             UserError: another architecture, or a puzzle-embedding table of another size.
         """
-        path = checkpoints.find_checkpoint(source, "init_from")
+        path = find_checkpoint(source, "init_from")
         stored = checkpoints.load_checkpoint(path)
         checkpoints.load_weights(self.model, stored.ema or stored.model, str(path))
         if take_puzzle_embedding:
