@@ -210,6 +210,27 @@ def test_two_ranks_equal_one_rank_to_rounding(
             assert loss[line["step"]]["train/loss"] == pytest.approx(line["train/loss"], rel=1e-5)
 
 
+def test_clipping_bounds_the_gradient_and_not_the_norm_that_is_logged(
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    real = torch.optim.AdamW.step
+
+    def spy(optimizer: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [p.grad for p in optimizer.param_groups[0]["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return real(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    settings = ("train.max_steps=3", "train.eval_every=null")
+    scripts.train(tiny_dataset, tmp_path / "free", *settings)
+    free, norms = norms, []
+    run_dir = scripts.train(tiny_dataset, tmp_path / "clipped", *settings, "optim.grad_clip=0.1")
+    assert min(free) > 0.1
+    assert norms == pytest.approx([0.1] * 3, rel=1e-3)
+    assert read_metrics(run_dir)[0]["train/grad_norm"] > 0.1
+
+
 def test_a_tiny_model_overfits_one_puzzle(
     scripts: InProcess, kaggle_prefix: str, tmp_path: Path
 ) -> None:
