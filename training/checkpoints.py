@@ -108,8 +108,8 @@ class CheckpointFolder:
             # By way of memory: torch hides the reason when it cannot write to a file.
             state_bytes = io.BytesIO()
             torch.save(training_state, state_bytes)
-            with named_in_errors(folder / STATE_FILE), state_bytes.getbuffer() as view:
-                (folder / STATE_FILE).write_bytes(view)
+            with named_in_errors(folder / STATE_FILE):
+                (folder / STATE_FILE).write_bytes(state_bytes.getvalue())
         best = self._best()
         if score is not None and (best is None or score.figures > tuple(best["score"])):
             best = {"checkpoint": path.name, "score": score.figures, "weights": score.weights}
