@@ -108,14 +108,12 @@ class TrainingState:
         if self.average is not None:
             weights = stored.ema if stored.ema is not None else stored.model
             self.average.weights = {k: v.to(ranks.device) for k, v in weights.items()}
-        # Loading would also bring back the old hyperparameters: those of this run's config hold.
-        chosen = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
+        # Loading would also bring back the old hyperparameters, and the kernels of another device:
+        # those of this run hold.
+        groups = zip(rest["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        for saved, current in groups:
+            saved.update({key: value for key, value in current.items() if key != "params"})
         self.optimizer.load_state_dict(rest["optimizer"])
-        for group, hyperparameters in zip(self.optimizer.param_groups, chosen, strict=True):
-            group.update(hyperparameters)
         self.data.position = rest["position"]
         self.step = rest["step"]
         # With another number of ranks there is no state to restore for each; what the method
