@@ -181,7 +181,10 @@ def load_model(
 
 
 def pool(outcomes: Sequence[Outcome], tasks: Sequence[Task]) -> Outcome:
-    """One outcome from the votes of several checkpoints; each one's accuracy stays its own."""
+    """One outcome from the votes of several checkpoints.
+
+    Each one's accuracy stays its own; the developing answers are the first one's.
+    """
     predictions = pool_predictions([outcome.predictions for outcome in outcomes])
     return vote(predictions, tasks, step_answers=outcomes[0].step_answers)
 
@@ -260,9 +263,9 @@ def describe_test_set(data_path: Path, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def default_output_dir(found: Sequence[Path]) -> Path:
     """Beside the first checkpoint's run, named by the checkpoint."""
-    run_dir = (
-        found[0].parent.parent if found[0].parent.name == CHECKPOINTS_FOLDER else found[0].parent
-    )
+    run_dir = found[0].parent
+    if run_dir.name == CHECKPOINTS_FOLDER:
+        run_dir = run_dir.parent
     pooled = f"_and_{len(found) - 1}_more" if len(found) > 1 else ""
     return run_dir / f"evaluation_{found[0].name}{pooled}"
 

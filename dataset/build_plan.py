@@ -57,6 +57,7 @@ class Summary:
     hidden_test_sets: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
+        """One line of text for each count."""
         for key, value in asdict(self).items():
             if isinstance(value, list):
                 text = ", ".join(value) or "none"
@@ -66,6 +67,7 @@ class Summary:
 
 
 def check_options(options: BuildOptions) -> None:
+    """Raise UserError for a flag out of its range, or an output folder that exists."""
     flags = ("--test-set-name", "--test-set-name2")
     for flag, name in zip(flags, options.test_set_names, strict=False):
         if name not in options.subsets:
@@ -85,7 +87,13 @@ def check_options(options: BuildOptions) -> None:
 
 
 def load_sources(options: BuildOptions, summary: Summary) -> list[Source]:
-    """Tasks in the order of the subsets, each once, with the split of every pair decided."""
+    """Tasks in the order of the subsets, each once, with the split of every pair decided.
+
+    What is met on the way (too large, met again, hidden, leaked) is counted in `summary`.
+
+    Raises:
+        UserError: bad input files, a test task in another subset, or no test task left.
+    """
     subsets = {
         name: load_subset(options.input_file_prefix, name)
         for name in tqdm(dict.fromkeys(options.subsets), desc="reading", unit="subset")

@@ -7,7 +7,7 @@ nothing of what is supervised how. Another scheme (halting, say) is another clas
 
     paper                  here
     Phi                    `models.targets.TARGETS[config.targets]`
-    y†_s                   step_targets[:, s - 1]
+    y†_s                   `step_targets(...)`[:, s], with y†_0 at index 0
     l_c, l_u               conditional_logits, reference_logits
     L = CE(l_c, y†_s)      objective "dis"
     eq. 9                  objective "dual": + CE(l_u, y†_{s-1}), y†_0 = x

@@ -1,8 +1,8 @@
 """The run folder: where things are in it, and which checkpoint a path means.
 
-RUN/config.yaml                     the resolved configuration
-RUN/metrics.jsonl                   see `training.run_log`
-RUN/checkpoints/step_00001200/      see `training.checkpoints`
+- RUN/config.yaml: the resolved configuration
+- RUN/metrics.jsonl: see `training.run_log`
+- RUN/checkpoints/step_00001200/: see `training.checkpoints`
 """
 
 from pathlib import Path
