@@ -112,7 +112,7 @@ def report(results: Path) -> None:
         total,
         metrics["pass@2"],
     )
-    log.info("Open %s to see the answers.", REPOSITORY / results / "report.html")
+    log.info("Open %s to see the answers.", results / "report.html")
 
 
 if __name__ == "__main__":
