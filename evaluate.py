@@ -31,7 +31,6 @@ from config.schema import EvaluateConfig
 from dataset.storage import BUILD_FILE, TEST_PUZZLES_FILE, fingerprint, read_json
 from dataset.tasks import Task, load_tasks
 from evaluation.evaluator import Outcome, evaluate, metrics, vote
-from evaluation.predict import EvaluationSet
 from evaluation.predictions import (
     PREDICTIONS_FILE,
     Predictions,
@@ -41,6 +40,7 @@ from evaluation.predictions import (
 from evaluation.report import write_report
 from evaluation.report_cases import report_cases
 from evaluation.scoring import submission
+from evaluation.test_set import EvaluationSet
 from models.build import build_model, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import ArchConfig
@@ -85,7 +85,7 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
         def progress(batches: Iterable[Any], total: int, path: Path = path) -> Iterable[Any]:
             return tqdm(batches, path.name, total, unit="batch", disable=not ranks.is_main)
 
-        outcomes.append(evaluate(steps, test_set, config.eval.batch_size, ranks, progress))
+        outcomes.append(evaluate(steps, test_set, config.eval, about["canvas"], ranks, progress))
         facts.append(about)
     done = [outcome for outcome in outcomes if outcome is not None]
     if not ranks.is_main:
@@ -154,6 +154,7 @@ def load_model(
         ranks.device,
         config.precision,
         config.compile,
+        config.attention,
     )
     checkpoints.load_weights(model, weights, str(path))
     puzzle_embedding = PuzzleEmbedding(
@@ -172,8 +173,11 @@ def load_model(
         config.eval.num_supervision_steps,
         config.eval.guidance_weight,
     )
+    # Checkpoints from before there were windows do not say: they knew the whole canvas alone.
+    trained_canvas = stored.config.get("data", {}).get("canvas", "whole")
     about = {
         "checkpoint": str(path),
+        "canvas": config.eval.canvas_for(trained_canvas),
         "weights": "ema" if use_average else "raw",
         **describe(model, metadata.num_puzzle_identifiers),
     }
@@ -186,7 +190,7 @@ def pool(outcomes: Sequence[Outcome], tasks: Sequence[Task]) -> Outcome:
     Each one's accuracy stays its own; the developing answers are the first one's.
     """
     predictions = pool_predictions([outcome.predictions for outcome in outcomes])
-    return vote(predictions, tasks, step_answers=outcomes[0].step_answers)
+    return vote(predictions, tasks)._replace(step_answers=outcomes[0].step_answers)
 
 
 def first_variants(predictions: Predictions, max_variants: int) -> Predictions:

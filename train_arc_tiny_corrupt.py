@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from common.distributed import Ranks, start_ranks, wrap_for_ranks
+from common.distributed import Ranks, peak_memory, start_ranks, wrap_for_ranks
 from common.errors import UserError, exit_cleanly
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches
+from dataset.loading import BatchLoader
 from dataset.storage import fingerprint, open_split
 from evaluation import evaluator
-from evaluation.predict import EvaluationSet
+from evaluation.test_set import EvaluationSet
 from models.build import build_model, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import DeepImprovementSupervision, ImprovementSteps, StepResult
-from models.targets import BatchRandom
 from training.checkpoints import CheckpointFolder, Score
 from training.metrics import MetricSums
 from training.optimizers import (
@@ -57,6 +57,7 @@ class Run:
     config: TrainConfig
     ranks: Ranks
     state: TrainingState
+    loader: BatchLoader
     puzzle_optimizer: SparseSignSGD
     total_steps: int
 
@@ -134,7 +135,7 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         run_log = RunLog(config.run_dir, config.wandb, described, state.step, wandb_run_id)
     folder = CheckpointFolder(config.run_dir, config.train.keep_checkpoints)
     metrics = MetricSums(config.arch.num_supervision_steps, ranks.device)
-    stream = iter(batches)
+    stream = iter(run.loader)
     bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
     with closing(run_log), logging_redirect_tqdm(), bar:
         while True:
@@ -153,11 +154,8 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
                     state.save(folder, ranks, resolved, score, run_log.wandb_run_id)
             if run.is_done:
                 break
-            inputs, labels, puzzle_ids = (
-                torch.from_numpy(array).to(ranks.device).long() for array in next(stream)
-            )
             metrics.begin_batch()
-            for result in supervision.run(inputs, labels, puzzle_ids, batch_random(run)):
+            for result in supervision.run(next(stream), batch_seed(run)):
                 grad_norm = take_step(run, result)
                 metrics.add(result, grad_norm)
     log.info("Done: %s", config.run_dir)
@@ -187,15 +185,11 @@ def take_step(run: Run, result: StepResult) -> Tensor:
     return grad_norm
 
 
-def batch_random(run: Run) -> BatchRandom:
-    """Random numbers of the batch to come: a function of seed and step, not of what came before."""
+def batch_seed(run: Run) -> int:
+    """Seed of the next batch's targets: a function of seed and step, not of what came before."""
     sequence = np.random.SeedSequence([run.config.seed, run.state.step])
-    # Torch's seeds are signed 64-bit numbers.
-    seed = int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1)
-    generator = torch.Generator(run.ranks.device).manual_seed(seed)
-    global_rows = run.config.train.global_batch_size
-    first_row = run.ranks.rank * global_rows // run.ranks.world_size
-    return BatchRandom(generator, first_row, global_rows)
+    # Torch's integers are signed.
+    return int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1)
 
 
 def report_metrics(
@@ -222,6 +216,7 @@ def report_metrics(
     rates = {
         "train/lr": run.config.optim.lr * run.lr_factor,
         "train/examples_per_second": examples_per_second,
+        "train/peak_memory_gb": peak_memory(run.ranks.device) / 1e9,
     }
     run_log.write(step, {**means.as_dict(), **rates})
     bar.update(step - bar.n)
@@ -242,7 +237,8 @@ def validate(run: Run, test_set: EvaluationSet) -> dict[str, float]:
         config.guidance_weight,
     )
     with weights_in_place(state.model, state.average if run.scored_weights == "ema" else None):
-        outcome = evaluator.evaluate(steps, test_set, config.batch_size, run.ranks)
+        canvas = config.canvas_for(run.config.data.canvas)
+        outcome = evaluator.evaluate(steps, test_set, config, canvas, run.ranks)
     if outcome is None:
         return {}
     figures = evaluator.metrics(outcome)
@@ -273,19 +269,21 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         ranks.device,
         config.train.precision,
         config.train.compile,
+        config.train.attention,
     )
     # From here on each rank has random numbers of its own, whatever the model drew.
     torch.manual_seed(config.seed + ranks.rank)
     puzzle_embedding = PuzzleEmbedding(
         metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device
     )
+    loader = BatchLoader(batches, config.data, ranks.device)
     decay = config.optim.ema_decay
     state = TrainingState(
         model,
         puzzle_embedding,
         build_optimizer(config.optim, model),
         WeightAverage(model, decay) if decay is not None else None,
-        batches,
+        loader,
         fingerprint(config.data.path, metadata),
     )
     steps = config.train.max_steps
@@ -297,6 +295,7 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         config,
         ranks,
         state,
+        loader,
         SparseSignSGD(puzzle_embedding, config.optim.puzzle_weight_decay, ranks),
         total_steps=batch_count * config.arch.num_supervision_steps,
     )

@@ -6,6 +6,8 @@ the collectives return what they are given.
 
 import inspect
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +84,14 @@ class Ranks:
             raise error
         final: Result = result
         return final
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: of the GPU by its tensors, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kB.
 
 
 def wrap_for_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:

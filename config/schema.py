@@ -16,10 +16,15 @@ Paths = Annotated[list[AnyPath], Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
 Switch = Literal["auto", "on", "off"]
+AttentionBackend = Literal["auto", "default", "flash", "cudnn", "efficient", "matmul"]
 
 DEVICE = "auto: CUDA if there is any; cpu; cuda"
 PRECISION = "dtype of activations (weights stay fp32); auto: bf16 on CUDA, fp32 on CPU"
 COMPILE = "torch.compile the network; auto: on CUDA only"
+ATTENTION = (
+    "kernel of the attention (models/attention.py); auto: on CUDA the fastest, timed at the start, "
+    "on CPU PyTorch's own choice"
+)
 
 
 class LoopConfig(Settings):
@@ -43,6 +48,7 @@ class LoopConfig(Settings):
     )
     precision: Precision = Field(description=PRECISION)
     compile: Switch = Field(description=COMPILE)
+    attention: AttentionBackend = Field(description=ATTENTION)
 
 
 class TrainConfig(Settings):
@@ -111,6 +117,7 @@ class EvaluateConfig(Settings):
     report: bool = Field(description="also write report.html")
     device: Device = Field(description=DEVICE)
     compile: Switch = Field(description=COMPILE)
+    attention: AttentionBackend = Field(description=ATTENTION)
     precision: Precision = Field(description=PRECISION)
     data: EvaluationDataConfig
     eval: EvalConfig
@@ -126,7 +133,7 @@ class EvaluateConfig(Settings):
         if self.predictions is not None and (
             asked.num_supervision_steps is not None
             or asked.guidance_weight != 1
-            or asked.weights != "auto"
+            or (asked.weights, asked.canvas, asked.voting) != ("auto", "auto", "full")
         ):
             raise ValueError(
                 "predictions=... are there already: of the eval.* keys only eval.max_variants "

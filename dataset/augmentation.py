@@ -13,12 +13,26 @@ from common.errors import UserError
 from dataset.tasks import NUM_COLOURS, Grid, Task
 
 NUM_DIHEDRALS = 8
+DIHEDRALS = (
+    (False, False, False),  # 0 identity
+    (True, False, True),  # 1 rot90, counter-clockwise
+    (False, True, True),  # 2 rot90 twice
+    (True, True, False),  # 3 rot90 three times
+    (False, False, True),  # 4 fliplr
+    (False, True, False),  # 5 flipud
+    (True, False, False),  # 6 transpose
+    (True, True, True),  # 7 fliplr of rot90
+)
+"""Each transform as (transpose, flip rows, flip columns); the flips come first."""
 INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
 IDENTITY_PERMUTATION = np.arange(NUM_COLOURS, dtype=np.uint8)
 DRAWS_PER_VARIANT = 5
 """Draws that may be spent for each variant asked for, before a task counts as exhausted."""
+DRAWING_ROUNDS = 4
+"""Equal parts in which they are spent: the first suffices for most tasks, one more is seldom."""
 
 _SEPARATOR = "|||"
+_SUFFIX = f"{_SEPARATOR}t0{_SEPARATOR}0123456789"
 
 
 class Variants(NamedTuple):
@@ -30,24 +44,16 @@ class Variants(NamedTuple):
     """[V, 10]: colour c becomes permutations[v, c]; 0 stays 0."""
 
 
-def transform(grids: Grid, dihedral: int) -> Grid:
-    """Apply one dihedral transform to the last two axes of `grids` [..., rows, cols].
+ORIGINAL = Variants(np.zeros(1, dtype=np.uint8), IDENTITY_PERMUTATION[None])
+"""The task as it is."""
 
-    0 identity; 1, 2, 3 rot90 counter-clockwise once, twice, three times; 4 fliplr; 5 flipud;
-    6 transpose; 7 fliplr of rot90.
-    """
-    match dihedral:
-        case 0 | 1 | 2 | 3:
-            return np.rot90(grids, dihedral, axes=(-2, -1))
-        case 4:
-            return np.flip(grids, axis=-1)
-        case 5:
-            return np.flip(grids, axis=-2)
-        case 6:
-            return np.swapaxes(grids, -2, -1)
-        case 7:
-            return np.flip(np.rot90(grids, axes=(-2, -1)), axis=-1)
-    raise AssertionError(f"dihedral transforms are 0 to 7, got {dihedral}")
+
+def transform(grids: Grid, dihedral: int) -> Grid:
+    """One dihedral transform of the last two axes of `grids` [..., rows, cols], as a view."""
+    assert 0 <= dihedral < NUM_DIHEDRALS, f"dihedral transforms are 0 to 7, got {dihedral}"
+    transpose, flip_rows, flip_cols = DIHEDRALS[dihedral]
+    flipped = grids[..., :: -1 if flip_rows else 1, :: -1 if flip_cols else 1]
+    return np.swapaxes(flipped, -2, -1) if transpose else flipped
 
 
 def augment(grid: Grid, dihedral: int, permutation: npt.NDArray[np.uint8]) -> Grid:
@@ -60,12 +66,14 @@ def invert(grid: Grid, dihedral: int, permutation: npt.NDArray[np.uint8]) -> Gri
     return transform(np.argsort(permutation).astype(np.uint8)[grid], INVERSE_DIHEDRAL[dihedral])
 
 
-def variant_name(task_id: str, dihedral: int, permutation: npt.NDArray[np.uint8]) -> str:
-    """The puzzle's name in `identifiers.json`; the bare id for the identity."""
-    if dihedral == 0 and np.array_equal(permutation, IDENTITY_PERMUTATION):
-        return task_id
-    digits = "".join(map(str, permutation.tolist()))
-    return f"{task_id}{_SEPARATOR}t{dihedral}{_SEPARATOR}{digits}"
+def variant_names(task_id: str, variants: Variants) -> list[str]:
+    """The puzzles' names in `identifiers.json`; the bare id for row 0, the original."""
+    characters = np.tile(np.frombuffer(_SUFFIX.encode(), np.uint8), (len(variants.dihedrals), 1))
+    characters[:, len(_SEPARATOR) + 1] += variants.dihedrals
+    characters[:, -NUM_COLOURS:] = ord("0") + variants.permutations
+    # Rows of bytes read as strings: a million names in a moment, where a loop takes seconds.
+    suffixes = characters.view(f"S{len(_SUFFIX)}")[:, 0].astype(str).tolist()
+    return [task_id, *(task_id + suffix for suffix in suffixes[1:])]
 
 
 def parse_variant_name(name: str) -> tuple[str, int, npt.NDArray[np.uint8]]:
@@ -95,45 +103,67 @@ def draw_variants(task: Task, num_variants: int, rng: np.random.Generator) -> Va
     """The original and up to `num_variants` variants, distinct in what all pairs together show.
 
     At most `5 * num_variants` draws are spent; a task of few colours or much symmetry may yield
-    fewer. Needs no rendered grid: see `_content_keys`.
+    fewer variants. Needs no rendered grid: see `_content_keys`.
     """
-    draws = DRAWS_PER_VARIANT * num_variants
-    dihedrals = np.zeros(draws + 1, dtype=np.uint8)
-    dihedrals[1:] = rng.integers(0, NUM_DIHEDRALS, size=draws)
-    permutations = np.tile(IDENTITY_PERMUTATION, (draws + 1, 1))
-    permutations[1:, 1:] = rng.permuted(permutations[1:, 1:], axis=1)
-    # np.unique reports the first draw of each content; sorting restores the order of drawing.
-    _, first = np.unique(_content_keys(task, dihedrals, permutations), return_index=True)
-    kept = np.sort(first)[: num_variants + 1]
-    return Variants(dihedrals[kept], permutations[kept])
+    looks = _looks(task)
+    draws = ORIGINAL
+    keys = _content_keys(looks, draws)
+    kept = np.zeros(1, dtype=np.int64)
+    left = DRAWS_PER_VARIANT * num_variants
+    size = -(-left // DRAWING_ROUNDS)
+    while left and len(kept) <= num_variants:
+        more = _draw(min(size, left), rng)
+        left -= len(more.dihedrals)
+        draws = Variants(*(np.concatenate(both) for both in zip(draws, more, strict=True)))
+        keys = np.concatenate([keys, _content_keys(looks, more)])
+        # np.unique reports the first draw of each content; sorting restores the order of drawing.
+        _, first = np.unique(keys, return_index=True)
+        kept = np.sort(first)[: num_variants + 1]
+    return Variants(draws.dihedrals[kept], draws.permutations[kept])
 
 
-def _content_keys(
-    task: Task, dihedrals: npt.NDArray[np.uint8], permutations: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.int64]:
+def _draw(count: int, rng: np.random.Generator) -> Variants:
+    dihedrals = rng.integers(0, NUM_DIHEDRALS, size=count).astype(np.uint8)
+    permutations = np.tile(IDENTITY_PERMUTATION, (count, 1))
+    permutations[:, 1:] = rng.permuted(permutations[:, 1:], axis=1)
+    return Variants(dihedrals, permutations)
+
+
+class _Looks(NamedTuple):
+    """How a task looks under each transform, whatever its colours are."""
+
+    classes: npt.NDArray[np.int64]
+    """[8]: equal for two transforms under which all grids are equal but for their colours."""
+    appearance: npt.NDArray[np.int64]
+    """[8, used]: the task's colours in the order in which they first appear."""
+
+
+def _looks(task: Task) -> _Looks:
+    grids = task.grids()
+    colours = set(b"".join(grid.tobytes() for grid in grids))
+    labels = bytes(range(len(colours)))
+    classes: dict[tuple[object, ...], int] = {}
+    class_of, appearance = [], []
+    for dihedral in range(NUM_DIHEDRALS):
+        transformed = [transform(grid, dihedral) for grid in grids]
+        cells = b"".join(grid.tobytes() for grid in transformed)
+        order = sorted(colours, key=cells.index)
+        relabelled = cells.translate(bytes.maketrans(bytes(order), labels))
+        pattern = (relabelled, *(grid.shape for grid in transformed))
+        class_of.append(classes.setdefault(pattern, len(classes)))
+        appearance.append(order)
+    return _Looks(np.array(class_of), np.array(appearance))
+
+
+def _content_keys(looks: _Looks, variants: Variants) -> npt.NDArray[np.int64]:
     """A number [V] for each variant, equal for two of them exactly if all their grids are equal.
 
     Relabel the colours of a transformed task in order of first appearance. Two variants are equal
     if and only if these relabelled grids are equal (few classes, one a dihedral at most) and the
     colours that stand behind the labels are (at most ten digits): exact, without any hash.
     """
-    classes: dict[bytes, int] = {}
-    class_of = np.zeros(NUM_DIHEDRALS, dtype=np.int64)
-    # Colours in order of first appearance; a task may use fewer than ten, the rest count as 0.
-    appearance = np.zeros((NUM_DIHEDRALS, NUM_COLOURS), dtype=np.int64)
-    used = 0
-    for dihedral in range(NUM_DIHEDRALS):
-        transformed = [transform(grid, dihedral) for grid in task.grids()]
-        cells = np.concatenate([grid.ravel() for grid in transformed])
-        colours, first = np.unique(cells, return_index=True)
-        order = colours[np.argsort(first)]
-        used = len(order)
-        relabel = np.zeros(NUM_COLOURS, dtype=np.uint8)
-        relabel[order] = np.arange(used)
-        shapes = np.array([grid.shape for grid in transformed], dtype=np.uint8)
-        pattern = shapes.tobytes() + relabel[cells].tobytes()
-        class_of[dihedral] = classes.setdefault(pattern, len(classes))
-        appearance[dihedral, :used] = order
-    behind = np.take_along_axis(permutations, appearance[dihedrals][:, :used], axis=1)
-    powers = NUM_COLOURS ** np.arange(used, dtype=np.int64)
-    return class_of[dihedrals] * NUM_COLOURS**NUM_COLOURS + behind.astype(np.int64) @ powers
+    appearance = looks.appearance[variants.dihedrals]
+    behind = np.take_along_axis(variants.permutations, appearance, axis=1)
+    powers = NUM_COLOURS ** np.arange(behind.shape[1], dtype=np.int64)
+    classes = looks.classes[variants.dihedrals]
+    return classes * NUM_COLOURS**NUM_COLOURS + behind.astype(np.int64) @ powers

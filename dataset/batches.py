@@ -1,4 +1,4 @@
-"""From a dataset on disk to batches of numpy arrays.
+"""Which examples make a batch, and the random numbers that go with them.
 
 Sampling for training follows TRM: an epoch permutes the groups; each group gives one random
 variant, whose pairs are all appended, shuffled, until the global batch is full. The order is a
@@ -6,7 +6,7 @@ pure function of (seed, pass number), so a run resumes at its exact batch, on an
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,12 @@ from pydantic import Field
 
 from common.errors import UserError
 from common.settings import AnyPath, Settings
-from dataset.storage import BLANK_IDENTIFIER, PuzzleSplit
+from dataset.compact import CompactSplit
+from dataset.storage import PuzzleSplit, SplitIndex
 
 
 class DataConfig(Settings):
-    """Which dataset, and how an epoch is laid out."""
+    """Which dataset, how an epoch is laid out, and how much of a canvas the network sees."""
 
     path: AnyPath | None = Field(description="dataset folder, as the builder wrote it")
     epochs_per_pass: int = Field(
@@ -26,17 +27,38 @@ class DataConfig(Settings):
         description="epochs whose group orders are concatenated before they are cut into batches; "
         "the partial batch at the end of a pass is dropped",
     )
+    canvas: Literal["whole", "window"] = Field(
+        description="whole: every cell of the canvas; window: only the cells around input and "
+        "output, which is quicker (see dataset/windows.py)"
+    )
+    window_margin: int = Field(
+        ge=0, description="a window's four edges each move outwards by 0 to this many cells"
+    )
+    whole_canvas_share: float = Field(
+        ge=0,
+        le=1,
+        description="with canvas=window: share of examples that still show the whole canvas, so "
+        "that the network knows it when an answer outgrows its window",
+    )
 
 
-class Batch(NamedTuple):
-    """One rank's share of a global batch."""
+class Sample(NamedTuple):
+    """One rank's share of a global batch, and the random numbers that rendering it takes."""
 
-    inputs: npt.NDArray[np.uint8]
-    """[B, L] tokens."""
-    labels: npt.NDArray[np.uint8]
-    """[B, L] tokens, PAD where there is nothing to predict."""
+    examples: npt.NDArray[np.int64]
+    """[B] rows of the split."""
     puzzle_ids: npt.NDArray[np.int32]
     """[B] identifiers."""
+    rows: npt.NDArray[np.int64]
+    """[B] places in the global batch."""
+    shifts: npt.NDArray[np.float64]
+    """[B, 2] in [0, 1): how far down and right the grids are moved, as a share of the room."""
+    edges: npt.NDArray[np.float64]
+    """[B, 4] in [0, 1): how far a window's edges move outwards, as a share of the margin."""
+    coin: npt.NDArray[np.float64]
+    """[B] in [0, 1): below `whole_canvas_share`, the whole canvas is shown."""
+    priorities: npt.NDArray[np.float32]
+    """[B, cells] in [0, 1): which cells around a window fill it up."""
 
 
 class TrainingBatches:
@@ -47,7 +69,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        split: PuzzleSplit,
+        split: PuzzleSplit | CompactSplit,
         global_batch_size: int,
         epochs_per_pass: int,
         seed: int,
@@ -77,40 +99,55 @@ class TrainingBatches:
         self._slice = slice(rank * local, (rank + 1) * local)
         self.position = (0, 0)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Sample]:
         while True:
             pass_index, first = self.position
-            examples, puzzles = self._draw_pass(pass_index)
-            for index in range(first, len(examples)):
-                rows, of_puzzles = examples[index][self._slice], puzzles[index][self._slice]
-                inputs, labels = self.split.read(rows)
+            batches = self._draw_pass(pass_index)
+            for index in range(first, len(batches)):
                 self.position = (pass_index, index + 1)
-                yield Batch(inputs, labels, self.split.puzzle_identifiers[of_puzzles])
+                yield self._sample(batches[index], pass_index, index)
             self.position = (pass_index + 1, 0)
 
-    def _draw_pass(
-        self, pass_index: int
-    ) -> tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]:
-        """Example rows and puzzle rows of each full global batch of one pass."""
+    def _draw_pass(self, pass_index: int) -> list[npt.NDArray[np.int64]]:
+        """For each full global batch of one pass [3, B]: example, puzzle, whether it may move."""
         rng = np.random.default_rng([self.seed, pass_index])
         group_indices, puzzle_indices = self.split.group_indices, self.split.puzzle_indices
         num_groups = len(group_indices) - 1
         groups = np.concatenate([rng.permutation(num_groups) for _ in range(self.epochs_per_pass)])
         chosen = rng.integers(group_indices[groups], group_indices[groups + 1])
-        examples: list[npt.NDArray[np.int64]] = []
-        puzzles: list[npt.NDArray[np.int64]] = []
-        parts: list[tuple[npt.NDArray[np.int64], int]] = []
+        first, end = puzzle_indices[chosen], puzzle_indices[chosen + 1]
+        stays = rng.integers(first, end)
+        batches: list[npt.NDArray[np.int64]] = []
+        parts: list[npt.NDArray[np.int64]] = []
         filled = 0
-        for puzzle in chosen.tolist():
-            first, end = puzzle_indices[puzzle], puzzle_indices[puzzle + 1]
-            pairs = first + rng.permutation(end - first)[: self.global_batch_size - filled]
-            parts.append((pairs, puzzle))
+        for puzzle, start, size, stay in zip(
+            chosen.tolist(), first.tolist(), (end - first).tolist(), stays.tolist(), strict=True
+        ):
+            pairs = start + rng.permutation(size)[: self.global_batch_size - filled]
+            parts.append(np.stack([pairs, np.full(len(pairs), puzzle), pairs != stay]))
             filled += len(pairs)
             if filled == self.global_batch_size:
-                examples.append(np.concatenate([pairs for pairs, _ in parts]))
-                puzzles.append(np.concatenate([np.full(len(p), puzzle) for p, puzzle in parts]))
+                batches.append(np.concatenate(parts, axis=1))
                 parts, filled = [], 0
-        return examples, puzzles
+        return batches
+
+    def _sample(self, batch: npt.NDArray[np.int64], pass_index: int, batch_index: int) -> Sample:
+        """This rank's share; random numbers are drawn for all ranks alike, then cut."""
+        # Counted from 1: a trailing zero changes no seed, and [seed, pass] drew the pass's order.
+        rng = np.random.default_rng([self.seed, pass_index, 1 + batch_index])
+        mine = self._slice
+        examples, puzzles, moves = batch[:, mine]
+        size, cells = self.global_batch_size, self.split.metadata.seq_len
+        uniform = rng.random((size, 7))[mine]
+        return Sample(
+            examples=examples,
+            puzzle_ids=self.split.puzzle_identifiers[puzzles],
+            rows=np.arange(mine.start, mine.stop),
+            shifts=uniform[:, :2] * moves[:, None],
+            edges=uniform[:, 2:6],
+            coin=uniform[:, 6],
+            priorities=rng.random((size, cells), dtype=np.float32)[mine],
+        )
 
 
 class ExampleSelection(NamedTuple):
@@ -130,7 +167,7 @@ class ExampleSelection(NamedTuple):
         )
 
 
-def select_test_examples(split: PuzzleSplit, max_variants: int | None) -> ExampleSelection:
+def select_test_examples(split: SplitIndex, max_variants: int | None) -> ExampleSelection:
     """All examples of the first `max_variants` variants (the original included) of each task."""
     sizes = np.diff(split.group_indices)
     rank_in_group = np.arange(len(split.puzzle_identifiers)) - np.repeat(
@@ -143,26 +180,3 @@ def select_test_examples(split: PuzzleSplit, max_variants: int | None) -> Exampl
     test_indices = np.arange(len(puzzles)) - starts[puzzles]
     rows = split.puzzle_indices[puzzles] + test_indices
     return ExampleSelection(rows, split.puzzle_identifiers[puzzles], test_indices)
-
-
-def padded_batches(
-    split: PuzzleSplit, examples: ExampleSelection, batch_size: int
-) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
-    """Batches of exactly `batch_size` rows, with the positions in `examples` that they hold.
-
-    The last batch is filled up with blank puzzles, so that shapes are static; the positions say
-    how many leading rows count.
-    """
-    for start in range(0, len(examples.rows), batch_size):
-        positions = np.arange(start, min(start + batch_size, len(examples.rows)))
-        inputs, labels = split.read(examples.rows[positions])
-        puzzle_ids = examples.puzzle_ids[positions]
-        missing = batch_size - len(positions)
-        yield (
-            positions,
-            Batch(
-                np.pad(inputs, ((0, missing), (0, 0))),
-                np.pad(labels, ((0, missing), (0, 0))),
-                np.pad(puzzle_ids, (0, missing), constant_values=BLANK_IDENTIFIER),
-            ),
-        )

@@ -7,11 +7,12 @@ r"""Build an augmented dataset from Kaggle-format files.
 A task's train pairs, and the test pairs of subsets that are not a test set, go to `train/`; the
 test pairs of the test sets go to `test/`. Both halves of one variant share an identifier.
 
-Two passes over the tasks, each task on its own: the first counts its distinct variants, which
-fixes every offset; the second draws them again, renders them and writes them to their place. All
-that is random about a task comes from (seed, task id), so the bytes do not depend on the number
-of workers, and no process ever holds more than one chunk of one task, and of its variants no more
-than their draws and names (some 0.5 kB each).
+First every task's variants are drawn, which fixes all offsets and what both layouts share. Then the
+full layout has every variant rendered and written to its place, while the compact one keeps the
+original pairs and how each variant is made from them. All that is random about a task comes from
+(seed, task id), so the bytes do not depend on the number of workers. Memory grows with the variants
+by their draws and names alone (some 50 bytes each); of the canvases no process ever holds more than
+one chunk of one task.
 """
 
 import json
@@ -22,54 +23,35 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
-import numpy as np
 from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_directory
-from dataset.augmentation import Variants, draw_variants, variant_name
-from dataset.build_plan import BuildOptions, Source, Summary, check_options, load_sources
-from dataset.canvas import CANVAS_SIDE, PAD, VOCAB_SIZE
-from dataset.rendering import draw_translations, render
-from dataset.storage import (
-    BLANK_IDENTIFIER,
-    BLANK_NAME,
-    BUILD_FILE,
-    IDENTIFIERS_FILE,
-    METADATA_FILE,
-    SET_NAME,
-    TEST_PUZZLES_FILE,
-    DatasetMetadata,
-    create_array,
-    write_rows,
+from dataset.build_layouts import (
+    SPLITS,
+    create_canvases,
+    draw,
+    num_examples,
+    place_tasks,
+    write_examples,
+    write_identifiers,
+    write_index,
+    write_originals,
 )
-from dataset.tasks import Task, save_tasks
-
-SPLITS = ("train", "test")
-CHUNK_VARIANTS = 1024
-"""Variants rendered at a time: bounds a worker's memory whatever --num-aug is."""
+from dataset.build_plan import BuildOptions, Layout, Source, Summary, check_options, load_sources
+from dataset.canvas import CANVAS_SIDE
+from dataset.storage import BUILD_FILE, TEST_PUZZLES_FILE
+from dataset.tasks import save_tasks
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where one task's variants start on disk, and the options its rendering needs."""
-
-    source: Source
-    folder: Path
-    options: BuildOptions
-    first_identifier: int
-    first_puzzle: dict[str, int]
-    first_example: dict[str, int]
 
 
 def build(options: BuildOptions) -> Summary:
@@ -103,21 +85,29 @@ def _fill(
     executor: Executor,
     summary: Summary,
 ) -> None:
-    """Write the whole dataset into `folder` and count what was written."""
-    drawn = executor.map(partial(_count_variants, options=options), sources, chunksize=4)
-    counts = list(_progress(drawn, sources, "drawing"))
-    _create(folder, sources, counts, options)
-    names = executor.map(_write_task, _place_tasks(folder, sources, counts, options))
-    _write_identifiers(folder, _progress(names, sources, "writing"), options)
+    """Write the whole dataset into `folder`, and into `summary` what was written."""
+    results = executor.map(partial(draw, options=options), sources, chunksize=8)
+    drawn = list(_progress(results, sources, "drawing"))
+    write_identifiers(folder, drawn, options)
     test_tasks = [source.task for source in sources if source.pairs["test"]]
     save_tasks(folder / TEST_PUZZLES_FILE, test_tasks)
+    for split in SPLITS:
+        (folder / split).mkdir()
+        write_index(folder, split, sources, drawn, options)
+        if options.layout == "compact":
+            write_originals(folder, split, sources, drawn, options)
+    if options.layout == "full":
+        create_canvases(folder, sources, drawn, options)
+        written = executor.map(write_examples, place_tasks(folder, sources, drawn, options))
+        for _ in _progress(written, sources, "writing"):
+            pass
     summary.tasks = len(sources)
     summary.test_tasks = len(test_tasks)
     summary.test_inputs = sum(len(task.test) for task in test_tasks)
-    summary.variants = sum(counts)
-    summary.train_examples = _num_examples(sources, counts, "train")
-    summary.test_examples = _num_examples(sources, counts, "test")
-    summary.tasks_with_too_few_variants = sum(n < options.num_aug + 1 for n in counts)
+    summary.variants = sum(task.count for task in drawn)
+    summary.train_examples = num_examples(sources, drawn, "train")
+    summary.test_examples = num_examples(sources, drawn, "test")
+    summary.tasks_with_too_few_variants = sum(task.count < options.num_aug + 1 for task in drawn)
     summary.bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     # Only what the bytes depend on: the same options and tasks give the same folder.
     described = asdict(options)
@@ -127,104 +117,6 @@ def _fill(
     del counted["seconds"]
     build_record = {"options": described, "summary": counted}
     (folder / BUILD_FILE).write_text(json.dumps(build_record, indent=1))
-
-
-def _generator(task: Task, options: BuildOptions) -> np.random.Generator:
-    return np.random.default_rng([options.seed, *task.task_id.encode()])
-
-
-def _count_variants(source: Source, options: BuildOptions) -> int:
-    rng = _generator(source.task, options)
-    return len(draw_variants(source.task, options.num_aug, rng).dihedrals)
-
-
-def _write_task(placement: Placement) -> list[str]:
-    """Render and write all variants of one task; return their names in order."""
-    source, options = placement.source, placement.options
-    rng = _generator(source.task, options)
-    variants = draw_variants(source.task, options.num_aug, rng)
-    count = len(variants.dihedrals)
-    for split in SPLITS:
-        pairs = source.pairs[split]
-        if not pairs:
-            continue
-        translations = np.zeros((count, len(pairs), 2), dtype=np.int64)
-        if split == "train":
-            translations = draw_translations(pairs, variants, options.canvas_side, rng)
-        for start in range(0, count, CHUNK_VARIANTS):
-            chunk = slice(start, start + CHUNK_VARIANTS)
-            part = Variants(variants.dihedrals[chunk], variants.permutations[chunk])
-            inputs, labels = render(pairs, part, translations[chunk], options.canvas_side)
-            row = placement.first_example[split] + start * len(pairs)
-            write_rows(placement.folder / split, "inputs", row, inputs)
-            write_rows(placement.folder / split, "labels", row, labels)
-        identifiers = placement.first_identifier + np.arange(count, dtype=np.int32)
-        ends = placement.first_example[split] + len(pairs) * np.arange(1, count + 1, dtype=np.int32)
-        puzzle = placement.first_puzzle[split]
-        write_rows(placement.folder / split, "puzzle_identifiers", puzzle, identifiers)
-        # Offset 0 is the file's own zero: each task writes where its puzzles end.
-        write_rows(placement.folder / split, "puzzle_indices", puzzle + 1, ends)
-    return [
-        variant_name(source.task.task_id, int(dihedral), permutation)
-        for dihedral, permutation in zip(*variants, strict=True)
-    ]
-
-
-def _num_examples(sources: list[Source], counts: list[int], split: str) -> int:
-    return sum(n * len(s.pairs[split]) for s, n in zip(sources, counts, strict=True))
-
-
-def _create(folder: Path, sources: list[Source], counts: list[int], options: BuildOptions) -> None:
-    """Create all arrays at their final size, and the metadata."""
-    cells = options.canvas_side**2
-    for split in SPLITS:
-        path = folder / split
-        path.mkdir()
-        members = [n for s, n in zip(sources, counts, strict=True) if s.pairs[split]]
-        examples = _num_examples(sources, counts, split)
-        create_array(path, "inputs", "uint8", (examples, cells))
-        create_array(path, "labels", "uint8", (examples, cells))
-        create_array(path, "puzzle_identifiers", "int32", (sum(members),))
-        create_array(path, "puzzle_indices", "int32", (sum(members) + 1,))
-        create_array(path, "group_indices", "int32", (len(members) + 1,))
-        write_rows(path, "group_indices", 1, np.cumsum(members, dtype=np.int32))
-        metadata = DatasetMetadata(
-            pad_id=PAD,
-            ignore_label_id=PAD,
-            blank_identifier_id=BLANK_IDENTIFIER,
-            vocab_size=VOCAB_SIZE,
-            seq_len=cells,
-            num_puzzle_identifiers=options.puzzle_identifiers_start + sum(counts),
-            total_groups=len(members),
-            mean_puzzle_examples=examples / sum(members),
-            total_puzzles=sum(members),
-            sets=[SET_NAME],
-        )
-        (path / METADATA_FILE).write_text(metadata.model_dump_json())
-
-
-def _place_tasks(
-    folder: Path, sources: list[Source], counts: list[int], options: BuildOptions
-) -> Iterator[Placement]:
-    identifier = options.puzzle_identifiers_start
-    puzzle, example = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    for source, count in zip(sources, counts, strict=True):
-        yield Placement(source, folder, options, identifier, dict(puzzle), dict(example))
-        identifier += count
-        for split in SPLITS:
-            puzzle[split] += count if source.pairs[split] else 0
-            example[split] += count * len(source.pairs[split])
-
-
-def _write_identifiers(
-    folder: Path, names_of_tasks: Iterator[list[str]], options: BuildOptions
-) -> None:
-    """Stream the names to a JSON list, task by task."""
-    with (folder / IDENTIFIERS_FILE).open("w", encoding="utf-8") as file:
-        file.write("[" + ", ".join([json.dumps(BLANK_NAME)] * options.puzzle_identifiers_start))
-        for names in names_of_tasks:
-            file.write("".join(f", {json.dumps(name)}" for name in names))
-        file.write("]")
 
 
 def _progress(results: Iterator[Result], sources: list[Source], what: str) -> Iterator[Result]:
@@ -278,6 +170,9 @@ def parse_arguments() -> BuildOptions:
     add("--task-ids", nargs="+", default=[], help="build only these tasks")
     add("--allow-leakage", action="store_true",
         help="accept subsets that contain tasks of the test set")  # fmt: skip
+    add("--layout", choices=get_args(Layout), default="full",
+        help="full: every example as canvases, which other code bases read too; compact: the "
+        "original pairs and a table of variants, a hundredth of the size")  # fmt: skip
     add("--workers", type=int, default=_num_cpus(), help="processes")
     args = parser.parse_args()
     return BuildOptions(
@@ -291,6 +186,7 @@ def parse_arguments() -> BuildOptions:
         canvas_side=args.canvas_side,
         task_ids=tuple(args.task_ids),
         allow_leakage=args.allow_leakage,
+        layout=args.layout,
         workers=args.workers,
     )
 

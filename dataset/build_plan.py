@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -10,6 +11,9 @@ from common.errors import UserError
 from common.files import require_new_directory
 from dataset.canvas import CANVAS_SIDE
 from dataset.tasks import Pair, Task, load_subset
+
+Layout = Literal["full", "compact"]
+"""Every example as canvases, or the original pairs and how each variant is made from them."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class BuildOptions:
     canvas_side: int = CANVAS_SIDE
     task_ids: tuple[str, ...] = ()
     allow_leakage: bool = False
+    layout: Layout = "full"
     workers: int = 1
 
 

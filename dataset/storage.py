@@ -11,6 +11,9 @@
 
 A puzzle is one variant of a task, a group is a task with all its variants. Inputs and labels are
 only ever memory-mapped: a dataset may be far larger than memory.
+
+That is the full layout. The compact one, ours alone, has what inputs and labels are made from in
+their place: see `dataset.compact`.
 """
 
 import hashlib
@@ -18,7 +21,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +32,14 @@ from common.files import named_in_errors
 from common.settings import validate
 from dataset.canvas import PAD, VOCAB_SIZE
 
+if TYPE_CHECKING:
+    from dataset.compact import CompactSplit
+
 BLANK_IDENTIFIER = 0
 BLANK_NAME = "<blank>"
 SET_NAME = "all"
+ORIGINALS = "originals"
+VARIANTS = "variants"
 IDENTIFIERS_FILE = "identifiers.json"
 TEST_PUZZLES_FILE = "test_puzzles.json"
 METADATA_FILE = "dataset.json"
@@ -58,24 +66,34 @@ class DatasetMetadata(BaseModel):
 
 
 @dataclass(frozen=True)
-class PuzzleSplit:
-    """The train or test half of a dataset, opened and checked."""
+class SplitIndex:
+    """What both layouts know of the train or test half: which examples belong to which puzzle."""
 
     path: Path
     metadata: DatasetMetadata
-    inputs: npt.NDArray[np.uint8]
-    """[examples, cells], memory-mapped."""
-    labels: npt.NDArray[np.uint8]
-    """[examples, cells], memory-mapped; all PAD where a test output is hidden."""
     puzzle_identifiers: npt.NDArray[np.int32]
     puzzle_indices: npt.NDArray[np.int64]
     group_indices: npt.NDArray[np.int64]
 
     @property
+    def num_examples(self) -> int:
+        return int(self.puzzle_indices[-1])
+
+    @property
     def examples_per_epoch(self) -> float:
         """Expected number: each group gives one of its puzzles."""
         num_puzzles, num_groups = len(self.puzzle_identifiers), len(self.group_indices) - 1
-        return num_groups * len(self.inputs) / num_puzzles
+        return num_groups * self.num_examples / num_puzzles
+
+
+@dataclass(frozen=True)
+class PuzzleSplit(SplitIndex):
+    """A half in the full layout, opened and checked."""
+
+    inputs: npt.NDArray[np.uint8]
+    """[examples, cells], memory-mapped."""
+    labels: npt.NDArray[np.uint8]
+    """[examples, cells], memory-mapped; all PAD where a test output is hidden."""
 
     def read(
         self, examples: npt.NDArray[np.int64]
@@ -87,18 +105,12 @@ class PuzzleSplit:
                 anyway, since a whole dataset is too large to scan when it is opened).
         """
         inputs, labels = self.inputs[examples], self.labels[examples]
-        lowest = min(inputs.min(initial=0), labels.min(initial=0))
-        highest = max(inputs.max(initial=0), labels.max(initial=0))
-        if lowest < 0 or highest >= self.metadata.vocab_size:
-            raise UserError(
-                f"{self.path} holds a token outside its vocabulary of {self.metadata.vocab_size}: "
-                f"the file is damaged; {REBUILD}"
-            )
+        require_tokens(self.path, inputs, labels)
         # Another builder's arrays may be of a wider type.
         return inputs.astype(np.uint8, copy=False), labels.astype(np.uint8, copy=False)
 
 
-def open_split(dataset_path: Path, split: str) -> PuzzleSplit:
+def open_split(dataset_path: Path, split: str) -> "PuzzleSplit | CompactSplit":
     """Open `dataset_path/split`, checking everything that can be checked without reading it all.
 
     Raises:
@@ -110,63 +122,97 @@ def open_split(dataset_path: Path, split: str) -> PuzzleSplit:
             f"data.path={dataset_path}: no folder {path}; build the dataset with "
             f"'python -m dataset.build_arc_dataset --output-dir {dataset_path} ...'"
         )
+    metadata = _read_metadata(path)
+    if any(path.glob(f"{ORIGINALS}__*.npy")):
+        # Only here: it needs torch, whose import takes seconds that the builder can do without.
+        from dataset.compact import open_compact
+
+        return open_compact(path, metadata)
+    inputs, labels = open_canvases(path, metadata)
+    index = open_index(path, metadata, len(inputs))
+    return PuzzleSplit(path, metadata, *index, inputs=inputs, labels=labels)
+
+
+def _read_metadata(path: Path) -> DatasetMetadata:
     metadata = validate(
         DatasetMetadata, read_json(path / METADATA_FILE), source=str(path / METADATA_FILE)
     )
-    _require(
+    require(
         metadata.vocab_size == VOCAB_SIZE and metadata.pad_id == PAD,
         f"{path / METADATA_FILE}: vocab_size {metadata.vocab_size} and pad_id {metadata.pad_id}, "
         f"expected {VOCAB_SIZE} and {PAD}",
     )
-    _require(
+    require(
         metadata.ignore_label_id in (None, PAD)
         and metadata.blank_identifier_id == BLANK_IDENTIFIER,
         f"{path / METADATA_FILE}: ignore_label_id {metadata.ignore_label_id} and "
         f"blank_identifier_id {metadata.blank_identifier_id}, expected 0 and 0",
     )
-    _require(
+    require(
         metadata.sets == [SET_NAME],
         f"{path / METADATA_FILE}: sets {metadata.sets}, only ['{SET_NAME}'] can be read",
     )
-    arrays = {name: _open_array(path, name) for name in ("inputs", "labels")}
-    for name, array in arrays.items():
-        _require(
+    return metadata
+
+
+def open_canvases(
+    path: Path, metadata: DatasetMetadata, prefix: str = SET_NAME
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Inputs and labels of a split's folder, memory-mapped, equally many and as wide as they say.
+
+    Raises:
+        UserError: they are missing, truncated or of another shape.
+    """
+    inputs, labels = (open_array(path, name, prefix) for name in ("inputs", "labels"))
+    for name, array in (("inputs", inputs), ("labels", labels)):
+        require(
             array.ndim == 2 and array.shape[1] == metadata.seq_len,
-            f"{_array_path(path, name)}: shape {array.shape}, expected [*, {metadata.seq_len}]",
+            f"{array_path(path, name, prefix)}: shape {array.shape}, "
+            f"expected [*, {metadata.seq_len}]",
         )
-    _require(
-        len(arrays["inputs"]) == len(arrays["labels"]),
-        f"{path}: {len(arrays['inputs'])} inputs but {len(arrays['labels'])} labels",
-    )
-    identifiers = np.array(_open_array(path, "puzzle_identifiers"))
-    puzzle_indices = _open_offsets(path, "puzzle_indices", end=len(arrays["inputs"]))
+    require(len(inputs) == len(labels), f"{path}: {len(inputs)} inputs but {len(labels)} labels")
+    return inputs, labels
+
+
+def open_index(
+    path: Path, metadata: DatasetMetadata, num_examples: int | None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Puzzle identifiers, puzzle indices and group indices, for so many examples if that is known.
+
+    Raises:
+        UserError: they are missing, truncated or do not fit each other.
+    """
+    identifiers = np.array(open_array(path, "puzzle_identifiers"))
+    puzzle_indices = _open_offsets(path, "puzzle_indices", end=num_examples)
     group_indices = _open_offsets(path, "group_indices", end=len(puzzle_indices) - 1)
-    _require(
+    require(
         len(identifiers) == len(puzzle_indices) - 1,
         f"{path}: {len(identifiers)} puzzle identifiers for {len(puzzle_indices) - 1} puzzles",
     )
-    _require(
+    require(
         len(identifiers) > 0
         and identifiers.min() >= 0
         and identifiers.max() < metadata.num_puzzle_identifiers,
-        f"{_array_path(path, 'puzzle_identifiers')}: must name at least one puzzle, all below "
+        f"{array_path(path, 'puzzle_identifiers')}: must name at least one puzzle, all below "
         f"num_puzzle_identifiers={metadata.num_puzzle_identifiers}",
     )
-    return PuzzleSplit(
-        path,
-        metadata,
-        inputs=arrays["inputs"],
-        labels=arrays["labels"],
-        puzzle_identifiers=identifiers.astype(np.int32),
-        puzzle_indices=puzzle_indices,
-        group_indices=group_indices,
+    return identifiers.astype(np.int32), puzzle_indices, group_indices
+
+
+def require_tokens(path: Path, *arrays: npt.NDArray[Any]) -> None:
+    """Raise UserError unless all tokens are of the vocabulary."""
+    lowest = min(array.min(initial=0) for array in arrays)
+    highest = max(array.max(initial=0) for array in arrays)
+    require(
+        lowest >= 0 and highest < VOCAB_SIZE,
+        f"{path} holds a token outside its vocabulary of {VOCAB_SIZE}: the file is damaged",
     )
 
 
 def load_identifiers(dataset_path: Path) -> list[str]:
     """Puzzle names by identifier."""
     names = read_json(dataset_path / IDENTIFIERS_FILE)
-    _require(
+    require(
         isinstance(names, list) and all(isinstance(name, str) for name in names),
         f"{dataset_path / IDENTIFIERS_FILE}: must be a list of puzzle names",
     )
@@ -196,13 +242,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); {REBUILD}") from error
 
 
-def create_array(split_path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    """Create `all__{name}.npy` with its final size and reserve the disk space for it.
+def save_array(
+    split_path: Path, name: str, array: npt.NDArray[Any], prefix: str = SET_NAME
+) -> None:
+    """Write the whole of `{prefix}__{name}.npy`."""
+    create_array(split_path, name, array.dtype.name, array.shape, prefix)
+    write_rows(split_path, name, 0, array, prefix)
+
+
+def create_array(
+    split_path: Path, name: str, dtype: str, shape: tuple[int, ...], prefix: str = SET_NAME
+) -> None:
+    """Create `{prefix}__{name}.npy` with its final size and reserve the disk space for it.
 
     Raises:
         OSError: ENOSPC at once, rather than in the middle of the work.
     """
-    path = _array_path(split_path, name)
+    path = array_path(split_path, name, prefix)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     del array
     if hasattr(os, "posix_fallocate"):  # Not on macOS, where the file simply stays sparse.
@@ -210,13 +266,15 @@ def create_array(split_path: Path, name: str, dtype: str, shape: tuple[int, ...]
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def write_rows(split_path: Path, name: str, first_row: int, rows: npt.NDArray[Any]) -> None:
-    """Write `rows` into `all__{name}.npy` from `first_row` on.
+def write_rows(
+    split_path: Path, name: str, first_row: int, rows: npt.NDArray[Any], prefix: str = SET_NAME
+) -> None:
+    """Write `rows` into `{prefix}__{name}.npy` from `first_row` on.
 
     Plain writes, not a memory map: on a full disk they fail with an error that can be handled,
     where a mapped page kills the process, and they do not count as this process's memory.
     """
-    path = _array_path(split_path, name)
+    path = array_path(split_path, name, prefix)
     array = np.load(path, mmap_mode="r")
     assert array.dtype == rows.dtype and array.shape[1:] == rows.shape[1:], "other rows"
     row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
@@ -225,36 +283,39 @@ def write_rows(split_path: Path, name: str, first_row: int, rows: npt.NDArray[An
         file.write(np.ascontiguousarray(rows).data)
 
 
-def _array_path(split_path: Path, name: str) -> Path:
-    return split_path / f"{SET_NAME}__{name}.npy"
+def array_path(split_path: Path, name: str, prefix: str = SET_NAME) -> Path:
+    return split_path / f"{prefix}__{name}.npy"
 
 
-def _open_array(split_path: Path, name: str) -> npt.NDArray[Any]:
-    path = _array_path(split_path, name)
+def open_array(split_path: Path, name: str, prefix: str = SET_NAME) -> npt.NDArray[Any]:
+    """Memory-map an array of integers; UserError if it is missing, truncated or of another kind."""
+    path = array_path(split_path, name, prefix)
     try:
         array = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: half-written dataset; {REBUILD}") from error
     except (ValueError, EOFError) as error:
         raise UserError(f"{path} is truncated or no .npy file ({error}); {REBUILD}") from error
-    _require(isinstance(array, np.ndarray), f"{path} is no .npy file")
-    _require(array.dtype.kind in "iu", f"{path}: dtype {array.dtype}, expected integers")
+    require(isinstance(array, np.ndarray), f"{path} is no .npy file")
+    require(array.dtype.kind in "iu", f"{path}: dtype {array.dtype}, expected integers")
     return array
 
 
-def _open_offsets(split_path: Path, name: str, end: int) -> npt.NDArray[np.int64]:
-    offsets = np.array(_open_array(split_path, name), dtype=np.int64)
-    _require(
+def _open_offsets(split_path: Path, name: str, end: int | None) -> npt.NDArray[np.int64]:
+    offsets = np.array(open_array(split_path, name), dtype=np.int64)
+    require(
         offsets.ndim == 1
         and len(offsets) > 1
         and offsets[0] == 0
-        and offsets[-1] == end
+        and (end is None or offsets[-1] == end)
         and bool((np.diff(offsets) > 0).all()),
-        f"{_array_path(split_path, name)}: must rise strictly from 0 to {end}",
+        f"{array_path(split_path, name)}: must rise strictly from 0"
+        + ("" if end is None else f" to {end}"),
     )
     return offsets
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise UserError with the message and the remedy for damaged datasets."""
     if not condition:
         raise UserError(f"{message}; {REBUILD}")

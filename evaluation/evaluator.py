@@ -3,19 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from common.distributed import Ranks
 from common.errors import UserError
 from dataset.tasks import Task
 from evaluation.predict import (
-    EvaluationSet,
+    EvalConfig,
+    Predictor,
     Progress,
     StepAccuracy,
     StepAnswers,
     join,
-    predict,
 )
 from evaluation.predictions import Predictions
+from evaluation.rounds import predict_until_decided
 from evaluation.scoring import Scores, score
+from evaluation.stopping import ExactRule, SequentialRule, StoppingRule
+from evaluation.test_set import EvaluationSet
 from evaluation.voting import Ranking, TestInput, count_votes
 from models.supervision import ImprovementSteps
 
@@ -30,29 +35,61 @@ class Outcome(NamedTuple):
     accuracy: StepAccuracy | None
     """None where votes were recounted without a model."""
     step_answers: StepAnswers | None
+    """How the answers to the unaugmented test inputs developed, as far as they were predicted."""
+    passes: Mapping[str, float]
+    """Shares of variants: those predicted at all, and of these those that outgrew their window."""
 
 
 def evaluate(
     steps: ImprovementSteps,
     test_set: EvaluationSet,
-    batch_size: int,
+    config: EvalConfig,
+    canvas: str,
     ranks: Ranks,
     progress: Progress | None = None,
 ) -> Outcome | None:
-    """Predict this rank's share; the main rank gets the outcome over all ranks, others None."""
-    results = ranks.gather_objects(predict(steps, test_set, batch_size, ranks, progress))
+    """Predict this rank's share; the main rank gets the outcome over all ranks, others None.
+
+    Args:
+        steps: the model and its loop.
+        test_set: what is predicted.
+        config: how.
+        canvas: "whole" or "window", see `EvalConfig.canvas_for`.
+        ranks: that share the work.
+        progress: shows it; voting in rounds has no known end to show.
+    """
+    predictor = Predictor(steps, test_set, config.batch_size, canvas)
+    rule = stopping_rule(config)
+    if rule is None:
+        rows = np.arange(ranks.rank, len(test_set), ranks.world_size)
+        result = predictor.predict(rows, progress)
+    else:
+        result = predict_until_decided(predictor, test_set, rule, config.voting_seed, ranks)
+    results = ranks.gather_objects(result)
     if results is None:
         return None
-    result = join(results)
-    return vote(result.predictions, test_set.tasks, result.accuracy, result.step_answers)
+    joined = join(results)
+    outcome = vote(joined.predictions, test_set.tasks)
+    return outcome._replace(
+        accuracy=joined.accuracy,
+        step_answers=joined.step_answers,
+        passes={
+            "predicted_share": len(joined.predictions) / len(test_set),
+            "whole_canvas_again": joined.whole_canvas_again / max(len(joined.predictions), 1),
+        },
+    )
 
 
-def vote(
-    predictions: Predictions,
-    tasks: Sequence[Task],
-    accuracy: StepAccuracy | None = None,
-    step_answers: StepAnswers | None = None,
-) -> Outcome:
+def stopping_rule(config: EvalConfig) -> StoppingRule | None:
+    """The rule that `eval.voting` names; None where every variant votes."""
+    if config.voting == "exact":
+        return ExactRule()
+    if config.voting == "sequential":
+        return SequentialRule(config.voting_error)
+    return None
+
+
+def vote(predictions: Predictions, tasks: Sequence[Task]) -> Outcome:
     """Count the votes of predictions, fresh from a model or read from a file, and score them.
 
     Raises:
@@ -67,7 +104,7 @@ def vote(
             f"data.path must name the dataset that was predicted"
         )
     rankings = count_votes(predictions)
-    return Outcome(predictions, rankings, score(rankings, tasks), accuracy, step_answers)
+    return Outcome(predictions, rankings, score(rankings, tasks), None, None, {})
 
 
 def metrics(outcome: Outcome) -> dict[str, float]:
@@ -84,4 +121,4 @@ def metrics(outcome: Outcome) -> dict[str, float]:
         )
         figures |= {"exact_accuracy": float(exact[-1]), "cell_accuracy": float(cell[-1])}
         figures |= {f"exact_accuracy_step{s}": float(v) for s, v in enumerate(exact, start=1)}
-    return figures
+    return figures | dict(outcome.passes)

@@ -1,6 +1,11 @@
-"""Run a model over the test split: every chosen variant of every test input, S steps, argmax."""
+"""Run a model over the test split: every chosen variant of every test input, S steps, argmax.
 
-from collections.abc import Callable, Iterable
+Where the model was trained on windows, a variant shows the cells around its input and around the
+largest output among the task's demonstrations; where the answer reaches the edge of that window, it
+is predicted once more on the whole canvas. The solution plays no part in either.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,15 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.distributed import Ranks
-from common.errors import UserError
 from common.settings import Settings
-from dataset.augmentation import parse_variant_name
-from dataset.batches import Batch, padded_batches, select_test_examples
-from dataset.canvas import PAD, read_back
-from dataset.storage import TEST_PUZZLES_FILE, load_identifiers, open_split
-from dataset.tasks import NUM_COLOURS, load_tasks
+from dataset.canvas import PAD, canvas_side, read_extents
+from dataset.loading import HostSegment, SegmentMaker, one_ahead
+from dataset.windows import areas, choose_cells, lengths_for
 from evaluation.predictions import Predictions, concatenate
+from evaluation.test_set import EvaluationSet, Rows
 from evaluation.voting import grid_mask
 from models.objective import log_stablemax
 from models.supervision import ImprovementSteps
@@ -31,9 +33,30 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 class EvalConfig(Settings):
     """What is predicted, and how."""
 
-    batch_size: int = Field(gt=0, description="variants predicted at a time on each rank")
+    batch_size: int = Field(
+        gt=0,
+        description="variants predicted at a time on each rank; in windows, as many cells as these "
+        "have on the whole canvas",
+    )
     max_variants: int | None = Field(
         gt=0, description="variants of each task that vote, the original first; null: all"
+    )
+    canvas: Literal["auto", "whole", "window"] = Field(
+        description="cells that the network sees, see data.canvas; auto: as in training"
+    )
+    voting: Literal["full", "exact", "sequential"] = Field(
+        description="full: all variants vote; exact: voting on a test input stops when no outcome "
+        "of the rest can change its first two answers; sequential: when they are known but for "
+        "voting_error"
+    )
+    voting_error: float = Field(
+        gt=0,
+        lt=1,
+        description="with voting=sequential: probability that the first two answers are not those "
+        "of full voting, for each test input",
+    )
+    voting_seed: int = Field(
+        ge=0, description="with voting=exact or sequential: of the order in which variants vote"
     )
     num_supervision_steps: int | None = Field(
         gt=0, description="improvement steps at test time; null: as many as trained"
@@ -45,57 +68,9 @@ class EvalConfig(Settings):
         description="which weights are scored; auto: the running mean if there is one, else raw"
     )
 
-
-class EvaluationSet:
-    """The test split of a dataset and the meaning of each row; open once, predict often."""
-
-    def __init__(self, dataset_path: Path, max_variants: int | None) -> None:
-        self.split = split = open_split(dataset_path, "test")
-        self.examples = select_test_examples(split, max_variants)
-        names = load_identifiers(dataset_path)
-        if len(names) != split.metadata.num_puzzle_identifiers:
-            raise UserError(
-                f"{dataset_path}: identifiers.json names {len(names)} puzzles, dataset.json counts "
-                f"{split.metadata.num_puzzle_identifiers}: the files are of different datasets"
-            )
-        parsed = [parse_variant_name(names[puzzle]) for puzzle in self.examples.puzzle_ids]
-        self.task_ids = np.array([task_id for task_id, _, _ in parsed])
-        self.dihedrals = np.array([dihedral for _, dihedral, _ in parsed], dtype=np.int8)
-        self.permutations = np.array([permutation for _, _, permutation in parsed])
-        self.tasks = load_tasks(dataset_path / TEST_PUZZLES_FILE)
-        self._check_against_tasks(dataset_path)
-
-    def __len__(self) -> int:
-        return len(self.examples.rows)
-
-    def _check_against_tasks(self, dataset_path: Path) -> None:
-        """The split and `test_puzzles.json` must mean the same tasks, or scores mean nothing."""
-        rows = zip(self.task_ids.tolist(), self.examples.test_indices.tolist(), strict=True)
-        named = list(rows)
-        inputs = {
-            (task.task_id, index): pair.input
-            for task in self.tasks
-            for index, pair in enumerate(task.test)
-        }
-        advice = "the files are of different datasets, or of a builder with other puzzle names"
-        if different := set(named) ^ set(inputs):
-            task_id, index = min(different)
-            raise UserError(
-                f"{dataset_path}: test input {index} of task '{task_id}' is in only one of the "
-                f"test split and {TEST_PUZZLES_FILE}; {advice}"
-            )
-        for row in np.flatnonzero(self.is_original(np.arange(len(self)))):
-            shown = read_back(np.array(self.split.inputs[self.examples.rows[row]]))
-            if shown is None or not np.array_equal(shown, inputs[named[row]]):
-                raise UserError(
-                    f"{dataset_path}: test input {named[row][1]} of task '{named[row][0]}' is "
-                    f"another in the test split than in {TEST_PUZZLES_FILE}; {advice}"
-                )
-
-    def is_original(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of the given rows show a test input unaugmented."""
-        identity = (self.permutations[rows] == np.arange(NUM_COLOURS)).all(axis=1)
-        return identity & (self.dihedrals[rows] == 0)
+    def canvas_for(self, trained: str) -> str:
+        """The cells that are shown ("whole" or "window") to a network that was trained on some."""
+        return trained if self.canvas == "auto" else self.canvas
 
 
 @dataclass(frozen=True)
@@ -132,65 +107,170 @@ class RankResult(NamedTuple):
     predictions: Predictions
     step_answers: StepAnswers
     accuracy: StepAccuracy
+    whole_canvas_again: int
+    """Predictions whose answer outgrew its window."""
 
 
-def predict(
-    steps: ImprovementSteps,
-    test_set: EvaluationSet,
-    batch_size: int,
-    ranks: Ranks,
-    progress: Progress | None = None,
-) -> RankResult:
-    """Predict this rank's share of the test set: rows rank, rank + world_size, ..."""
-    mine = np.arange(ranks.rank, len(test_set), ranks.world_size)
-    share = test_set.examples.take(mine)
-    is_original = test_set.is_original(mine)
-    cells = test_set.split.metadata.seq_len
-    canvas = np.zeros((len(mine), cells), dtype=np.uint8)
-    confidence = np.zeros(len(mine), dtype=np.float32)
-    developed = [np.zeros((0, steps.num_steps, cells), dtype=np.uint8)]
-    accuracy = StepAccuracy(0, np.zeros(steps.num_steps), np.zeros(steps.num_steps))
-    batches = padded_batches(test_set.split, share, batch_size)
-    shown = batches if progress is None else progress(batches, -(-len(mine) // batch_size))
-    for positions, batch in shown:
-        answers, probability = _predict_batch(steps, batch, len(positions))
-        canvas[positions] = answers[:, -1]
-        confidence[positions] = _mean_inside(probability, answers[:, -1])
-        developed.append(answers[is_original[positions]])
-        accuracy = _add(accuracy, _step_accuracy(answers, batch.labels[: len(positions)]))
-    task_ids, test_indices = test_set.task_ids[mine], share.test_indices.astype(np.int32)
-    predictions = Predictions(
-        task_id=task_ids,
-        test_index=test_indices,
-        identifier=share.puzzle_ids,
-        dihedral=test_set.dihedrals[mine],
-        colour_permutation=test_set.permutations[mine],
-        canvas=canvas,
-        confidence=confidence,
-        checkpoint=np.zeros(len(mine), dtype=np.int16),
-    )
-    step_answers = StepAnswers(
-        task_ids[is_original], test_indices[is_original], np.concatenate(developed)
-    )
-    return RankResult(predictions, step_answers, accuracy)
+class Answers(NamedTuple):
+    """What the network said of n rows."""
+
+    canvas: npt.NDArray[np.uint8]
+    """[n, S, cells] after each step."""
+    confidence: npt.NDArray[np.float32]
+    """[n] mean probability of the last answer over the grid that it shows; 0 without one."""
+    share_right: npt.NDArray[np.float32]
+    """[n, S] right cells among those of the solution that are not PAD; NaN if it is hidden."""
 
 
-def _predict_batch(
-    steps: ImprovementSteps, batch: Batch, count: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Answers [count, S, cells] after each step, and the last one's probabilities [count, cells].
+class Predictor:
+    """Predicts rows of a test set.
 
-    Rows from `count` on are padding and are computed for the static shape alone.
+    Args:
+        steps: the model and its loop.
+        test_set: whose rows are predicted.
+        batch_size: see `EvalConfig`.
+        canvas: "whole" or "window".
     """
-    inputs = torch.from_numpy(batch.inputs).to(steps.device).long()
-    puzzle_ids = torch.from_numpy(batch.puzzle_ids).to(steps.device).long()
-    answers: list[Tensor] = []
-    # Not inference_mode, whose tensors are of another kind: compiled graphs of training serve here.
-    with torch.no_grad():
-        for logits in steps.run(inputs, puzzle_ids):
-            answers.append(logits[:count].argmax(dim=-1).to(torch.uint8))
-        probability = log_stablemax(logits[:count]).amax(dim=-1).exp()
-    return torch.stack(answers, dim=1).cpu().numpy(), probability.cpu().numpy()
+
+    def __init__(
+        self, steps: ImprovementSteps, test_set: EvaluationSet, batch_size: int, canvas: str
+    ) -> None:
+        self.steps = steps
+        self.test_set = test_set
+        self.batch_size = batch_size
+        self.canvas = canvas
+        self.maker = SegmentMaker(test_set.split, steps.device)
+        self.num_cells = test_set.split.metadata.seq_len
+        self.side = canvas_side(self.num_cells)
+
+    def predict(self, rows: Rows, progress: Progress | None = None) -> RankResult:
+        """Predict the given rows [N]; the result is in their order."""
+        last = np.zeros((len(rows), self.num_cells), dtype=np.uint8)
+        confidence = np.zeros(len(rows), dtype=np.float32)
+        share_right = np.zeros((len(rows), self.steps.num_steps), dtype=np.float32)
+        is_original = self.test_set.is_original(rows)
+        place = np.cumsum(is_original) - 1  # Of an original among the originals.
+        developed = np.zeros(
+            (is_original.sum(), self.steps.num_steps, self.num_cells), dtype=np.uint8
+        )
+
+        def run(lengths: npt.NDArray[np.int64], members: Rows) -> None:
+            batches = list(self._batches(lengths, members))
+            shown = progress(batches, len(batches)) if progress and batches else batches
+            prepared = ((batch, self._prepare(rows[batch], length)) for batch, length in shown)
+            for batch, (segment, cells) in one_ahead(prepared):
+                answers = self._answer(segment, cells, len(batch))
+                last[batch] = answers.canvas[:, -1]
+                confidence[batch] = answers.confidence
+                share_right[batch] = answers.share_right
+                chosen = is_original[batch]
+                developed[place[batch[chosen]]] = answers.canvas[chosen]
+
+        everything = np.arange(len(rows))
+        outgrown = everything[:0]
+        if self.canvas == "window":
+            ladder = lengths_for(self.num_cells)
+            boxes = self.test_set.boxes[rows]
+            run(ladder[np.searchsorted(ladder, areas(boxes))], everything)
+            outgrown = np.flatnonzero(_outgrows(last, boxes[:, 2:], self.side))
+            run(np.full(len(outgrown), self.num_cells), outgrown)
+        else:
+            run(np.full(len(rows), self.num_cells), everything)
+        return RankResult(
+            self._predictions(rows, last, confidence),
+            self._step_answers(rows[is_original], developed),
+            _accuracy(share_right),
+            len(outgrown),
+        )
+
+    def _batches(self, lengths: npt.NDArray[np.int64], members: Rows) -> Iterator[tuple[Rows, int]]:
+        """Batches of `members` [N] of one of their `lengths` [N], which is given beside them."""
+        for length in np.unique(lengths).tolist():
+            alike = members[lengths == length]
+            size = self._rows_of(length)
+            for start in range(0, len(alike), size):
+                yield alike[start : start + size], length
+
+    def _rows_of(self, length: int) -> int:
+        return self.batch_size * self.num_cells // length
+
+    def _prepare(self, rows: Rows, length: int) -> tuple[HostSegment, npt.NDArray[np.int64] | None]:
+        """Whole canvases of the rows, and which cells of them to show (None: all).
+
+        The last row is repeated until the batch has its full size, so that shapes are static.
+        """
+        padded = np.pad(rows, (0, self._rows_of(length) - len(rows)), mode="edge")
+        examples = self.test_set.examples.rows[padded]
+        selected = self.maker.source.select(examples, np.zeros((len(padded), 2)))
+        puzzle_ids = self.test_set.examples.puzzle_ids[padded]
+        segment = self.maker.take(selected, np.arange(len(padded)), puzzle_ids, padded, None)
+        if length == self.num_cells:
+            return segment, None
+        return segment, choose_cells(self.test_set.boxes[padded], length, self.side)
+
+    def _answer(
+        self, host_segment: HostSegment, chosen: npt.NDArray[np.int64] | None, count: int
+    ) -> Answers:
+        """Answers to the first `count` rows of a batch; the others fill it up."""
+        segment = self.maker.to_device(host_segment)
+        cells = None if chosen is None else torch.from_numpy(chosen).to(segment.inputs.device)
+        inputs = segment.inputs if cells is None else segment.inputs.gather(1, cells)
+        shown: list[Tensor] = []
+        # Not inference_mode, whose tensors are of another kind: training's graphs serve here.
+        with torch.no_grad():
+            for logits in self.steps.run(inputs, segment.puzzle_ids, cells):
+                shown.append(_on_canvas(logits.argmax(dim=-1), cells, self.num_cells))
+            probability = log_stablemax(logits).amax(dim=-1).exp()
+            answers = torch.stack(shown, dim=1)[:count]
+            share_right = _share_right(answers, segment.labels[:count])
+        canvases = answers.to(torch.uint8).cpu().numpy()
+        probability = _on_canvas(probability, cells, self.num_cells)[:count]
+        confidence = _mean_inside(probability.cpu().numpy(), canvases[:, -1])
+        return Answers(canvases, confidence, share_right.cpu().numpy())
+
+    def _predictions(
+        self, rows: Rows, canvas: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]
+    ) -> Predictions:
+        test_set = self.test_set
+        return Predictions(
+            task_id=test_set.task_ids[rows],
+            test_index=test_set.examples.test_indices[rows].astype(np.int32),
+            identifier=test_set.examples.puzzle_ids[rows],
+            dihedral=test_set.dihedrals[rows],
+            colour_permutation=test_set.permutations[rows],
+            canvas=canvas,
+            confidence=confidence,
+            checkpoint=np.zeros(len(rows), dtype=np.int16),
+        )
+
+    def _step_answers(self, originals: Rows, developed: npt.NDArray[np.uint8]) -> StepAnswers:
+        test_indices = self.test_set.examples.test_indices[originals].astype(np.int32)
+        return StepAnswers(self.test_set.task_ids[originals], test_indices, developed)
+
+
+def _on_canvas(values: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
+    """Values [B, L] at their cells of canvases [B, num_cells] that are 0 (PAD) elsewhere."""
+    if cells is None:
+        return values
+    return values.new_zeros(len(values), num_cells).scatter_(1, cells, values)
+
+
+def _outgrows(
+    canvases: npt.NDArray[np.uint8], extents: npt.NDArray[np.int64], side: int
+) -> npt.NDArray[np.bool_]:
+    """Whether the grid [N] that a canvas shows fills its window [N, 2] to an edge.
+
+    There is no room for its EOS border then, unless the edge is the canvas's own.
+    """
+    grids = np.stack(read_extents(canvases), axis=1)
+    return np.any((grids >= extents) & (extents < side), axis=1)
+
+
+def _share_right(answers: Tensor, labels: Tensor) -> Tensor:
+    """Right cells [n, S] of answers [n, S, cells], as a share of those that count; NaN if none."""
+    counted = labels != PAD
+    right = (answers == labels.unsqueeze(1)) & counted.unsqueeze(1)
+    return right.sum(dim=2) / counted.sum(dim=1, keepdim=True)
 
 
 def _mean_inside(
@@ -204,25 +284,15 @@ def _mean_inside(
     return mean
 
 
-def _step_accuracy(answers: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> StepAccuracy:
-    counted = labels != PAD
-    num_counted = counted.sum(axis=1)
-    scored = num_counted > 0  # A hidden solution is all PAD.
-    right = ((answers == labels[:, None]) & counted[:, None]).sum(axis=2)[scored]  # [n, S]
-    share = right / num_counted[scored, None]
-    return StepAccuracy(int(scored.sum()), (share == 1).sum(axis=0), share.sum(axis=0))
-
-
-def _add(a: StepAccuracy, b: StepAccuracy) -> StepAccuracy:
-    return StepAccuracy(a.num_scored + b.num_scored, a.exact + b.exact, a.cell + b.cell)
+def _accuracy(share_right: npt.NDArray[np.float32]) -> StepAccuracy:
+    known = share_right[~np.isnan(share_right[:, -1])].astype(np.float64)
+    return StepAccuracy(len(known), (known == 1).sum(axis=0), known.sum(axis=0))
 
 
 def join(results: list[RankResult]) -> RankResult:
-    """One result from those of all ranks, in rank order."""
-    accuracy = results[0].accuracy
-    for result in results[1:]:
-        accuracy = _add(accuracy, result.accuracy)
+    """One result from those of several ranks or rounds, in order."""
     answers = [result.step_answers for result in results]
+    accuracy = [result.accuracy for result in results]
     return RankResult(
         concatenate([result.predictions for result in results]),
         StepAnswers(
@@ -230,5 +300,10 @@ def join(results: list[RankResult]) -> RankResult:
             np.concatenate([a.test_index for a in answers]),
             np.concatenate([a.canvas for a in answers]),
         ),
-        accuracy,
+        StepAccuracy(
+            sum(a.num_scored for a in accuracy),
+            np.sum([a.exact for a in accuracy], axis=0),
+            np.sum([a.cell for a in accuracy], axis=0),
+        ),
+        sum(result.whole_canvas_again for result in results),
     )

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.attention import BACKENDS
+
 # Standard deviation of a standard normal truncated to [-2, 2].
 _TRUNCATED_STD = 0.87962566103423978
 
@@ -54,6 +56,10 @@ class Embedding(nn.Module):
         return F.embedding(index, self.weight)
 
 
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines that rotate a sequence: [T, head_dim], or [B, 1, T, head_dim]."""
+
+
 class RotaryEmbedding(nn.Module):
     """Rotary position embedding (arXiv 2104.09864) for T positions of one head dimension."""
 
@@ -68,11 +74,18 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys [B, H, T, head_dim] by their positions."""
-        first, second = x.float().chunk(2, dim=-1)
-        rotated = torch.cat([-second, first], dim=-1)
-        return (x * self.cos + rotated * self.sin).to(x.dtype)
+    def forward(self, positions: Tensor | None) -> Rotation:
+        """The rotation of sequences at `positions` [B, T]; None: all positions in order."""
+        if positions is None:
+            return self.cos, self.sin
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate queries or keys [B, H, T, head_dim] by their positions, in fp32."""
+    cos, sin = rotation
+    first, second = x.float().chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -81,14 +94,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.backend = "default"
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, rotary: RotaryEmbedding) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         # [B, T, 3 * D] -> three times [B, H, T, head_dim]
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(rotary(q), rotary(k), v)
+        attended = BACKENDS[self.backend](rotate(q, rotation), rotate(k, rotation), v)
         return self.out(attended.transpose(1, 2).flatten(-2))
 
 
@@ -115,6 +129,6 @@ class Block(nn.Module):
         self.attention = Attention(width, num_heads)
         self.swiglu = SwiGLU(width, expansion)
 
-    def forward(self, h: Tensor, rotary: RotaryEmbedding) -> Tensor:
-        h = rms_norm(h + self.attention(h, rotary), self.norm_eps)
+    def forward(self, h: Tensor, rotation: Rotation) -> Tensor:
+        h = rms_norm(h + self.attention(h, rotation), self.norm_eps)
         return rms_norm(h + self.swiglu(h), self.norm_eps)

@@ -12,8 +12,10 @@
 - (y, z) are detached on the way out: no gradient crosses supervision steps
 - the puzzle's embedding comes in as an argument; its table is no part of the network (see
   `models.puzzle_embedding`), which is why "0.86M parameters" does not count it
+- the sequence need not be the whole canvas: given which `cells` its tokens are, each keeps its
+  place on the canvas in the rotary embedding (see `dataset.windows`)
 
-Shape letters: B batch, P prefix, L canvas cells, T = P + L sequence, D width, V vocabulary.
+Shape letters: B batch, P prefix, L cells of the canvas, T = P + L sequence, D width, V vocabulary.
 """
 
 import math
@@ -24,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from common.settings import Settings
-from models.layers import Block, Embedding, Linear, RotaryEmbedding
+from models.layers import Attention, Block, Embedding, Linear, RotaryEmbedding, Rotation
 
 
 class ArchConfig(Settings):
@@ -110,14 +112,20 @@ class TinyRecursiveModel(nn.Module):
         self.register_buffer("z_init", torch.randn(width))
         self.seq_len = seq_len
 
+    def use_attention(self, backend: str) -> None:
+        """Compute attention by one of `models.attention.BACKENDS`."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+
     @property
     def num_parameters(self) -> int:
         """Trained numbers in the network, puzzle embeddings not counted."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def initial_state(self, batch_size: int) -> RecursiveState:
+    def initial_state(self, batch_size: int, num_cells: int) -> RecursiveState:
         """The two fixed random vectors, broadcast over batch and positions."""
-        shape = (batch_size, self.config.prefix_length + self.seq_len, self.config.hidden_size)
+        shape = (batch_size, self.config.prefix_length + num_cells, self.config.hidden_size)
         return RecursiveState(
             # Contiguous as all later states are: other strides would be another compiled graph.
             y=self.y_init.to(self.compute_dtype).expand(shape).contiguous(),
@@ -130,6 +138,7 @@ class TinyRecursiveModel(nn.Module):
         inputs: Tensor,
         puzzle_vectors: Tensor,
         supervision_step: Tensor,
+        cells: Tensor | None = None,
         with_reference: bool = False,
     ) -> StepOutput:
         """One supervision step.
@@ -140,15 +149,17 @@ class TinyRecursiveModel(nn.Module):
             puzzle_vectors: [B, D] the puzzles' embeddings.
             supervision_step: int64 scalar tensor, 1..N_sup; beyond that, the last is used (a
                 tensor, so that one compiled graph serves all steps).
+            cells: [B, L] int64, which cells of the canvas the tokens are; None: all, in order.
             with_reference: also read out the incoming answer.
         """
         reference_logits = self.read_out(state.y) if with_reference else None
         x = self.embed(inputs, puzzle_vectors, supervision_step)
+        rotation = self.rotary(None if cells is None else self._positions(cells))
         y, z = state
         with torch.no_grad():
             for _ in range(self.config.num_recursions - 1):
-                y, z = self.latent_recursion(x, y, z)
-        y, z = self.latent_recursion(x, y, z)
+                y, z = self.latent_recursion(x, y, z, rotation)
+        y, z = self.latent_recursion(x, y, z, rotation)
         return StepOutput(
             RecursiveState(y.detach(), z.detach()), self.read_out(y), reference_logits
         )
@@ -164,18 +175,26 @@ class TinyRecursiveModel(nn.Module):
         x = x + self.step_embedding(supervision_step.clamp(max=last_step) - 1)
         return (x * math.sqrt(self.config.hidden_size)).to(self.compute_dtype)
 
-    def latent_recursion(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _positions(self, cells: Tensor) -> Tensor:
+        """Positions [B, T] in the full sequence of the prefix and of some cells [B, L]."""
+        prefix_length = self.config.prefix_length
+        prefix = torch.arange(prefix_length, device=cells.device).expand(len(cells), -1)
+        return torch.cat([prefix, prefix_length + cells], dim=1)
+
+    def latent_recursion(
+        self, x: Tensor, y: Tensor, z: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, Tensor]:
         """n times z = f(z + (y + x)), then y = f(y + z)."""
         question_and_answer = y + x
         for _ in range(self.config.num_latent_updates):
-            z = self.apply_network(z + question_and_answer)
-        y = self.apply_network(y + z)
+            z = self.apply_network(z + question_and_answer, rotation)
+        y = self.apply_network(y + z, rotation)
         return y, z
 
-    def apply_network(self, h: Tensor) -> Tensor:
+    def apply_network(self, h: Tensor, rotation: Rotation) -> Tensor:
         """f: [B, T, D] -> [B, T, D]."""
         for block in self.blocks:
-            h = block(h, self.rotary)
+            h = block(h, rotation)
         return h
 
     def read_out(self, y: Tensor) -> Tensor:

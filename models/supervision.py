@@ -16,18 +16,21 @@ Two readings of the published method differ, and both can be selected:
 `next_input` and `pad_cells`, see `SupervisionConfig`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from common.segments import Segment
 from common.settings import Settings
 from models.objective import IGNORE, guided_logits, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
+from models.randomness import CellRandom
 from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel
-from models.targets import TARGETS, BatchRandom
+from models.targets import TARGETS
 
 PAD = 0
 """Token of cells without content, in every dataset of this family."""
@@ -83,12 +86,13 @@ def run_step(
     state: RecursiveState,
     inputs: Tensor,
     supervision_step: int,
+    cells: Tensor | None,
     with_reference: bool,
 ) -> StepOutput:
     """Call the network (bare, compiled or wrapped by DDP) for one supervision step."""
     # A fill on the device: copying the number from the host would wait for the device.
     step = torch.full((), supervision_step, device=inputs.device)
-    output: StepOutput = network(state, inputs, puzzle_vectors, step, with_reference)
+    output: StepOutput = network(state, inputs, puzzle_vectors, step, cells, with_reference)
     return output
 
 
@@ -116,26 +120,17 @@ class DeepImprovementSupervision:
         self.num_steps = model.config.num_supervision_steps
         self.step_weights = step_weights(config.step_weights, self.num_steps)
 
-    def run(
-        self, inputs: Tensor, labels: Tensor, puzzle_ids: Tensor, random: BatchRandom
-    ) -> Iterator[StepResult]:
-        """Yield the S steps of one batch: int64 [B, L], [B, L], [B]. See the module docstring."""
-        targets = step_targets(self.config, inputs, labels, self.num_steps, random)
-        solution = labels.masked_fill(labels == PAD, IGNORE)
-        state = self.model.initial_state(len(inputs))
-        step_inputs = inputs
-        dual = self.config.objective == "dual"
+    def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
+        """Yield the S steps of one batch; `seed` decides its targets. See the module docstring."""
+        pupils = [self._begin(segment, seed) for segment in batch]
+        sizes = [len(segment.puzzle_ids) for segment in batch]
+        puzzle_ids = torch.cat([segment.puzzle_ids for segment in batch])
         for s in range(1, self.num_steps + 1):
             # Read anew: the optimizer step that follows each supervision step changes these rows.
             vectors = self.puzzle_embedding.lookup(puzzle_ids)
-            output = run_step(self.network, vectors, state, step_inputs, s, with_reference=dual)
-            losses = stablemax_cross_entropy(output.conditional_logits, targets[:, s])
-            if output.reference_logits is not None:
-                losses = losses + stablemax_cross_entropy(
-                    output.reference_logits, targets[:, s - 1]
-                )
-            answer = output.conditional_logits.detach().argmax(dim=-1)
-            cell_accuracy, exact_accuracy = accuracy(answer, solution)
+            parts = zip(pupils, vectors.split(sizes), strict=True)
+            columns = zip(*(self._step(pupil, part, s) for pupil, part in parts), strict=True)
+            losses, cell_accuracy, exact_accuracy = (torch.cat(column) for column in columns)
             yield StepResult(
                 s,
                 losses.mean() * self.step_weights[s - 1],
@@ -144,9 +139,50 @@ class DeepImprovementSupervision:
                 cell_accuracy.mean(),
                 exact_accuracy.mean(),
             )
-            state = output.state
-            if self.config.next_input == "answer":
-                step_inputs = answer
+
+    def _begin(self, segment: Segment, seed: int) -> "_Pupil":
+        """Targets and states of a segment before its first step."""
+        inputs, labels = segment.inputs, segment.labels
+        return _Pupil(
+            targets=segment_targets(self.config, segment, self.num_steps, self.model.seq_len, seed),
+            solution=labels.masked_fill(labels == PAD, IGNORE),
+            cells=segment.cells,
+            state=self.model.initial_state(*inputs.shape),
+            inputs=inputs,
+        )
+
+    def _step(
+        self, pupil: "_Pupil", puzzle_vectors: Tensor, s: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take step s; loss with gradient, cell accuracy and exactness [B] of each example."""
+        dual = self.config.objective == "dual"
+        output = run_step(
+            self.network, puzzle_vectors, pupil.state, pupil.inputs, s, pupil.cells, dual
+        )
+        losses = stablemax_cross_entropy(output.conditional_logits, pupil.targets[:, s])
+        if output.reference_logits is not None:
+            losses = losses + stablemax_cross_entropy(
+                output.reference_logits, pupil.targets[:, s - 1]
+            )
+        answer = output.conditional_logits.detach().argmax(dim=-1)
+        pupil.state = output.state
+        if self.config.next_input == "answer":
+            pupil.inputs = answer
+        return losses, *accuracy(answer, pupil.solution)
+
+
+@dataclass
+class _Pupil:
+    """A segment on its way through the supervision steps."""
+
+    targets: Tensor
+    """[B, S + 1, L], see `step_targets`."""
+    solution: Tensor
+    """[B, L], IGNORE where not counted."""
+    cells: Tensor | None
+    state: RecursiveState
+    inputs: Tensor
+    """[B, L] what the next step reads."""
 
 
 class ImprovementSteps:
@@ -175,13 +211,21 @@ class ImprovementSteps:
         self.guidance_weight = guidance_weight
         self.device = puzzle_embedding.weight.device
 
-    def run(self, inputs: Tensor, puzzle_ids: Tensor) -> Iterator[Tensor]:
-        """Yield the (guided) logits [B, L, V] after each step for int64 [B, L] and [B]."""
+    def run(
+        self, inputs: Tensor, puzzle_ids: Tensor, cells: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the (guided) logits [B, L, V] after each step.
+
+        Args:
+            inputs: int64 [B, L] tokens.
+            puzzle_ids: int64 [B] identifiers.
+            cells: int64 [B, L] cells of the canvas that the tokens are; None: all, in order.
+        """
         guided = self.guidance_weight != 1.0
         vectors = self.puzzle_embedding.weight[puzzle_ids]
-        state = self.model.initial_state(len(inputs))
+        state = self.model.initial_state(*inputs.shape)
         for s in range(1, self.num_steps + 1):
-            output = run_step(self.model, vectors, state, inputs, s, with_reference=guided)
+            output = run_step(self.model, vectors, state, inputs, s, cells, guided)
             logits = output.conditional_logits
             if output.reference_logits is not None:
                 logits = guided_logits(output.reference_logits, logits, self.guidance_weight)
@@ -191,8 +235,26 @@ class ImprovementSteps:
                 inputs = logits.argmax(dim=-1)
 
 
+def segment_targets(
+    config: SupervisionConfig, segment: Segment, num_steps: int, num_cells: int, seed: int
+) -> Tensor:
+    """`step_targets` [B, S + 1, L] of a segment: those of its whole canvases, at its cells.
+
+    They are drawn on the whole canvas of `num_cells`, where cells that were dropped are PAD: these
+    have a place on the path too if PAD is counted until it is replaced.
+    """
+    inputs, labels, _, rows, cells = segment
+    random = CellRandom(seed, rows, torch.arange(num_cells, device=rows.device))
+    if cells is None:
+        return step_targets(config, inputs, labels, num_steps, random)
+    empty = inputs.new_full((len(inputs), num_cells), PAD)
+    inputs, labels = (empty.scatter(1, cells, tokens) for tokens in (inputs, labels))
+    targets = step_targets(config, inputs, labels, num_steps, random)
+    return targets.take_along_dim(cells.unsqueeze(1), dim=2)
+
+
 def step_targets(
-    config: SupervisionConfig, inputs: Tensor, labels: Tensor, num_steps: int, random: BatchRandom
+    config: SupervisionConfig, inputs: Tensor, labels: Tensor, num_steps: int, random: CellRandom
 ) -> Tensor:
     """y†_0 = x, y†_1 ... y†_S [B, S + 1, L], IGNORE where a cell is not counted at that step."""
     pad = labels == PAD

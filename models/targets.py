@@ -7,37 +7,19 @@ file of its own), give it a name in `TARGETS`, and select it with `supervision.t
 Shape letters: B batch, S supervision steps, L canvas cells.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class BatchRandom:
-    """Random numbers for one rank's slice of a global batch.
-
-    The draw is made for the whole global batch and cut: what an example gets depends on the seed
-    and on its place in the batch, not on the number of ranks.
-    """
-
-    generator: torch.Generator
-    first_row: int
-    global_rows: int
-
-    def uniform(self, rows: int, *shape: int) -> Tensor:
-        """[rows, *shape] in [0, 1) for the rows from `first_row` on."""
-        device = self.generator.device
-        drawn = torch.rand(self.global_rows, *shape, generator=self.generator, device=device)
-        return drawn[self.first_row : self.first_row + rows]
+from models.randomness import CellRandom
 
 
 class TargetGenerator(Protocol):
     """Phi: (x, y*) -> y†_1 ... y†_S."""
 
     def __call__(
-        self, inputs: Tensor, solution: Tensor, num_steps: int, random: BatchRandom
+        self, inputs: Tensor, solution: Tensor, num_steps: int, random: CellRandom
     ) -> Tensor:
         """Targets [B, S, L] from `inputs` and `solution` [B, L], any integer tokens."""
         ...
@@ -50,11 +32,11 @@ class LinearTargets:
     """
 
     def __call__(
-        self, inputs: Tensor, solution: Tensor, num_steps: int, random: BatchRandom
+        self, inputs: Tensor, solution: Tensor, num_steps: int, random: CellRandom
     ) -> Tensor:
         differs = inputs != solution
         # Cells that differ come first, in random order, and have ranks 0 .. k-1.
-        noise = random.uniform(*inputs.shape).masked_fill(~differs, 2.0)
+        noise = random.uniform().masked_fill(~differs, 2.0)
         order = noise.argsort(dim=1)
         places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(1, order, places)
@@ -68,7 +50,7 @@ class FinalTargets:
     """The solution at every step: plain deep supervision, the ablation."""
 
     def __call__(
-        self, inputs: Tensor, solution: Tensor, num_steps: int, random: BatchRandom
+        self, inputs: Tensor, solution: Tensor, num_steps: int, random: CellRandom
     ) -> Tensor:
         return solution.unsqueeze(1).expand(-1, num_steps, -1)
 

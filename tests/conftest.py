@@ -81,10 +81,50 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -
     return folder
 
 
+@pytest.fixture(scope="session")
+def roomy_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
+    """As `tiny_dataset` on a 10x10 canvas, where windows leave cells out. Read-only."""
+    return _build_quickly(tmp_path_factory, kaggle_prefix, num_aug=6, canvas_side=10)
+
+
+@pytest.fixture(scope="session")
+def small_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
+    """The compact twin of `small_dataset`. Read-only."""
+    return _build_quickly(tmp_path_factory, kaggle_prefix, num_aug=20, layout="compact")
+
+
+@pytest.fixture(scope="session")
+def tiny_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
+    """The compact twin of `tiny_dataset`. Read-only."""
+    options = {"num_aug": 6, "canvas_side": 6, "layout": "compact"}
+    return _build_quickly(tmp_path_factory, kaggle_prefix, **options)
+
+
+@pytest.fixture(scope="session")
+def roomy_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
+    """The compact twin of `roomy_dataset`. Read-only."""
+    options = {"num_aug": 6, "canvas_side": 10, "layout": "compact"}
+    return _build_quickly(tmp_path_factory, kaggle_prefix, **options)
+
+
+def _build_quickly(factory: pytest.TempPathFactory, prefix: str, **options: Any) -> Path:
+    """Build from both subsets, `evaluation` the test set, without a process of its own."""
+    folder = factory.mktemp("data") / "built"
+    subsets = ("training", "evaluation")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _build_in_this_process(monkeypatch)
+        build(BuildOptions(prefix, folder, subsets, subsets[1:], **options))
+    return folder
+
+
+def _build_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_arc_dataset, "_executor", lambda workers: ThreadPoolExecutor(1))
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder works in this process: quicker, and it sees what a test has patched."""
-    monkeypatch.setattr(build_arc_dataset, "_executor", lambda workers: ThreadPoolExecutor(1))
+    _build_in_this_process(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 import evaluate
 import train_arc_tiny_corrupt
+from evaluation.predict import EvalConfig
 
 # Six optimizer steps are one batch: the smallest network that still has every part of the big one.
 TINY = (
@@ -38,6 +40,22 @@ TINY = (
 def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
     """Command-line arguments of a tiny run of 12 optimizer steps."""
     return [f"data.path={data}", f"run_dir={run_dir}", *TINY, "train.max_steps=12", *overrides]
+
+
+def eval_config(**changes: Any) -> EvalConfig:
+    """Every variant votes, three variants at a time."""
+    values = {
+        "batch_size": 3,
+        "max_variants": None,
+        "canvas": "auto",
+        "voting": "full",
+        "voting_error": 0.01,
+        "voting_seed": 0,
+        "num_supervision_steps": None,
+        "guidance_weight": 1.0,
+        "weights": "auto",
+    }
+    return EvalConfig(**{**values, **changes})
 
 
 class InProcess:

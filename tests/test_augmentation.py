@@ -11,14 +11,16 @@ from hypothesis.extra.numpy import arrays
 
 from common.errors import UserError
 from dataset.augmentation import (
+    DRAWING_ROUNDS,
     IDENTITY_PERMUTATION,
     INVERSE_DIHEDRAL,
+    Variants,
     augment,
     draw_variants,
     invert,
     parse_variant_name,
     transform,
-    variant_name,
+    variant_names,
 )
 from dataset.tasks import Pair, Task, load_subset
 
@@ -95,19 +97,34 @@ def test_inverting_an_augmented_grid_gives_the_grid(
 
 def test_names_are_the_published_ones() -> None:
     swapped = np.array([0, 2, 1, 3, 4, 5, 6, 7, 8, 9], dtype=np.uint8)
-    assert variant_name("007bbfb7", 3, swapped) == "007bbfb7|||t3|||0213456789"
-    assert variant_name("007bbfb7", 0, swapped) == "007bbfb7|||t0|||0213456789"
-    assert variant_name("007bbfb7", 6, IDENTITY_PERMUTATION) == "007bbfb7|||t6|||0123456789"
-    assert variant_name("007bbfb7", 0, IDENTITY_PERMUTATION) == "007bbfb7"
+    variants = Variants(
+        np.array([0, 3, 0, 6], dtype=np.uint8),
+        np.array([IDENTITY_PERMUTATION, swapped, swapped, IDENTITY_PERMUTATION]),
+    )
+    assert variant_names("007bbfb7", variants) == [
+        "007bbfb7",
+        "007bbfb7|||t3|||0213456789",
+        "007bbfb7|||t0|||0213456789",
+        "007bbfb7|||t6|||0123456789",
+    ]
 
 
-@given(st.sampled_from(["007bbfb7", "Count3", "a|b"]), dihedrals, colour_permutations)
+@given(
+    st.sampled_from(["007bbfb7", "Count3", "a|b", 'é"']),
+    st.lists(st.tuples(dihedrals, colour_permutations)),
+)
 def test_a_name_says_exactly_which_variant_it_is(
-    task_id: str, dihedral: int, permutation: np.ndarray
+    task_id: str, drawn: list[tuple[int, np.ndarray]]
 ) -> None:
-    parsed = parse_variant_name(variant_name(task_id, dihedral, permutation))
-    assert parsed[:2] == (task_id, dihedral)
-    assert np.array_equal(parsed[2], permutation)
+    every = [(0, IDENTITY_PERMUTATION), *drawn]
+    numbers, permutations = (
+        np.array(column, dtype=np.uint8) for column in zip(*every, strict=True)
+    )
+    names = variant_names(task_id, Variants(numbers, permutations))
+    for name, (dihedral, permutation) in zip(names, every, strict=True):
+        parsed = parse_variant_name(name)
+        assert parsed[:2] == (task_id, dihedral)
+        assert np.array_equal(parsed[2], permutation)
 
 
 @pytest.mark.parametrize(
@@ -234,15 +251,32 @@ def test_no_more_than_five_draws_are_spent_for_each_variant() -> None:
 
     rng = SimpleNamespace(integers=integers, permuted=lambda values, axis: values)
     variants = draw_variants(task_of([[1]], [[2]]), 7, rng)
-    assert sizes == [35]
+    assert sizes == [9, 9, 9, 8]
+    assert sum(sizes) == 5 * 7
     assert len(variants.dihedrals) == 1, "only the original was ever drawn"
 
 
+def test_drawing_ends_with_the_round_that_completes_the_variants() -> None:
+    sizes = []
+
+    def integers(low: int, high: int, size: int) -> np.ndarray:
+        sizes.append(size)
+        # A transform of its own for each round: one new variant in each.
+        return np.full(size, len(sizes))
+
+    rng = SimpleNamespace(integers=integers, permuted=lambda values, axis: values)
+    variants = draw_variants(task_of([[1, 2], [3, 4]], [[5, 6, 7]]), 3, rng)
+    assert sizes == [4, 4, 4]
+    assert variants.dihedrals.tolist() == [0, 1, 2, 3]
+    assert DRAWING_ROUNDS == 4
+
+
 def test_variants_come_in_the_order_in_which_they_were_drawn() -> None:
-    """A smaller request is a beginning of a larger one where both draw the same numbers."""
-    drawn = np.array([0, 4, 4, 1, 0, 6, 5, 3, 2, 7])
+    drawn = iter([0, 4, 4, 1, 0, 6, 5, 3, 2, 7, 0, 0, 0, 0, 0])
     rng = SimpleNamespace(
-        integers=lambda low, high, size: drawn[:size], permuted=lambda values, axis: values
+        integers=lambda low, high, size: np.array([next(drawn) for _ in range(size)]),
+        permuted=lambda values, axis: values,
     )
     task = task_of([[1, 2], [3, 4]], [[5, 6, 7]])
-    assert draw_variants(task, 2, rng).dihedrals.tolist() == [0, 4, 1]
+    # Rounds of four: what the second one draws again is known from the first.
+    assert draw_variants(task, 3, rng).dihedrals.tolist() == [0, 4, 1, 6]

@@ -1,12 +1,13 @@
 """Sampling: what a batch holds, that it depends on (seed, position) alone, and the test examples.
 
-The data come from `write_split`: the last two cells of an input spell its row to the base 12.
+The data come from `write_split`: puzzle p has the identifier 10 + p, and a canvas four cells.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,9 @@ import pytest
 from common.errors import UserError
 from common.settings import validate
 from dataset.batches import (
-    Batch,
     DataConfig,
+    Sample,
     TrainingBatches,
-    padded_batches,
     select_test_examples,
 )
 from dataset.storage import PuzzleSplit, open_split
@@ -32,30 +32,29 @@ def split(write_split: WriteSplit) -> PuzzleSplit:
     return open_split(write_split(GROUPS), "train")
 
 
-def rows_of(batch: Batch) -> list[int]:
-    return (batch.inputs[:, 2].astype(int) * 12 + batch.inputs[:, 3]).tolist()
-
-
-def puzzles_of(batch: Batch) -> list[int]:
-    return (batch.puzzle_ids - 10).tolist()
+def puzzles_of(sample: Sample) -> list[int]:
+    return (sample.puzzle_ids - 10).tolist()
 
 
 def group_of(split: PuzzleSplit, puzzle: int) -> int:
     return int(np.searchsorted(split.group_indices, puzzle, side="right")) - 1
 
 
-def assert_same(left: Batch, right: Batch) -> None:
+def assert_same(left: Sample, right: Sample) -> None:
     for ours, theirs in zip(left, right, strict=True):
         assert np.array_equal(ours, theirs)
 
 
+def joined(parts: tuple[Sample, ...]) -> Sample:
+    return Sample(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def test_every_batch_is_full_and_its_rows_belong_together(split: PuzzleSplit) -> None:
-    for batch in islice(TrainingBatches(split, 5, 1, seed=0), 20):
-        assert batch.inputs.shape == batch.labels.shape == (5, 4)
-        assert batch.puzzle_ids.shape == (5,)
-        assert (batch.inputs.dtype, batch.puzzle_ids.dtype) == (np.uint8, np.int32)
-        assert np.array_equal(batch.labels, (batch.inputs + 1) % 12)
-        for row, puzzle in zip(rows_of(batch), puzzles_of(batch), strict=True):
+    for sample in islice(TrainingBatches(split, 5, 1, seed=0), 20):
+        assert [field.shape for field in sample] == [(5,), (5,), (5,), (5, 2), (5, 4), (5,), (5, 4)]
+        assert (sample.examples.dtype, sample.puzzle_ids.dtype) == (np.int64, np.int32)
+        assert sample.rows.tolist() == [0, 1, 2, 3, 4]
+        for row, puzzle in zip(sample.examples.tolist(), puzzles_of(sample), strict=True):
             assert split.puzzle_indices[puzzle] <= row < split.puzzle_indices[puzzle + 1]
 
 
@@ -64,7 +63,7 @@ def test_an_epoch_gives_one_whole_random_variant_of_every_group(split: PuzzleSpl
     seen: Counter[int] = Counter()
     orders, shuffles = set(), set()
     for batch in islice(TrainingBatches(split, 12, 1, seed=3), 200):
-        rows, puzzles = rows_of(batch), puzzles_of(batch)
+        rows, puzzles = batch.examples.tolist(), puzzles_of(batch)
         chosen = list(dict.fromkeys(puzzles))
         groups = [group_of(split, puzzle) for puzzle in chosen]
         assert sorted(groups) == [0, 1, 2, 3, 4]
@@ -114,14 +113,51 @@ def test_two_epochs_a_pass_carry_over_what_one_would_drop(write_split: WriteSpli
     assert sampler.position == (1, 1)
 
 
+def test_one_pair_of_each_visited_puzzle_stays_where_it_is(split: PuzzleSplit) -> None:
+    """Its share of the room is zero; that of the others is not. Which one stays is random."""
+    stayed: Counter[int] = Counter()
+    # A pass is exactly one batch, so that every puzzle is there with all its pairs.
+    for sample in islice(TrainingBatches(split, 12, 1, seed=3), 300):
+        still = (sample.shifts == 0).all(axis=1)
+        assert sorted(sample.puzzle_ids[still]) == sorted(set(sample.puzzle_ids))
+        assert (sample.shifts[~still] > 0).all()
+        stayed.update(sample.examples[still].tolist())
+    # Puzzle 5 has the rows 7 to 9 and is the only one of its group: 100 times each.
+    for row in (7, 8, 9):
+        assert abs(stayed[row] - 100) < 4 * np.sqrt(300 * 2 / 9)
+
+
+def test_random_numbers_are_uniform_and_new_in_each_batch(split: PuzzleSplit) -> None:
+    samples = list(islice(TrainingBatches(split, 12, 1, seed=3), 300))
+    moved = [sample.shifts[(sample.shifts > 0).all(axis=1)] for sample in samples]
+    for numbers in (
+        np.concatenate(moved),
+        np.stack([sample.edges for sample in samples]),
+        np.stack([sample.coin for sample in samples]),
+        np.stack([sample.priorities for sample in samples]),
+    ):
+        assert len(np.unique(numbers)) > 0.99 * numbers.size
+        shares, _ = np.histogram(numbers, bins=10, range=(0, 1))
+        assert shares.sum() == numbers.size
+        expected = numbers.size / 10
+        assert (np.abs(shares - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_the_first_batch_is_not_moved_by_the_numbers_that_chose_it(split: PuzzleSplit) -> None:
+    """A generator seeded by [seed, pass] is one seeded by [seed, pass, 0]."""
+    sample = next(iter(TrainingBatches(split, 12, 1, seed=3)))
+    drew_the_pass = np.random.default_rng([3, 0]).random((12, 7))
+    assert not np.isin(sample.edges, drew_the_pass).any()
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 6])
 def test_the_slices_of_all_ranks_make_up_the_batch_of_one(
     split: PuzzleSplit, world_size: int
 ) -> None:
     ranks = [TrainingBatches(split, 6, 1, 0, rank, world_size) for rank in range(world_size)]
     for whole, *parts in islice(zip(TrainingBatches(split, 6, 1, 0), *ranks, strict=True), 10):
-        assert all(len(part.inputs) == 6 // world_size for part in parts)
-        assert_same(whole, Batch(*map(np.concatenate, zip(*parts, strict=True))))
+        assert all(len(part.examples) == 6 // world_size for part in parts)
+        assert_same(whole, joined(tuple(parts)))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 11])
@@ -147,14 +183,14 @@ def test_a_run_resumes_on_another_number_of_ranks(split: PuzzleSplit) -> None:
     for sampler in pair:
         sampler.position = one.position
     for whole, *parts in islice(zip(iterator, *pair, strict=True), 6):
-        assert_same(whole, Batch(*map(np.concatenate, zip(*parts, strict=True))))
+        assert_same(whole, joined(tuple(parts)))
 
 
 def test_the_order_depends_on_the_seed_and_on_the_pass(split: PuzzleSplit) -> None:
-    def first_rows(seed: int, pass_index: int) -> list[int]:
+    def first_rows(seed: int, pass_index: int) -> Any:
         sampler = TrainingBatches(split, 12, 1, seed)
         sampler.position = (pass_index, 0)
-        return rows_of(next(iter(sampler)))
+        return next(iter(sampler)).examples.tolist()
 
     assert first_rows(0, 0) == first_rows(0, 0)
     assert first_rows(0, 0) != first_rows(1, 0)
@@ -175,7 +211,7 @@ def test_a_batch_larger_than_a_pass_is_refused_with_the_number_that_works(
         TrainingBatches(split, 13, 1, 0)
     with pytest.raises(UserError, match=r"holds 24 examples.*epochs_per_pass to at least 3"):
         TrainingBatches(split, 25, 2, 0)
-    assert len(next(iter(TrainingBatches(split, 25, 3, 0))).inputs) == 25
+    assert len(next(iter(TrainingBatches(split, 25, 3, 0))).examples) == 25
 
 
 def test_the_smallest_variant_decides_whether_a_pass_fills_a_batch(write_split: WriteSplit) -> None:
@@ -221,31 +257,24 @@ def test_a_part_of_a_selection_keeps_its_columns_together(write_split: WriteSpli
     assert part.test_indices.tolist() == [0, 1]
 
 
-def test_the_last_test_batch_is_filled_up_with_blanks(write_split: WriteSplit) -> None:
-    split = open_split(write_split([[2, 2], [1]]), "train")
-    batches = list(padded_batches(split, select_test_examples(split, None), 3))
-    assert [positions.tolist() for positions, _ in batches] == [[0, 1, 2], [3, 4]]
-    first, last = (batch for _, batch in batches)
-    assert first.inputs.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2]]
-    assert first.puzzle_ids.tolist() == [10, 10, 11]
-    assert last.inputs.tolist() == [[0, 0, 0, 3], [0, 0, 0, 4], [0, 0, 0, 0]]
-    assert last.labels.tolist() == [[1, 1, 1, 4], [1, 1, 1, 5], [0, 0, 0, 0]]
-    assert last.puzzle_ids.tolist() == [11, 12, 0]
-
-
-def test_a_test_batch_that_comes_out_even_has_no_padding(write_split: WriteSplit) -> None:
-    split = open_split(write_split([[2, 2]]), "train")
-    batches = list(padded_batches(split, select_test_examples(split, None), 2))
-    assert [batch.puzzle_ids.tolist() for _, batch in batches] == [[10, 10], [11, 11]]
-
-
-def test_only_the_selected_examples_are_batched(write_split: WriteSplit) -> None:
-    split = open_split(write_split([[2, 2], [1, 1, 1], [1]]), "train")
-    ((positions, batch),) = padded_batches(split, select_test_examples(split, 1), 4)
-    assert positions.tolist() == [0, 1, 2, 3]
-    assert rows_of(batch) == [0, 1, 4, 7]
-
-
-def test_epochs_per_pass_must_be_at_least_one() -> None:
-    with pytest.raises(UserError, match=r"epochs_per_pass=0 is not allowed"):
-        validate(DataConfig, {"path": None, "epochs_per_pass": 0}, "data")
+@pytest.mark.parametrize(
+    ("key", "value", "limit"),
+    [
+        ("epochs_per_pass", 0, "greater than or equal to 1"),
+        ("canvas", "widow", "'whole' or 'window'"),
+        ("window_margin", -1, "greater than or equal to 0"),
+        ("whole_canvas_share", -0.1, "greater than or equal to 0"),
+        ("whole_canvas_share", 1.1, "less than or equal to 1"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(key: str, value: Any, limit: str) -> None:
+    sound = {
+        "path": None,
+        "epochs_per_pass": 1,
+        "canvas": "window",
+        "window_margin": 0,
+        "whole_canvas_share": 0,
+    }
+    assert validate(DataConfig, sound, "data").window_margin == 0
+    with pytest.raises(UserError, match=rf"{key}=.*{value}.* is not allowed.*{limit}"):
+        validate(DataConfig, {**sound, key: value}, "data")

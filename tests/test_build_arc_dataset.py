@@ -15,7 +15,7 @@ import pytest
 from arc_oracles import SUBSETS, canvas_of, find_grid, kaggle_challenge, write_kaggle
 
 from common.errors import UserError
-from dataset import build_arc_dataset
+from dataset import build_arc_dataset, build_layouts
 from dataset.augmentation import augment, invert, parse_variant_name
 from dataset.build_arc_dataset import build, main, parse_arguments
 from dataset.build_plan import BuildOptions, Summary
@@ -276,7 +276,7 @@ def test_rendering_in_chunks_gives_the_same_bytes(
     build_small: Build, small_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 21 variants: chunks of 4 leave a last one of 1.
-    monkeypatch.setattr(build_arc_dataset, "CHUNK_VARIANTS", 4)
+    monkeypatch.setattr(build_layouts, "CHUNK_VARIANTS", 4)
     out, _ = build_small(num_aug=20)
     assert contents(out) == contents(small_dataset)
 
@@ -509,12 +509,12 @@ def test_defaults_and_flags_are_the_published_ones(monkeypatch: pytest.MonkeyPat
     )
     flags = (
         "--test-set-name s --test-set-name2 t --num-aug 5 --seed 6 --puzzle-identifiers-start 7 "
-        "--canvas-side 8 --workers 9 --task-ids x y --allow-leakage"
+        "--canvas-side 8 --workers 9 --task-ids x y --allow-leakage --layout compact"
     )
     monkeypatch.setattr("sys.argv", ["build", *required, *flags.split()])
     assert parse_arguments() == BuildOptions(
         "p", Path("o"), ("s", "t"), ("s", "t"), num_aug=5, seed=6, puzzle_identifiers_start=7,
-        canvas_side=8, workers=9, task_ids=("x", "y"), allow_leakage=True,
+        canvas_side=8, workers=9, task_ids=("x", "y"), allow_leakage=True, layout="compact",
     )  # fmt: skip
 
 
@@ -623,7 +623,7 @@ def test_an_existing_folder_is_kept_as_it_is(
     assert "mine is no folder that you may write to" in refused_in_process(main, *below)
 
 
-@pytest.mark.parametrize("function", ["create_array", "write_rows", "save_tasks"])
+@pytest.mark.parametrize("function", ["create_array", "write_rows", "save_array", "save_tasks"])
 def test_a_full_disk_ends_in_one_line_and_leaves_no_folder(
     tmp_path: Path,
     refused_in_process: Callable[..., str],
@@ -639,7 +639,8 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_folder(
         seen.extend(os.listdir(tmp_path))
         raise OSError(errno.ENOSPC, "No space left on device", "some.npy")
 
-    monkeypatch.setattr(build_arc_dataset, function, full)
+    module = build_layouts if hasattr(build_layouts, function) else build_arc_dataset
+    monkeypatch.setattr(module, function, full)
     line = refused_in_process(main, *command(tmp_path / "arc", tmp_path / "out"))
     assert line.startswith("error: the disk is full while writing some.npy")
     assert f"out.{os.getpid()}.partial" in seen, (

@@ -46,6 +46,8 @@ def test_the_defaults_of_the_trainer_are_the_published_recipe_of_the_compact_mod
     assert (loop.global_batch_size, loop.epochs, loop.max_steps) == (512, 200_000, None)
     assert (config.supervision.targets, config.supervision.objective) == ("linear", "dis")
     assert config.eval.guidance_weight == 1
+    # What only saves time is off: all cells are seen, and all variants vote.
+    assert (config.data.canvas, config.eval.canvas, config.eval.voting) == ("whole", "auto", "full")
     assert config.run_dir == Path("runs/compact-seed0")
 
 
@@ -139,10 +141,17 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
         ("optim.lr_min_ratio=1.5", ["optim.lr_min_ratio", "1.5", "less than or equal to 1"]),
         ("eval.batch_size=0", ["eval.batch_size", "0", "greater than 0"]),
         ("data.epochs_per_pass=0", ["data.epochs_per_pass", "0", "greater than or equal to 1"]),
+        ("data.window_margin=-1", ["data.window_margin", "-1", "greater than or equal to 0"]),
+        ("data.whole_canvas_share=1.1", ["data.whole_canvas_share", "1.1", "less than or equal"]),
+        ("eval.voting_error=1", ["eval.voting_error", "1", "less than 1"]),
+        ("eval.voting_error=0", ["eval.voting_error", "0", "greater than 0"]),
         ("train.max_steps=0", ["train.max_steps", "0", "greater than 0"]),
         # Choices.
         ("device=tpu", ["device", "'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ("wandb.mode=on", ["wandb.mode"]),
+        ("data.canvas=auto", ["data.canvas", "'auto'", "'whole' or 'window'"]),
+        ("eval.voting=some", ["eval.voting", "'some'", "'full', 'exact' or 'sequential'"]),
+        ("train.attention=fast", ["train.attention", "'fast'", "'efficient' or 'matmul'"]),
         ("supervision.targets=mask", ["supervision.targets", "'mask'", "final, linear"]),
         # Combinations.
         ("arch.num_heads=7", ["arch.hidden_size=256", "arch.num_heads=7"]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import torchrun, train_arguments
 
-from common.distributed import Ranks, start_ranks, wrap_for_ranks
+from common.distributed import Ranks, peak_memory, start_ranks, wrap_for_ranks
 from common.errors import UserError
 from models.layers import Linear
 
@@ -52,3 +52,12 @@ def test_an_error_that_only_the_main_rank_can_see_ends_all_ranks(
     assert process.returncode != 0
     (line,) = [line for line in process.stderr.splitlines() if line.startswith("error:")]
     assert "exists already" in line
+
+
+def test_peak_memory_is_that_of_the_process_in_bytes() -> None:
+    before = peak_memory(torch.device("cpu"))
+    assert 1e8 < before < 1e11, "a process that has loaded torch"
+    # More than the process has ever held, whatever ran before in it.
+    block = bytearray(before + 50_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    assert peak_memory(torch.device("cpu")) >= before + 50_000_000

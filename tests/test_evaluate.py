@@ -18,6 +18,8 @@ import evaluate
 from dataset.augmentation import invert
 from dataset.canvas import read_back
 from dataset.tasks import load_tasks
+from evaluation import evaluator, rounds
+from evaluation.stopping import RunningVote
 
 SCHEMA = {
     "task_id": ("U", 1),
@@ -52,6 +54,32 @@ def results(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         output_dir = tmp_path_factory.mktemp("results") / "full"
         return InProcess(monkeypatch).evaluate(output_dir, f"checkpoint={trained}")
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory, roomy_compact_dataset: Path) -> Path:
+    """A run on windows of a compact dataset, whose answers differ, too."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return InProcess(monkeypatch).train(
+            roomy_compact_dataset,
+            tmp_path_factory.mktemp("runs") / "windowed",
+            "data.canvas=window",
+            "data.whole_canvas_share=0.2",
+            "train.max_steps=120",
+            "train.checkpoint_every=120",
+            "train.eval_every=null",
+            "optim.lr=1e-2",
+            "optim.puzzle_lr=3e-2",
+        )
+
+
+@pytest.fixture(scope="module")
+def windowed_results(tmp_path_factory: pytest.TempPathFactory, windowed: Path) -> Path:
+    """The evaluation of `windowed` on all variants, on the dataset of its training. Read-only."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        output_dir = tmp_path_factory.mktemp("results") / "windowed"
+        return InProcess(monkeypatch).evaluate(output_dir, f"checkpoint={windowed}")
 
 
 @pytest.fixture
@@ -160,18 +188,9 @@ def test_the_report_shows_every_test_input(results: Path, tiny_dataset: Path) ->
         assert text.count(task.task_id) >= len(task.test)
 
 
-def test_two_ranks_predict_what_one_rank_predicts(
-    results: Path, trained: Path, tmp_path: Path
-) -> None:
-    """The same rows, answers and score, whoever predicted them."""
-    output_dir = tmp_path / "two"
-    arguments = [f"checkpoint={trained}", f"output_dir={output_dir}", "device=cpu"]
-    process = torchrun(2, "evaluate.py", *arguments, "eval.batch_size=16")
-    assert process.returncode == 0, process.stderr
-    with (
-        np.load(results / "predictions.npz") as one,
-        np.load(output_dir / "predictions.npz") as two,
-    ):
+def assert_same_results(left: Path, right: Path) -> None:
+    """The same answers, scores and submission; in any order, and confidence to rounding."""
+    with np.load(left / "predictions.npz") as one, np.load(right / "predictions.npz") as two:
         order_one = np.lexsort((one["test_index"], one["identifier"]))
         order_two = np.lexsort((two["test_index"], two["identifier"]))
         for name in (*SCHEMA, "checkpoint"):
@@ -180,12 +199,15 @@ def test_two_ranks_predict_what_one_rank_predicts(
         np.testing.assert_allclose(
             one["confidence"][order_one], two["confidence"][order_two], rtol=1e-4
         )
-    one_metrics, two_metrics = read_metrics(results), read_metrics(output_dir)
-    assert two_metrics["num_ranks"] == 2
-    for key, value in one_metrics.items():
-        if key.startswith(("pass@", "exact", "cell")):
-            assert two_metrics[key] == pytest.approx(value), key
-    assert (results / "submission.json").read_text() == (output_dir / "submission.json").read_text()
+    figures = [
+        {key: value for key, value in read_metrics(folder).items() if isinstance(value, float)}
+        for folder in (left, right)
+    ]
+    assert {"pass@2", "exact_accuracy", "whole_canvas_again"} <= set(figures[0])
+    for metrics in figures:
+        del metrics["seconds"]
+    assert figures[0] == pytest.approx(figures[1])
+    assert (left / "submission.json").read_text() == (right / "submission.json").read_text()
 
 
 def test_votes_are_recounted_without_a_model(
@@ -262,7 +284,8 @@ def test_a_recount_can_be_capped_and_not_turned_otherwise(
     with np.load(capped / "predictions.npz") as file:
         assert (file["dihedral"] == 0).all()
         assert len(np.unique(file["identifier"])) == read_metrics(results)["test_set"]["tasks"]
-    assert "only eval.max_variants" in refuse(saved, "eval.guidance_weight=2.0")
+    for prediction in ("guidance_weight=2.0", "weights=raw", "canvas=window", "voting=exact"):
+        assert "only eval.max_variants" in refuse(saved, f"eval.{prediction}")
 
 
 def test_more_steps_than_trained_are_possible(
@@ -274,6 +297,113 @@ def test_more_steps_than_trained_are_possible(
     assert "exact_accuracy_step5" in read_metrics(longer)
     with np.load(longer / "step_answers.npz") as file:
         assert file["canvas"].shape[1] == 5
+
+
+# ---- windows, layouts, rounds ----
+
+
+def test_a_checkpoint_is_evaluated_on_the_cells_that_it_was_trained_on(
+    scripts: InProcess, windowed: Path, windowed_results: Path, results: Path, tmp_path: Path
+) -> None:
+    """metrics.json says on which, and eval.canvas overrules it."""
+    assert read_metrics(results)["checkpoints"][0]["canvas"] == "whole"
+    metrics = read_metrics(windowed_results)
+    assert metrics["checkpoints"][0]["canvas"] == "window"
+    assert 0 <= metrics["whole_canvas_again"] < 1
+    assert metrics["predicted_share"] == 1
+    whole = scripts.evaluate(tmp_path / "whole", f"checkpoint={windowed}", "eval.canvas=whole")
+    assert read_metrics(whole)["checkpoints"][0]["canvas"] == "whole"
+    assert read_metrics(whole)["whole_canvas_again"] == 0
+    with (
+        np.load(windowed_results / "predictions.npz") as in_windows,
+        np.load(whole / "predictions.npz") as on_canvases,
+    ):
+        assert (in_windows["confidence"] != on_canvases["confidence"]).any()
+
+
+def test_a_checkpoint_of_one_layout_is_evaluated_on_the_other(
+    scripts: InProcess,
+    trained: Path,
+    results: Path,
+    tiny_compact_dataset: Path,
+    windowed: Path,
+    windowed_results: Path,
+    roomy_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    """Their puzzles are the same, and so are the answers."""
+    compact = scripts.evaluate(
+        tmp_path / "compact", f"checkpoint={trained}", f"data.path={tiny_compact_dataset}"
+    )
+    assert_same_results(results, compact)
+    full = scripts.evaluate(
+        tmp_path / "full", f"checkpoint={windowed}", f"data.path={roomy_dataset}"
+    )
+    assert_same_results(windowed_results, full)
+
+
+@pytest.mark.parametrize("round_size", [1, 2])
+def test_exact_rounds_submit_what_all_votes_submit(
+    scripts: InProcess,
+    trained: Path,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    round_size: int,
+) -> None:
+    """Both attempts, in their order, and hence the same pass@1 and pass@2."""
+    monkeypatch.setattr(rounds, "VARIANTS_A_ROUND", round_size)
+    exact = scripts.evaluate(tmp_path / "exact", f"checkpoint={trained}", "eval.voting=exact")
+    assert (exact / "submission.json").read_text() == (results / "submission.json").read_text()
+    full_metrics, metrics = read_metrics(results), read_metrics(exact)
+    for k in (1, 2):
+        assert metrics[f"pass@{k}"] == full_metrics[f"pass@{k}"]
+    share = metrics["num_predictions"] / full_metrics["num_predictions"]
+    assert metrics["predicted_share"] == share < 1
+    assert metrics["options"]["voting"] == "exact"
+
+
+def test_two_ranks_predict_what_one_rank_predicts(
+    windowed: Path, windowed_results: Path, tmp_path: Path
+) -> None:
+    """The same rows, answers and score, whoever predicted them: under the real launcher.
+
+    In windows and in rounds, of which there is but one for seven variants a test input.
+    """
+    output_dir = tmp_path / "two"
+    arguments = [f"checkpoint={windowed}", f"output_dir={output_dir}", "device=cpu"]
+    arguments += ["eval.batch_size=16", "eval.voting=exact"]
+    process = torchrun(2, "evaluate.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    assert_same_results(windowed_results, output_dir)
+    assert read_metrics(output_dir)["num_ranks"] == 2
+
+
+def test_originals_that_were_not_predicted_are_missing_and_nothing_else_is(
+    scripts: InProcess,
+    trained: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Voting stopped after one variant each: some have no step answers, all have attempts."""
+
+    class AfterOneVariant:
+        def decided(self, vote: RunningVote) -> bool:
+            return vote.seen > 0
+
+    monkeypatch.setattr(rounds, "VARIANTS_A_ROUND", 1)
+    monkeypatch.setattr(evaluator, "stopping_rule", lambda config: AfterOneVariant())
+    stopped = scripts.evaluate(tmp_path / "stopped", f"checkpoint={trained}")
+    metrics = read_metrics(stopped)
+    assert metrics["num_predictions"] == metrics["test_set"]["test_inputs"]
+    assert metrics["predicted_share"] == pytest.approx(1 / 7)
+    with np.load(stopped / "step_answers.npz") as file:
+        assert len(file["canvas"]) < metrics["test_set"]["test_inputs"]
+        assert file["canvas"].shape[1:] == (3, 36)
+    page = (stopped / "report.html").read_text()
+    for task in load_tasks(tiny_dataset / "test_puzzles.json"):
+        assert page.count(task.task_id) >= len(task.test)
 
 
 # ---- what goes wrong ----

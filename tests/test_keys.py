@@ -58,6 +58,7 @@ def test_the_trainer_reads_every_key(
 ) -> None:
     """In a run from scratch and one that starts from its weights and counts its epochs.
 
+    The second also trains on windows and votes in rounds: only then do their settings matter.
     `device` is read by `main`, before the part that is watched.
     """
     torch.set_num_threads(1)
@@ -71,6 +72,8 @@ def test_the_trainer_reads_every_key(
         f"init_from={first}",
         "train.max_steps=null",
         "train.epochs=1",
+        "data.canvas=window",
+        "eval.voting=sequential",
         "wandb.mode=offline",
     )
     assert set(leaves(TrainConfig)) - read == set()
@@ -83,7 +86,7 @@ def test_the_evaluator_reads_every_key(
     run_dir = scripts.train(tiny_dataset, tmp_path / "run", "train.max_steps=3")
     read: Read = {("EvaluateConfig", name) for name in ("device", "checkpoint", "predictions")}
     watch(monkeypatch, evaluate, "evaluate_checkpoints", read)
-    scripts.evaluate(tmp_path / "out", f"checkpoint={run_dir}")
+    scripts.evaluate(tmp_path / "out", f"checkpoint={run_dir}", "eval.voting=sequential")
     assert set(leaves(EvaluateConfig)) - read == set()
 
 

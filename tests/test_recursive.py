@@ -1,6 +1,7 @@
 """The recursive network: its size, its cost, and one step against the algorithm written out."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.settings import validate
+from models.attention import BACKENDS, AttentionFunction
 from models.build import build_model, describe
+from models.layers import Attention
 from models.recursive import ArchConfig, RecursiveState, TinyRecursiveModel
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "config"
@@ -34,6 +37,7 @@ class Question(NamedTuple):
     inputs: Tensor
     puzzle_vectors: Tensor
     supervision_step: Tensor
+    cells: Tensor | None = None
 
 
 def question(step: int = 2, batch: int = 2) -> Question:
@@ -44,6 +48,20 @@ def question(step: int = 2, batch: int = 2) -> Question:
         normal(batch, 16, seed=4),
         torch.tensor(step),
     )
+
+
+def window(given: Question, *cells: list[int]) -> Question:
+    """The same question, each example seen at some cells of its canvas only, in that order."""
+    chosen = torch.tensor(cells)
+    places = torch.cat([torch.arange(3).expand(len(chosen), 3), 3 + chosen], dim=1)
+    state = RecursiveState(*(part.take_along_dim(places[:, :, None], 1) for part in given.state))
+    inputs = given.inputs.take_along_dim(chosen, 1)
+    return given._replace(state=state, inputs=inputs, cells=chosen)
+
+
+ALL_CELLS = list(range(SEQ_LEN))
+WINDOWS = ([0, 1, 4, 5, 13], [15, 2, 10, 3, 7])
+"""A window for each of two examples: in order, and not."""
 
 
 def test_compact_has_859648_parameters() -> None:
@@ -76,7 +94,7 @@ def test_a_batch_costs_steps_times_cycles_times_updates_calls_of_the_network(
     assert model.config.network_calls == calls
     counted = []
     model.blocks[0].register_forward_hook(lambda *_: counted.append(1))
-    state = model.initial_state(1)
+    state = model.initial_state(1, SEQ_LEN)
     with torch.no_grad():
         for s in range(1, steps + 1):
             state = model(state, random_tokens(0, 1), torch.zeros(1, 16), torch.tensor(s)).state
@@ -87,6 +105,25 @@ def test_the_published_configurations_cost_18_calls() -> None:
     assert [published_arch(name).network_calls for name in ("compact", "medium")] == [18, 18]
 
 
+def dense_attention(layer: Attention, h: Tensor, positions: Tensor) -> Tensor:
+    """Softmax over all pairs of `positions` [B, T]; pairs of numbers turn as complex ones."""
+    half = h.shape[-1] // layer.num_heads // 2
+    frequencies = 10_000.0 ** (-torch.arange(half) / half)
+    turn = torch.polar(torch.ones(half), positions[:, :, None, None] * frequencies)
+
+    def heads(weight: Tensor) -> Tensor:
+        return (h @ weight.T).unflatten(-1, (layer.num_heads, 2 * half))
+
+    def turned(x: Tensor) -> Tensor:
+        number = torch.complex(x[..., :half], x[..., half:]) * turn
+        return torch.cat([number.real, number.imag], dim=-1)
+
+    q, k, v = map(heads, layer.qkv.weight.chunk(3))
+    scores = torch.einsum("bihd,bjhd->bhij", turned(q), turned(k)) / math.sqrt(2 * half)
+    attended = torch.einsum("bhij,bjhd->bihd", scores.softmax(dim=-1), v)
+    return attended.flatten(-2) @ layer.out.weight.T
+
+
 def written_out(model: TinyRecursiveModel, given: Question) -> tuple[Tensor, Tensor, Tensor]:
     """One supervision step as the specification words it: y, z and logits; no gradient is cut."""
     config = model.config
@@ -95,16 +132,19 @@ def written_out(model: TinyRecursiveModel, given: Question) -> tuple[Tensor, Ten
     sequences = []
     for tokens, puzzle in zip(given.inputs.tolist(), given.puzzle_vectors, strict=True):
         prefix = [puzzle] + [torch.zeros(width)] * (config.prefix_length - 1)
-        cells = [model.token_embedding.weight[token] for token in tokens]
-        sequences.append(torch.stack([p + step_vector for p in prefix + cells]) * math.sqrt(width))
+        of_cells = [model.token_embedding.weight[token] for token in tokens]
+        sequence = torch.stack([p + step_vector for p in prefix + of_cells])
+        sequences.append(sequence * math.sqrt(width))
     x = torch.stack(sequences)
+    cells = torch.arange(SEQ_LEN).expand_as(given.inputs) if given.cells is None else given.cells
+    positions = torch.stack([torch.tensor([0, 1, 2, *(3 + row).tolist()]) for row in cells])
 
     def norm(h: Tensor) -> Tensor:
         return h / (h.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
 
     def f(h: Tensor) -> Tensor:
         for block in model.blocks:
-            h = norm(h + block.attention(h, model.rotary))
+            h = norm(h + dense_attention(block.attention, h, positions))
             h = norm(h + block.swiglu(h))
         return h
 
@@ -133,14 +173,95 @@ def test_a_step_is_the_algorithm_of_the_specification(
     assert output.conditional_logits.shape == (2, SEQ_LEN, 12)
 
 
+@pytest.mark.parametrize(("recursions", "layers"), [(1, 1), (2, 1), (1, 2)])
+def test_a_step_over_a_window_is_the_algorithm_on_its_cells_alone(
+    recursions: int, layers: int
+) -> None:
+    """Each token at its place on the canvas, and as if the dropped cells had never been."""
+    model = tiny_model(num_recursions=recursions, num_layers=layers)
+    given = window(question(), *WINDOWS)
+    output = model(*given, with_reference=True)
+    y, z, logits = written_out(model, given)
+    assert torch.allclose(output.state.y, y, atol=1e-4)
+    assert torch.allclose(output.state.z, z, atol=1e-4)
+    assert torch.allclose(output.conditional_logits, logits, atol=1e-4)
+    assert output.conditional_logits.shape == output.reference_logits.shape == (2, 5, 12)
+    reference = given.state.y[:, 3:] @ model.readout.weight.T
+    assert torch.allclose(output.reference_logits, reference, atol=1e-5)
+    # What the dropped cells said has been heard by the others where they were there.
+    of_whole = model(*question()).conditional_logits
+    kept = of_whole.take_along_dim(torch.tensor(WINDOWS)[:, :, None], 1)
+    assert (kept - logits).abs().max() > 0.01
+
+
+def test_all_cells_in_order_are_the_whole_canvas() -> None:
+    model, given = tiny_model(num_recursions=2, num_layers=2), question()
+    whole, listed = model(*given), model(*window(given, ALL_CELLS, ALL_CELLS))
+    torch.testing.assert_close(
+        listed.conditional_logits, whole.conditional_logits, atol=1e-6, rtol=1e-6
+    )
+    torch.testing.assert_close(listed.state.y, whole.state.y, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(listed.state.z, whole.state.z, atol=1e-6, rtol=1e-6)
+
+
+def test_listing_the_cells_in_another_order_lists_the_logits_in_that_order() -> None:
+    model, given = tiny_model(num_layers=2), question()
+    order = torch.stack(
+        [torch.randperm(SEQ_LEN, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
+    )
+    logits = model(*window(given, *order.tolist())).conditional_logits
+    expected = model(*given).conditional_logits.take_along_dim(order[:, :, None], 1)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert not torch.allclose(logits[0], expected[1], atol=0.1)
+
+
+def test_the_same_tokens_at_other_cells_are_another_question() -> None:
+    """Their distance counts, and, by the prefix, so does where on the canvas they are."""
+    model, given = tiny_model(), question()
+    some = window(given, [0, 1, 4, 5], [0, 1, 4, 5])
+    here = model(*some).conditional_logits
+    for name, cells in (("spread", [0, 3, 12, 15]), ("moved", [10, 11, 14, 15])):
+        there = model(*some._replace(cells=torch.tensor([cells, cells]))).conditional_logits
+        assert (there - here).abs().max() > 0.01, name
+
+
+def test_dropped_cells_are_missed_by_attention_alone() -> None:
+    """With nothing attended to, each cell goes its own way, whatever else is there."""
+    model, given = tiny_model(num_recursions=2, num_layers=2), question()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.out.weight.zero_()
+    logits = model(*window(given, *WINDOWS)).conditional_logits
+    whole = model(*given).conditional_logits
+    kept = whole.take_along_dim(torch.tensor(WINDOWS)[:, :, None], 1)
+    assert torch.allclose(logits, kept, atol=1e-6)
+
+
+def test_an_examples_window_is_no_matter_of_the_others_in_the_batch() -> None:
+    model, given = tiny_model(), window(question(), *WINDOWS)
+    together = model(*given).conditional_logits
+    for row in (0, 1):
+        one = slice(row, row + 1)
+        alone = model(
+            RecursiveState(*(part[one] for part in given.state)),
+            given.inputs[one],
+            given.puzzle_vectors[one],
+            given.supervision_step,
+            given.cells[one],
+        )
+        assert torch.allclose(together[one], alone.conditional_logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("windows", [False, True])
 @pytest.mark.parametrize("recursions", [1, 2, 3])
-def test_only_the_last_cycle_has_a_gradient(recursions: int) -> None:
+def test_only_the_last_cycle_has_a_gradient(recursions: int, windows: bool) -> None:
     """As if the state were detached before it; embeddings enter every cycle and count once."""
     model = tiny_model(num_recursions=recursions)
     weights = list(model.parameters())
-    target = normal(2, SEQ_LEN, 12, seed=9)
-    ours = torch.autograd.grad((model(*question()).conditional_logits * target).sum(), weights)
-    expected = torch.autograd.grad((written_out(model, question())[2] * target).sum(), weights)
+    given = window(question(), *WINDOWS) if windows else question()
+    target = normal(*given.inputs.shape, 12, seed=9)
+    ours = torch.autograd.grad((model(*given).conditional_logits * target).sum(), weights)
+    expected = torch.autograd.grad((written_out(model, given)[2] * target).sum(), weights)
     for gradient, reference in zip(ours, expected, strict=True):
         assert torch.allclose(gradient, reference, atol=1e-3, rtol=1e-3)
         assert reference.abs().max() > 0.01
@@ -163,7 +284,7 @@ def test_the_state_that_is_carried_on_is_detached() -> None:
 
 def test_the_puzzle_vector_stands_at_position_0_and_the_rest_of_the_prefix_is_empty() -> None:
     model = tiny_model()
-    _, inputs, puzzle, step = question(step=2)
+    _, inputs, puzzle, step, _ = question(step=2)
     x = model.embed(inputs, puzzle, step)
     of_step = model.step_embedding.weight[1]
     assert x.shape == (2, 3 + SEQ_LEN, 16)
@@ -197,7 +318,7 @@ def test_the_step_changes_the_answer_and_steps_beyond_the_last_count_as_the_last
 
 def test_every_example_and_position_starts_from_the_same_two_random_vectors() -> None:
     model = tiny_model(hidden_size=256)
-    y, z = model.initial_state(2)
+    y, z = model.initial_state(2, SEQ_LEN)
     assert y.shape == z.shape == (2, 3 + SEQ_LEN, 256)
     assert torch.equal(y, model.y_init.expand_as(y))
     assert torch.equal(z, model.z_init.expand_as(z))
@@ -205,6 +326,15 @@ def test_every_example_and_position_starts_from_the_same_two_random_vectors() ->
     assert abs(y[0, 0].std() - 1) < 0.18
     assert abs(z[0, 0].std() - 1) < 0.18
     assert (y - z).abs().mean() > 0.5
+
+
+def test_the_state_of_a_window_is_as_long_as_the_window() -> None:
+    model = tiny_model()
+    y, z = model.initial_state(2, 5)
+    assert y.shape == z.shape == (2, 3 + 5, 16)
+    assert torch.equal(y, model.y_init.expand_as(y))
+    assert torch.equal(z, model.z_init.expand_as(z))
+    assert y.is_contiguous() and z.is_contiguous()
 
 
 def test_the_start_vectors_are_stored_with_the_weights_but_not_trained() -> None:
@@ -226,15 +356,73 @@ def test_bf16_compute_keeps_fp32_weights_gradients_and_logits() -> None:
     low, full = tiny_model(compute_dtype=torch.bfloat16), tiny_model()
     puzzle = normal(2, 16).requires_grad_()
     inputs, step = random_tokens(3), torch.tensor(1)
-    output = low(low.initial_state(2), inputs, puzzle, step, with_reference=True)
+    output = low(low.initial_state(2, SEQ_LEN), inputs, puzzle, step, with_reference=True)
     assert {output.state.y.dtype, output.state.z.dtype} == {torch.bfloat16}
     assert output.conditional_logits.dtype == output.reference_logits.dtype == torch.float32
     output.conditional_logits.square().sum().backward()
     for tensor in (*low.parameters(), puzzle):
         assert tensor.dtype == tensor.grad.dtype == torch.float32
-    expected = full(full.initial_state(2), inputs, puzzle, step).conditional_logits
+    expected = full(full.initial_state(2, SEQ_LEN), inputs, puzzle, step).conditional_logits
     difference = (output.conditional_logits - expected).abs().max().item()
     assert 1e-5 < difference < 0.2, "bf16 differs from fp32, by little"
+
+
+def test_a_window_in_bf16_is_computed_in_bf16_and_is_near_the_one_in_fp32() -> None:
+    low, full = tiny_model(compute_dtype=torch.bfloat16), tiny_model()
+    cells = torch.tensor(WINDOWS)
+    inputs, puzzle, step = random_tokens(3)[:, :5], normal(2, 16), torch.tensor(1)
+    output = low(low.initial_state(2, 5), inputs, puzzle, step, cells)
+    assert {output.state.y.dtype, output.state.z.dtype} == {torch.bfloat16}
+    assert output.conditional_logits.dtype == torch.float32
+    expected = full(full.initial_state(2, 5), inputs, puzzle, step, cells).conditional_logits
+    assert 1e-5 < (output.conditional_logits - expected).abs().max().item() < 0.2
+
+
+@pytest.mark.parametrize("backend", ["default", "flash", "matmul"])
+def test_the_chosen_backend_computes_the_attention_of_every_block(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = tiny_model(num_layers=2), question()
+    expected, calls = written_out(model, given)[2], []
+    for name, attend in list(BACKENDS.items()):
+        recorded = partial(_record, calls, name, attend)
+        monkeypatch.setitem(BACKENDS, name, recorded)
+    model.use_attention(backend)
+    assert torch.allclose(model(*given).conditional_logits, expected, atol=1e-4)
+    assert calls == [backend] * 6, "two blocks, three calls"
+
+
+def _record(calls: list[str], name: str, attend: AttentionFunction, *qkv: Tensor) -> Tensor:
+    calls.append(name)
+    return attend(*qkv)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "default"), ("matmul", "matmul")])
+def test_on_a_cpu_attention_is_as_asked_and_nothing_is_timed(
+    asked: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.build.fastest_backend", None)
+    model = build_model(tiny_arch(num_layers=2), 12, SEQ_LEN, CPU, "auto", "off", asked)
+    assert [block.attention.backend for block in model.blocks] == [used, used]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_fastest_attention_for_the_models_shape_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def fastest(*arguments: object) -> str:
+        asked.append(arguments)
+        return "matmul"
+
+    monkeypatch.setattr("models.build.fastest_backend", fastest)
+    cuda = torch.device("cuda")
+    model = build_model(tiny_arch(), 12, SEQ_LEN, cuda, "auto", "off", "auto")
+    assert asked == [((64, 2, 3 + SEQ_LEN, 8), torch.bfloat16, cuda)]
+    assert model.blocks[0].attention.backend == "matmul"
+    build_model(tiny_arch(), 12, SEQ_LEN, cuda, "auto", "off", "flash")
+    assert len(asked) == 1, "nothing is timed for a choice that is made"
 
 
 @pytest.mark.parametrize("heads", [3, 16])
@@ -249,7 +437,7 @@ def test_heads_must_divide_the_width_into_even_parts(heads: int) -> None:
     [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)],
 )
 def test_auto_precision_is_fp32_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
-    model = build_model(tiny_arch(), 12, SEQ_LEN, CPU, precision, "off")
+    model = build_model(tiny_arch(), 12, SEQ_LEN, CPU, precision, "off", "auto")
     assert model.compute_dtype == dtype
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -258,7 +446,9 @@ def test_the_weights_are_a_function_of_the_global_seed() -> None:
     built = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        built.append(build_model(tiny_arch(), 12, SEQ_LEN, CPU, "auto", "auto").state_dict())
+        built.append(
+            build_model(tiny_arch(), 12, SEQ_LEN, CPU, "auto", "auto", "auto").state_dict()
+        )
     for name, tensor in built[0].items():
         assert torch.equal(tensor, built[1][name])
         assert not torch.equal(tensor, built[2][name])

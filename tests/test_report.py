@@ -227,6 +227,17 @@ def test_steps_say_what_changed_and_what_is_still_wrong(report):
     assert case.figure("step 1").empty == case.figure("step 6").empty == "no grid"
 
 
+def test_an_input_whose_original_was_not_predicted_has_no_steps(report):
+    """Voting may have stopped before its turn: attempts, and nothing about their development."""
+    page = report(replace(CASE, step_answers=()), CASE)
+    without, case = page.cases
+    assert [f.label for f in without.figures] == [
+        f.label for f in case.figures if not f.label.startswith("step")
+    ]
+    assert without.figure("attempt 1").notes == case.figure("attempt 1").notes
+    assert page.headings == [1, 2, 3, 2, 3, 3]
+
+
 def test_a_changed_cell_is_new_or_has_another_colour():
     previous = grid("12", "34", "56")
     assert changed_cells(previous, grid("129", "304")).tolist() == [

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from dataset.storage import create_array, load_identifiers, open_split, read_json, write_rows
+from dataset.storage import (
+    create_array,
+    load_identifiers,
+    open_split,
+    read_json,
+    save_array,
+    write_rows,
+)
 
 WriteSplit = Callable[[list[list[int]]], Path]
 
@@ -29,6 +36,9 @@ def test_a_dataset_of_another_builder_opens(foreign: Path) -> None:
     assert split.puzzle_indices.tolist() == [0, 2, 4, 7]
     assert split.group_indices.tolist() == [0, 2, 3]
     assert (split.metadata.seq_len, split.metadata.total_groups) == (4, 2)
+    # Of three puzzles with 7 examples an epoch shows two.
+    assert split.num_examples == 7
+    assert split.examples_per_epoch == pytest.approx(2 * 7 / 3)
     inputs, labels = split.read(np.array([6, 0]))
     assert inputs.tolist() == [[0, 0, 0, 6], [0, 0, 0, 0]]
     assert labels.tolist() == [[1, 1, 1, 7], [1, 1, 1, 1]]
@@ -192,6 +202,16 @@ def test_rows_are_written_where_they_belong_and_nowhere_else(tmp_path: Path) -> 
     write_rows(tmp_path, "puzzle_indices", 1, np.array([70_000, 80_000], dtype=np.int32))
     offsets = np.load(tmp_path / "all__puzzle_indices.npy")
     assert (offsets.dtype, offsets.tolist()) == (np.int32, [0, 70_000, 80_000, 0])
+
+
+def test_a_whole_array_is_saved_under_the_prefix_it_is_given(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    save_array(tmp_path, "permutations", array, prefix="variants")
+    save_array(tmp_path, "inputs", array.T)
+    for name, expected in (("variants__permutations", array), ("all__inputs", array.T)):
+        saved = np.load(tmp_path / f"{name}.npy")
+        assert saved.dtype == np.uint8
+        assert np.array_equal(saved, expected)
 
 
 @pytest.mark.parametrize("rows", [np.zeros((1, 3), np.int64), np.zeros((1, 4), np.uint8)])

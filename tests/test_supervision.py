@@ -1,18 +1,23 @@
 """The inner loop: what each step sees, what it is trained towards, and what its loss is."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import batch_random, random_table, random_tokens, tiny_model, tiny_supervision
+from tiny import SEQ_LEN, cell_random, random_table, random_tokens, tiny_model, tiny_supervision
 from torch import Tensor, nn
 
+from common.distributed import Ranks
 from common.errors import UserError
+from common.segments import Segment
 from common.settings import validate
 from models.objective import IGNORE, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
+from models.randomness import CellRandom
 from models.recursive import ArchConfig, RecursiveState, StepOutput
 from models.supervision import (
     DeepImprovementSupervision,
@@ -21,26 +26,47 @@ from models.supervision import (
     SupervisionConfig,
     accuracy,
     run_step,
+    segment_targets,
     step_targets,
     step_weights,
 )
-from models.targets import TARGETS, BatchRandom
+from models.targets import TARGETS
+from training.sign_sgd import SparseSignSGD
 
 I = IGNORE  # noqa: E741
 PUZZLES = torch.tensor([1, 3])
+SEED = 8
+READINGS = ["ignored", "counted_until_replaced"]
 
 
-class ScriptedRandom(BatchRandom):
+class ScriptedRandom(CellRandom):
     """Hands out the given numbers: the lower a cell's number, the sooner it is replaced."""
 
     def __init__(self, numbers: list[list[float]]) -> None:
-        super().__init__(torch.Generator(), 0, len(numbers))
+        super().__init__(0, torch.arange(len(numbers)), torch.arange(len(numbers[0])))
         object.__setattr__(self, "numbers", torch.tensor(numbers))
 
-    def uniform(self, rows: int, *shape: int) -> Tensor:
+    def uniform(self, stream: int = 0) -> Tensor:
         numbers: Tensor = self.numbers  # type: ignore[attr-defined]
-        assert numbers.shape == (rows, *shape)
         return numbers
+
+
+def window(segment: Segment, rows: Sequence[int], cells: Tensor) -> Segment:
+    """Some examples of a segment of whole canvases, each seen at some cells [B, L] only."""
+    chosen = torch.tensor(rows)
+    return Segment(
+        segment.inputs[chosen].take_along_dim(cells, 1),
+        segment.labels[chosen].take_along_dim(cells, 1),
+        segment.puzzle_ids[chosen],
+        segment.rows[chosen],
+        cells,
+    )
+
+
+def some(segment: Segment, rows: Sequence[int]) -> Segment:
+    """Some examples of a segment, in the given order."""
+    chosen = torch.tensor(rows)
+    return Segment(*(None if part is None else part[chosen] for part in segment))
 
 
 class Spy(nn.Module):
@@ -51,6 +77,7 @@ class Spy(nn.Module):
         self.network = network
         self.states: list[RecursiveState] = []
         self.inputs: list[Tensor] = []
+        self.cells: list[Tensor | None] = []
         self.vectors: list[Tensor] = []
         self.steps: list[int] = []
         self.asked_for_reference: list[bool] = []
@@ -60,8 +87,8 @@ class Spy(nn.Module):
     def config(self) -> ArchConfig:
         return self.network.config
 
-    def initial_state(self, batch_size: int) -> RecursiveState:
-        return self.network.initial_state(batch_size)
+    def initial_state(self, batch_size: int, num_cells: int) -> RecursiveState:
+        return self.network.initial_state(batch_size, num_cells)
 
     def forward(
         self,
@@ -69,15 +96,17 @@ class Spy(nn.Module):
         inputs: Tensor,
         puzzle_vectors: Tensor,
         supervision_step: Tensor,
+        cells: Tensor | None = None,
         with_reference: bool = False,
     ) -> StepOutput:
         self.states.append(state)
         self.inputs.append(inputs.clone())
+        self.cells.append(cells)
         self.vectors.append(puzzle_vectors.detach().clone())
         self.steps.append(int(supervision_step))
         self.asked_for_reference.append(with_reference)
         output: StepOutput = self.network(
-            state, inputs, puzzle_vectors, supervision_step, with_reference
+            state, inputs, puzzle_vectors, supervision_step, cells, with_reference
         )
         self.outputs.append(output)
         return output
@@ -94,13 +123,15 @@ class Training:
         self.inputs, self.labels = random_tokens(1), random_tokens(2, lowest=1)
         self.supervision = DeepImprovementSupervision(self.config, self.model, self.spy, self.table)
 
-    def run(self) -> Any:
-        return self.supervision.run(self.inputs, self.labels, PUZZLES, batch_random(2, seed=7))
+    def run(self, *segments: Segment) -> Any:
+        """The given segments, or else the two examples on the whole canvas."""
+        whole = Segment(self.inputs, self.labels, PUZZLES, torch.arange(2))
+        return self.supervision.run(segments or [whole], seed=SEED)
 
     def targets(self) -> Tensor:
         """What `run` trains towards: drawn from the same seed."""
         steps = self.model.config.num_supervision_steps
-        return step_targets(self.config, self.inputs, self.labels, steps, batch_random(2, seed=7))
+        return step_targets(self.config, self.inputs, self.labels, steps, cell_random(2, seed=SEED))
 
 
 def frames(
@@ -160,7 +191,7 @@ def test_the_last_frame_counts_exactly_the_solutions_cells(seed: int, reading: s
     inputs = random_tokens(seed) % 3
     labels = random_tokens(seed + 1) % 3
     config = tiny_supervision(pad_cells=reading)
-    targets = step_targets(config, inputs, labels, 4, batch_random(2, seed))
+    targets = step_targets(config, inputs, labels, 4, cell_random(2, seed))
     assert targets.shape == (2, 5, 16)
     assert torch.equal(targets[:, 4], labels.masked_fill(labels == 0, IGNORE))
     ignored = targets == IGNORE
@@ -195,7 +226,7 @@ def test_run_yields_one_result_a_step_in_order() -> None:
 def test_the_state_is_carried_from_step_to_step() -> None:
     training = Training()
     list(training.run())
-    start = training.model.initial_state(2)
+    start = training.model.initial_state(2, SEQ_LEN)
     assert torch.equal(training.spy.states[0].y, start.y)
     assert torch.equal(training.spy.states[0].z, start.z)
     for s in (1, 2):
@@ -300,6 +331,221 @@ def test_a_new_table_is_zero_and_looks_rows_up_as_leaves() -> None:
     assert table.weight[2].tolist() == [5.0] * 3, "a copy, not a view"
 
 
+def five_examples() -> Segment:
+    """Examples from here and there in the global batch; puzzle 1 stands there twice."""
+    labels = random_tokens(2, rows=5, lowest=1)
+    labels[1, 4:9] = 0
+    return Segment(
+        random_tokens(1, rows=5),
+        labels,
+        torch.tensor([1, 3, 1, 0, 4]),
+        torch.tensor([40, 0, 9, 2, 17]),
+    )
+
+
+CUT = ([3, 1, 4], [0, 2])
+"""The five examples in two segments, in another order."""
+ORDER = [*CUT[0], *CUT[1]]
+
+
+@pytest.mark.parametrize("pad_cells", READINGS)
+@pytest.mark.parametrize("next_input", ["question", "answer"])
+@pytest.mark.parametrize("objective", ["dis", "dual"])
+def test_a_batch_in_two_segments_is_trained_as_in_one(
+    objective: str, next_input: str, pad_cells: str
+) -> None:
+    """Loss, accuracies and all gradients of every step, while the weights change in between."""
+    choices = {"objective": objective, "next_input": next_input, "pad_cells": pad_cells}
+    one, two = (Training(step_weights="rising", **choices) for _ in range(2))
+    batch = five_examples()
+    runs = zip(one.run(batch), two.run(*(some(batch, rows) for rows in CUT)), strict=True)
+    for s, (whole, cut) in enumerate(runs, start=1):
+        assert (whole.supervision_step, cut.supervision_step) == (s, s)
+        torch.testing.assert_close(cut.loss, whole.loss)
+        torch.testing.assert_close(cut.cell_accuracy, whole.cell_accuracy)
+        torch.testing.assert_close(cut.exact_accuracy, whole.exact_accuracy)
+        for training, result in ((one, whole), (two, cut)):
+            training.model.zero_grad()
+            result.loss.backward()
+        assert torch.equal(cut.puzzle_ids, whole.puzzle_ids[ORDER])
+        gradient = whole.puzzle_vectors.grad[ORDER]
+        torch.testing.assert_close(cut.puzzle_vectors.grad, gradient, rtol=1e-4, atol=1e-7)
+        assert (gradient.abs().amax(dim=1) > 1e-5).all()
+        weights = zip(one.model.parameters(), two.model.parameters(), strict=True)
+        for left, right in weights:
+            torch.testing.assert_close(right.grad, left.grad, rtol=1e-3, atol=1e-6)
+            assert left.grad.abs().max() > 1e-4
+            with torch.no_grad():  # The same step for both, so that rounding does not add up.
+                right -= 0.01 * left.grad.sign()
+                left -= 0.01 * left.grad.sign()
+
+
+def test_the_vectors_of_all_segments_are_one_leaf_in_the_order_of_their_identifiers() -> None:
+    training, batch = Training(), five_examples()
+    result: StepResult = next(training.run(*(some(batch, rows) for rows in CUT)))
+    assert result.puzzle_ids.tolist() == [0, 3, 4, 1, 1]
+    assert result.puzzle_vectors.is_leaf
+    assert torch.equal(result.puzzle_vectors, training.table.weight[result.puzzle_ids])
+    # Each segment has seen its own.
+    assert torch.equal(training.spy.vectors[0], training.table.weight[[0, 3, 4]])
+    assert torch.equal(training.spy.vectors[1], training.table.weight[[1, 1]])
+
+
+def test_a_batch_in_segments_moves_the_table_by_the_rows_of_all_of_them() -> None:
+    """Puzzle 1 stands in both segments: its step is the sign of the sum over both."""
+    ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    tables = []
+    batch = five_examples()
+    for cut in ([[0, 1, 2, 3, 4]], [[0, 1], [2, 3, 4]]):
+        training = Training()
+        before = training.table.weight.clone()
+        result: StepResult = next(training.run(*(some(batch, rows) for rows in cut)))
+        result.loss.backward()
+        optimizer = SparseSignSGD(training.table, weight_decay=0.1, ranks=ranks)
+        optimizer.step(result.puzzle_ids, result.puzzle_vectors.grad, lr=0.01)
+        tables.append(training.table.weight)
+        moved = (training.table.weight != before).any(dim=1)
+        assert moved.tolist() == [True, True, False, True, True]
+    assert torch.equal(*tables)
+
+
+def test_segments_carry_their_own_states_inputs_and_cells_from_step_to_step() -> None:
+    training, batch = Training(next_input="answer"), five_examples()
+    cells = torch.stack([torch.arange(1, 8), torch.arange(9, 2, -1)])
+    list(training.run(some(batch, CUT[0]), window(batch, CUT[1], cells)))
+    spy = training.spy
+    assert spy.steps == [1, 1, 2, 2, 3, 3], "all segments take a step before the weights change"
+    assert [inputs.shape for inputs in spy.inputs] == [(3, 16), (2, 7)] * 3
+    assert spy.states[1].y.shape == (2, 3 + 7, 16)
+    for call in range(2, 6):
+        assert spy.states[call] is spy.outputs[call - 2].state
+        answer = spy.outputs[call - 2].conditional_logits.argmax(dim=-1)
+        assert torch.equal(spy.inputs[call], answer)
+    assert spy.cells[0::2] == [None] * 3
+    assert all(torch.equal(given, cells) for given in spy.cells[1::2])
+
+
+@st.composite
+def windowed_canvases(draw: Any) -> tuple[Segment, Tensor]:
+    """Two canvases, and for each as many cells: all that are not PAD in both, and some more."""
+    content = [draw(st.sets(st.integers(0, SEQ_LEN - 1), max_size=10)) for _ in range(2)]
+    length = draw(st.integers(max(1, *map(len, content)), SEQ_LEN))
+    seed = draw(st.integers(0, 2**31))
+    inputs, labels = random_tokens(seed) % 3, random_tokens(seed + 1) % 3
+    cells = []
+    for row, seen in enumerate(content):
+        dropped = sorted(set(range(SEQ_LEN)) - seen)
+        inputs[row, dropped] = labels[row, dropped] = 0
+        more = draw(st.permutations(dropped))[: length - len(seen)]
+        cells.append(draw(st.permutations(sorted(seen) + more)))
+    rows = torch.tensor([draw(st.integers(0, 767)) for _ in range(2)])
+    return Segment(inputs, labels, PUZZLES, rows), torch.tensor(cells)
+
+
+@pytest.mark.parametrize("pad_cells", READINGS)
+@pytest.mark.parametrize("name", sorted(TARGETS))
+@given(case=windowed_canvases(), seed=st.integers(-(2**63), 2**63 - 1))
+@settings(max_examples=25)
+def test_the_targets_of_a_window_are_those_of_the_whole_canvas_at_its_cells(
+    name: str, pad_cells: str, case: tuple[Segment, Tensor], seed: int
+) -> None:
+    config = tiny_supervision(targets=name, pad_cells=pad_cells)
+    whole, cells = case
+    expected = step_targets(
+        config, whole.inputs, whole.labels, 4, CellRandom(seed, whole.rows, torch.arange(SEQ_LEN))
+    )
+    assert torch.equal(segment_targets(config, whole, 4, SEQ_LEN, seed), expected)
+    seen = segment_targets(config, window(whole, [0, 1], cells), 4, SEQ_LEN, seed)
+    assert torch.equal(seen, expected.take_along_dim(cells.unsqueeze(1), dim=2))
+
+
+@pytest.mark.parametrize(("pad_cells", "steps"), [(READINGS[0], {3}), (READINGS[1], {1, 2, 3})])
+def test_dropped_pad_has_its_share_of_the_steps_where_it_is_counted(
+    pad_cells: str, steps: set[int]
+) -> None:
+    """Of three cells, 0 differs, and 1 and 2 are PAD and not in the window.
+
+    Where PAD is ignored, the one change comes last. Where it is counted, three cells change in
+    three steps, in any order, whether they are seen or not.
+    """
+    config = tiny_supervision(pad_cells=pad_cells)
+    changed_at = set()
+    for seed in range(30):
+        segment = Segment(
+            torch.tensor([[5]]),
+            torch.tensor([[7]]),
+            torch.tensor([0]),
+            torch.tensor([0]),
+            torch.tensor([[0]]),
+        )
+        frames = segment_targets(config, segment, 3, 3, seed).flatten().tolist()
+        changed_at.add(frames.index(7))
+    assert changed_at == steps
+
+
+@pytest.mark.parametrize("pad_cells", READINGS)
+@pytest.mark.parametrize("objective", ["dis", "dual"])
+def test_the_loss_of_a_window_is_towards_the_whole_canvas_targets_at_its_cells(
+    objective: str, pad_cells: str
+) -> None:
+    training = Training(objective=objective, pad_cells=pad_cells)
+    training.labels[0, [3, 7, 8, 11]] = 0
+    training.inputs[0, [3, 7, 8, 11]] = 0
+    training.labels[1, [0, 1, 2, 3]] = 0
+    training.inputs[1, [0, 1, 2, 3]] = 0
+    whole = Segment(training.inputs, training.labels, PUZZLES, torch.arange(2))
+    cells = torch.tensor([[c for c in range(16) if c not in (3, 7, 8, 11)], list(range(4, 16))])
+    targets = training.targets().take_along_dim(cells.unsqueeze(1), dim=2)
+    for s, result in enumerate(training.run(window(whole, [0, 1], cells)), start=1):
+        output = training.spy.outputs[-1]
+        expected = stablemax_cross_entropy(output.conditional_logits, targets[:, s]).mean()
+        if objective == "dual":
+            reference = training.model.read_out(training.spy.states[-1].y)
+            expected = expected + stablemax_cross_entropy(reference, targets[:, s - 1]).mean()
+        assert result.loss.item() == pytest.approx(expected.item())
+
+
+class ByLength(nn.Module):
+    """A network that answers the given tokens to a segment of that many cells."""
+
+    def __init__(self, *answers: list[list[int]]) -> None:
+        super().__init__()
+        self.answers = {len(answer[0]): torch.tensor(answer) for answer in answers}
+
+    def forward(self, state: RecursiveState, inputs: Tensor, *_: Any) -> StepOutput:
+        logits = 9.0 * nn.functional.one_hot(self.answers[inputs.shape[1]], 12)
+        return StepOutput(state, logits.requires_grad_(), None)
+
+
+def test_segments_of_different_lengths_weigh_as_many_as_their_examples_by_hand() -> None:
+    # A logit of 9 among zeros has s = 10 of 21: a right cell costs ln 2.1, a wrong one ln 21.
+    right, wrong = math.log(2.1), math.log(21)
+    one = Segment(
+        torch.tensor([[2, 2]]),
+        torch.tensor([[3, 4]]),
+        torch.tensor([0]),
+        torch.tensor([1]),
+        torch.tensor([[5, 0]]),
+    )
+    # The last cell of the first example is not counted, and wrong.
+    two = Segment(
+        torch.tensor([[2, 2, 2, 2], [2, 2, 2, 2]]),
+        torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]),
+        torch.tensor([1, 2]),
+        torch.tensor([2, 0]),
+        torch.tensor([[0, 1, 2, 3], [4, 5, 6, 15]]),
+    )
+    network = ByLength([[3, 4]], [[5, 6, 11, 9], [5, 6, 7, 8]])
+    config = tiny_supervision(targets="final", step_weights="rising")
+    supervision = DeepImprovementSupervision(config, tiny_model(), network, random_table())
+    results = list(supervision.run([one, two], seed=0))
+    of_examples = [right, (2 * right + wrong) / 3, right]
+    for weight, result in zip((0.5, 1, 1.5), results, strict=True):
+        assert result.loss.item() == pytest.approx(weight * sum(of_examples) / 3)
+        assert result.cell_accuracy.item() == pytest.approx((1 + 2 / 3 + 1) / 3)
+        assert result.exact_accuracy.item() == pytest.approx(2 / 3)
+
+
 def test_accuracy_by_hand() -> None:
     answer = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 5], [2, 3, 4, 5], [2, 3, 4, 5]])
     solution = torch.tensor([[2, 3, 9, I], [2, 3, 4, I], [I, I, I, I], [9, 9, 9, 9]])
@@ -333,14 +579,18 @@ def test_accuracy_is_measured_against_the_solution_not_the_steps_target(pad_cell
         Scripted([labels, wrong, labels]),
         random_table(),
     )
-    results = list(supervision.run(random_tokens(1), labels, PUZZLES, batch_random(2)))
+    batch = [Segment(random_tokens(1), labels, PUZZLES, torch.arange(2))]
+    results = list(supervision.run(batch, seed=0))
     assert [result.exact_accuracy.item() for result in results] == [1, 0.5, 1]
     # Half of the eight counted cells of one of the two examples are wrong.
     assert [result.cell_accuracy.item() for result in results] == [1, 0.75, 1]
 
 
 def decode(
-    training: Training, num_steps: int | None = None, guidance_weight: float = 1.0
+    training: Training,
+    num_steps: int | None = None,
+    guidance_weight: float = 1.0,
+    cells: Tensor | None = None,
 ) -> list[Tensor]:
     steps = ImprovementSteps(
         training.spy,
@@ -349,8 +599,9 @@ def decode(
         num_steps,
         guidance_weight,
     )
+    inputs = training.inputs if cells is None else training.inputs.take_along_dim(cells, 1)
     with torch.no_grad():
-        return list(steps.run(training.inputs, PUZZLES))
+        return list(steps.run(inputs, PUZZLES, cells))
 
 
 @pytest.mark.parametrize("next_input", ["question", "answer"])
@@ -364,10 +615,41 @@ def test_plain_decoding_repeats_the_forward_passes_of_training(next_input: str) 
     assert not any(decoded.spy.asked_for_reference), "the reference costs a readout"
 
 
+WINDOW = torch.tensor([[0, 1, 2, 4, 5, 6, 15], [3, 14, 9, 1, 8, 12, 0]])
+"""Seven cells of each of the two examples: in order, and not."""
+
+
+@pytest.mark.parametrize("next_input", ["question", "answer"])
+def test_a_window_is_decoded_by_the_forward_passes_it_is_trained_by(next_input: str) -> None:
+    trained, decoded = Training(next_input=next_input), Training(next_input=next_input)
+    whole = Segment(trained.inputs, trained.labels, PUZZLES, torch.arange(2))
+    list(trained.run(window(whole, [0, 1], WINDOW)))
+    answers = decode(decoded, cells=WINDOW)
+    assert [answer.shape for answer in answers] == [(2, 7, 12)] * 3
+    for logits, output in zip(answers, trained.spy.outputs, strict=True):
+        assert torch.equal(logits, output.conditional_logits)
+    for spy in (trained.spy, decoded.spy):
+        assert all(torch.equal(cells, WINDOW) for cells in spy.cells)
+        assert len(spy.cells) == 3
+    elsewhere = decode(Training(next_input=next_input), cells=(WINDOW + 1) % SEQ_LEN)
+    assert (elsewhere[0] - answers[0]).abs().max() > 0.01
+
+
+def test_decoding_all_cells_in_order_is_decoding_the_whole_canvas() -> None:
+    all_cells = torch.arange(SEQ_LEN).expand(2, -1)
+    for weight in (1.0, 2.0):
+        whole = decode(Training(next_input="answer"), guidance_weight=weight)
+        listed = decode(Training(next_input="answer"), guidance_weight=weight, cells=all_cells)
+        torch.testing.assert_close(listed, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cells", [None, WINDOW], ids=["whole", "window"])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
-def test_guided_logits_mix_the_readouts_before_and_after_the_step(weight: float) -> None:
+def test_guided_logits_mix_the_readouts_before_and_after_the_step(
+    weight: float, cells: Tensor | None
+) -> None:
     training = Training()
-    answers = decode(training, guidance_weight=weight)
+    answers = decode(training, guidance_weight=weight, cells=cells)
     for logits, state, output in zip(
         answers, training.spy.states, training.spy.outputs, strict=True
     ):
@@ -398,13 +680,14 @@ def test_more_and_fewer_steps_than_trained_can_be_taken() -> None:
 
 def test_the_step_is_handed_over_as_a_scalar_tensor_so_that_one_graph_serves_all() -> None:
     training = Training()
-    state, vectors = training.model.initial_state(2), training.table.weight[PUZZLES]
+    state, vectors = training.model.initial_state(2, SEQ_LEN), training.table.weight[PUZZLES]
+    cells = torch.arange(SEQ_LEN).flip(0).expand(2, -1)
     handed: list[Tensor] = []
     training.model.register_forward_pre_hook(lambda _, arguments: handed.append(arguments[3]))
-    output = run_step(training.model, vectors, state, training.inputs, 2, with_reference=True)
+    output = run_step(training.model, vectors, state, training.inputs, 2, cells, True)
     assert handed[0].shape == ()
     assert handed[0].dtype == torch.int64
-    direct = training.model(state, training.inputs, vectors, torch.tensor(2), True)
+    direct = training.model(state, training.inputs, vectors, torch.tensor(2), cells, True)
     assert torch.equal(output.conditional_logits, direct.conditional_logits)
     assert torch.equal(output.reference_logits, direct.reference_logits)
 

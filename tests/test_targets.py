@@ -7,17 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import batch_random
+from tiny import cell_random
 from torch import Tensor
 
-from models.targets import TARGETS, BatchRandom, FinalTargets, LinearTargets
+from models.randomness import CellRandom
+from models.targets import TARGETS, FinalTargets, LinearTargets
 
 
 class Case(NamedTuple):
     inputs: Tensor
     solution: Tensor
     num_steps: int
-    random: BatchRandom
+    random: CellRandom
 
 
 @st.composite
@@ -31,7 +32,7 @@ def cases(draw: Any) -> Case:
         torch.tensor(draw(canvases)),
         torch.tensor(draw(canvases)),
         draw(st.integers(1, 7)),
-        batch_random(rows, seed),
+        cell_random(rows, seed, num_cells=cells),
     )
 
 
@@ -76,7 +77,7 @@ def test_a_replaced_cell_stays_replaced(case: Case) -> None:
 def test_the_average_distance_falls_strictly_while_there_is_distance_left() -> None:
     inputs = torch.zeros(2, 12, dtype=torch.long)
     solution = torch.ones(2, 12, dtype=torch.long)
-    frames = LinearTargets()(inputs, solution, 6, batch_random(2))
+    frames = LinearTargets()(inputs, solution, 6, cell_random(2, num_cells=12))
     assert distances(frames, solution).tolist() == [[10, 8, 6, 4, 2, 0]] * 2
 
 
@@ -84,7 +85,7 @@ def test_cells_of_the_solution_that_the_input_shows_already_take_no_share_of_the
     inputs = torch.tensor([[4, 4, 4, 4, 4, 4]])
     solution = torch.tensor([[4, 7, 4, 4, 7, 4]])
     for seed in range(20):
-        frames = LinearTargets()(inputs, solution, 2, batch_random(1, seed))
+        frames = LinearTargets()(inputs, solution, 2, cell_random(1, seed, num_cells=6))
         assert distances(frames, solution).tolist() == [[1, 0]]
 
 
@@ -92,40 +93,37 @@ def test_every_order_of_replacement_is_equally_likely() -> None:
     """Three cells, three steps: 6 orders; 6000 examples, each order 1000 times within 4 sigma."""
     rows = 6000
     inputs = torch.zeros(rows, 3, dtype=torch.long)
-    frames = LinearTargets()(inputs, inputs + 1, 3, batch_random(rows))
+    frames = LinearTargets()(inputs, inputs + 1, 3, cell_random(rows, num_cells=3))
     # The step at which each cell is replaced, from the number of frames that show it so.
     orders = Counter(map(tuple, (4 - frames.sum(dim=1)).tolist()))
     assert len(orders) == 6
     assert max(abs(count - 1000) for count in orders.values()) < 4 * (6000 * 1 / 6 * 5 / 6) ** 0.5
 
 
-def test_the_path_is_drawn_afresh_each_time_and_is_a_function_of_the_seed() -> None:
+def test_the_path_is_drawn_afresh_for_each_seed_and_place_and_is_a_function_of_them() -> None:
     inputs = torch.zeros(1, 30, dtype=torch.long)
 
-    def paths(seed: int) -> list[list[list[list[int]]]]:
-        random = batch_random(1, seed)
-        return [LinearTargets()(inputs, inputs + 1, 6, random).tolist() for _ in range(2)]
+    def path(seed: int, row: int) -> list[list[list[int]]]:
+        random = cell_random(1, seed, first_row=row, num_cells=30)
+        frames: list[list[list[int]]] = LinearTargets()(inputs, inputs + 1, 6, random).tolist()
+        return frames
 
-    first, second = paths(seed=1)
-    assert first != second
-    assert paths(seed=1) == [first, second]
-    assert paths(seed=2)[0] != first
+    first = path(seed=1, row=0)
+    assert path(seed=1, row=0) == first
+    assert path(seed=2, row=0) != first
+    assert path(seed=1, row=1) != first
 
 
 def test_two_slices_of_a_batch_get_what_the_whole_batch_gets() -> None:
     inputs = torch.zeros(6, 30, dtype=torch.long)
     solution = torch.arange(6 * 30).reshape(6, 30) % 5
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(11)
-
-    whole = LinearTargets()(inputs, solution, 4, BatchRandom(generator(), 0, 6))
+    whole = LinearTargets()(inputs, solution, 4, cell_random(6, 11, num_cells=30))
     parts = [
         LinearTargets()(
             inputs[first : first + 3],
             solution[first : first + 3],
             4,
-            BatchRandom(generator(), first, 6),
+            cell_random(3, 11, first_row=first, num_cells=30),
         )
         for first in (0, 3)
     ]
@@ -133,15 +131,34 @@ def test_two_slices_of_a_batch_get_what_the_whole_batch_gets() -> None:
     assert not torch.equal(parts[0], parts[1])
 
 
+@given(case=cases(), data=st.data())
+@settings(max_examples=60)
+def test_cells_that_agree_can_be_left_out_without_a_change_to_the_path_of_the_rest(
+    case: Case, data: st.DataObject
+) -> None:
+    """Not even the order matters in which the others are listed."""
+    whole = LinearTargets()(*case)
+    for row in range(len(case.inputs)):
+        differs = case.inputs[row] != case.solution[row]
+        kept = [cell for cell in range(len(differs)) if differs[cell] or data.draw(st.booleans())]
+        cells = torch.tensor(data.draw(st.permutations(kept)), dtype=torch.int64)
+        one = slice(row, row + 1)
+        random = CellRandom(case.random.seed, case.random.rows[one], cells.unsqueeze(0))
+        inputs, solution = case.inputs[one, cells], case.solution[one, cells]
+        frames = LinearTargets()(inputs, solution, case.num_steps, random)
+        assert torch.equal(frames[0], whole[row][:, cells])
+
+
 def test_final_shows_the_solution_at_every_step() -> None:
     inputs, solution = torch.tensor([[1, 2]]), torch.tensor([[3, 2]])
-    frames = FinalTargets()(inputs, solution, 3, batch_random(1))
+    frames = FinalTargets()(inputs, solution, 3, cell_random(1, num_cells=2))
     assert frames.tolist() == [[[3, 2], [3, 2], [3, 2]]]
 
 
 def test_a_solution_equal_to_its_input_is_the_target_throughout() -> None:
     canvas = torch.tensor([[5, 0, 2]])
-    assert LinearTargets()(canvas, canvas, 3, batch_random(1)).tolist() == [[[5, 0, 2]] * 3]
+    random = cell_random(1, num_cells=3)
+    assert LinearTargets()(canvas, canvas, 3, random).tolist() == [[[5, 0, 2]] * 3]
 
 
 def test_the_registry_has_the_names_that_users_select_by() -> None:

@@ -19,6 +19,7 @@ import train_arc_tiny_corrupt
 from config.schema import TrainConfig
 from dataset.build_arc_dataset import build
 from dataset.build_plan import BuildOptions
+from evaluation import evaluator
 from training import checkpoints
 from training.run_folder import complete_checkpoints
 
@@ -117,6 +118,108 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
     assert losses == [
         (x["step"], x["train/loss"]) for x in read_metrics(finished_run) if "train/loss" in x
     ]
+
+
+# Windows of 64 to 96 of 100 cells, and some whole canvases: several segments a batch.
+WINDOW = ("data.canvas=window", "data.whole_canvas_share=0.2")
+
+
+@pytest.fixture(scope="module")
+def roomy_runs(
+    tmp_path_factory: pytest.TempPathFactory, roomy_dataset: Path, roomy_compact_dataset: Path
+) -> dict[str, Path]:
+    """Runs of 12 steps by layout and canvas. Read-only."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        scripts = InProcess(monkeypatch)
+        return {
+            f"{layout} {canvas}": scripts.train(data, folder / layout / canvas, *overrides)
+            for layout, data in (("full", roomy_dataset), ("compact", roomy_compact_dataset))
+            for canvas, overrides in (("whole", ()), ("window", WINDOW))
+        }
+
+
+@pytest.mark.parametrize("kind", ["full window", "compact whole", "compact window"])
+def test_windows_and_the_compact_layout_train_and_resume_to_the_bit(
+    scripts: InProcess, roomy_runs: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """Though what they show was drawn at random, a batch ahead."""
+    finished, run_dir = roomy_runs[kind], tmp_path / "resumed"
+    shutil.copytree(finished, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000012")
+    data = Path(yaml.safe_load((finished / "config.yaml").read_text())["data"]["path"])
+    overrides = WINDOW if "window" in kind else ()
+    scripts.train(data, run_dir, "resume=auto", *overrides)
+    expected = checkpoint_tensors(finished / "checkpoints" / "step_00000012")
+    resumed = checkpoint_tensors(run_dir / "checkpoints" / "step_00000012")
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, resumed[name]), name
+    before, after = read_metrics(finished), read_metrics(run_dir)
+    assert [x["train/loss"] for x in before if "train/loss" in x] == [
+        x["train/loss"] for x in after if "train/loss" in x
+    ]
+    evaluations = [x for x in after if "eval/pass@2" in x]
+    assert [x["step"] for x in evaluations] == [6, 12]
+    assert all(0 <= x["eval/whole_canvas_again"] <= 1 for x in evaluations)
+    assert all(x["eval/predicted_share"] == 1 for x in evaluations)
+
+
+def test_what_is_shown_is_what_was_asked_for(roomy_runs: dict[str, Path]) -> None:
+    """Four runs of one seed that saw the same pairs, and each other cells of them."""
+    readouts = [
+        checkpoint_tensors(run / "checkpoints" / "step_00000012")[
+            "model.safetensors:readout.weight"
+        ]
+        for run in roomy_runs.values()
+    ]
+    for number, readout in enumerate(readouts):
+        assert not any(torch.equal(readout, other) for other in readouts[:number])
+        torch.testing.assert_close(readout, readouts[0], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [((), "whole"), (WINDOW, "window"), ((*WINDOW, "eval.canvas=whole"), "whole")],
+)
+def test_a_run_is_validated_on_the_cells_that_it_is_trained_on(
+    scripts: InProcess,
+    roomy_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    shown: str,
+) -> None:
+    """Unless eval.canvas asks for others."""
+    asked = []
+    real = evaluator.evaluate
+
+    def spy(steps: Any, test_set: Any, config: Any, canvas: str, *rest: Any) -> Any:
+        asked.append(canvas)
+        return real(steps, test_set, config, canvas, *rest)
+
+    monkeypatch.setattr(evaluator, "evaluate", spy)
+    scripts.train(roomy_dataset, tmp_path / "run", "train.max_steps=3", *overrides)
+    assert asked == [shown]
+
+
+def test_two_ranks_equal_one_rank_in_windows_too(
+    roomy_runs: dict[str, Path], roomy_dataset: Path, tmp_path: Path
+) -> None:
+    """Each rank cuts its share into segments of its own, seldom as many as the other."""
+    run_dir = tmp_path / "two"
+    arguments = train_arguments(roomy_dataset, run_dir, *WINDOW)
+    process = torchrun(2, "train_arc_tiny_corrupt.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    one = checkpoint_tensors(roomy_runs["full window"] / "checkpoints" / "step_00000012")
+    two = checkpoint_tensors(run_dir / "checkpoints" / "step_00000012")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    figures = [
+        {(x["step"], k): x[k] for x in read_metrics(run) for k in x if k.startswith("eval/")}
+        for run in (roomy_runs["full window"], run_dir)
+    ]
+    assert figures[0] == pytest.approx(figures[1])
 
 
 def test_resuming_with_nothing_to_resume_starts_and_a_finished_run_stays(
@@ -368,6 +471,19 @@ def test_a_half_written_dataset_is_refused(
     shutil.copytree(tiny_dataset, data)
     (data / "test" / "dataset.json").unlink()
     assert "dataset.json" in refuse(f"data.path={data}")
+
+
+def test_a_token_that_is_met_ahead_ends_the_run_with_one_line(
+    refuse: Refused, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """The thread that loads the batches meets it, and the run ends as for any other error."""
+    data = tmp_path / "damaged"
+    shutil.copytree(tiny_dataset, data)
+    path = data / "train" / "all__labels.npy"
+    labels = np.load(path)
+    labels[:, 5] = 12
+    np.save(path, labels)
+    assert "holds a token outside its vocabulary" in refuse(f"data.path={data}")
 
 
 def test_a_truncated_array_is_refused(refuse: Refused, tiny_dataset: Path, tmp_path: Path) -> None:

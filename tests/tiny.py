@@ -7,9 +7,9 @@ from torch import Tensor
 
 from dataset.canvas import VOCAB_SIZE
 from models.puzzle_embedding import PuzzleEmbedding
+from models.randomness import CellRandom
 from models.recursive import ArchConfig, TinyRecursiveModel
 from models.supervision import SupervisionConfig
-from models.targets import BatchRandom
 from training.optimizers import OptimConfig
 
 CANVAS_SIDE = 4
@@ -83,6 +83,8 @@ def random_table(seed: int = 0, num_puzzles: int = 5, width: int = 16) -> Puzzle
     return table
 
 
-def batch_random(rows: int, seed: int = 0, first_row: int = 0) -> BatchRandom:
-    """Random numbers of a single rank; with `first_row`, of the ranks' last."""
-    return BatchRandom(torch.Generator().manual_seed(seed), first_row, first_row + rows)
+def cell_random(
+    rows: int, seed: int = 0, first_row: int = 0, num_cells: int = SEQ_LEN
+) -> CellRandom:
+    """Random numbers of whole canvases that stand one after the other in the global batch."""
+    return CellRandom(seed, first_row + torch.arange(rows), torch.arange(num_cells))

@@ -1,0 +1,26 @@
+"""A batch as the network sees it: segments of examples whose sequences are equally long.
+
+On the whole canvas a batch is one segment. Where cells that do not matter are dropped, examples of
+similar size form a segment each, so that no sequence needs padding or a mask.
+
+Shape letters: B batch, L cells.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """B examples of L cells, on the device."""
+
+    inputs: Tensor
+    """int64 [B, L] tokens."""
+    labels: Tensor
+    """int64 [B, L] tokens, PAD where there is nothing to predict."""
+    puzzle_ids: Tensor
+    """int64 [B] identifiers."""
+    rows: Tensor
+    """int64 [B] places of the examples in the global batch."""
+    cells: Tensor | None = None
+    """int64 [B, L] which cells of the canvas these are; None: all of them, in order."""

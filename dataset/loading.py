@@ -1,0 +1,275 @@
+"""From sampled rows to segments on the device, one batch ahead of the network.
+
+    layout    on the host, in a thread                       on the device
+    full      read canvases, find windows, cut               widen uint8 to int64
+    compact   look up recipes, find windows                  expand the cells that are wanted
+
+Both layouts give the same interface, a `CanvasSource`: `select` examples, ask for their boxes, and
+`take` those of a segment.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.segments import Segment
+from dataset.batches import DataConfig, Sample, TrainingBatches
+from dataset.canvas import canvas_side
+from dataset.compact import CompactSplit, Recipes, expand
+from dataset.storage import PuzzleSplit
+from dataset.windows import (
+    Boxes,
+    Extents,
+    areas,
+    boxes_around,
+    choose_cells,
+    cut_into_segments,
+    lengths_for,
+    shown_boxes,
+    shown_extents,
+    widen,
+)
+
+SEGMENT_COST = {"cpu": 16, "cuda": 16384}
+"""What one more segment costs, in cells: kernel launches, which a GPU cannot hide. Estimates."""
+
+Item = TypeVar("Item")
+
+Parts = tuple[Tensor, ...]
+"""What a source moves to the device."""
+
+
+class SelectedExamples(Protocol):
+    """Some examples, as far as the host makes them."""
+
+    def boxes(self) -> Boxes:
+        """What must be seen of each for training, see `dataset.windows`."""
+        ...
+
+    def take(self, positions: npt.NDArray[np.int64], cells: npt.NDArray[np.int64] | None) -> Parts:
+        """Those at `positions` [n], at `cells` [n, L] (None: all)."""
+        ...
+
+
+class CanvasSource(Protocol):
+    """The canvases of a split, whatever its layout."""
+
+    def select(
+        self, examples: npt.NDArray[np.int64], shifts: npt.NDArray[np.float64]
+    ) -> SelectedExamples:
+        """The given examples [n]; where the layout leaves it open, moved by `shifts` [n, 2]."""
+        ...
+
+    def finish(self, parts: Parts, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inputs and labels int64 [n, L] of what was taken, once it is on the device."""
+        ...
+
+
+class StoredSource:
+    """The full layout: canvases are read."""
+
+    def __init__(self, split: PuzzleSplit) -> None:
+        self.split = split
+
+    def select(
+        self, examples: npt.NDArray[np.int64], shifts: npt.NDArray[np.float64]
+    ) -> "_StoredExamples":
+        return _StoredExamples(self.split, examples, *self.split.read(examples))
+
+    def finish(self, parts: Parts, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        inputs, labels = parts
+        return inputs.long(), labels.long()
+
+
+class _StoredExamples(NamedTuple):
+    split: PuzzleSplit
+    examples: npt.NDArray[np.int64]
+    inputs: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+
+    def boxes(self) -> Boxes:
+        side = canvas_side(self.inputs.shape[1])
+        shown = shown_boxes(self.inputs, self.labels, side)
+        outputs = boxes_around(shown[:, :2], _largest_outputs(self.split, self.examples), side)
+        return np.concatenate([shown[:, :2], np.maximum(shown[:, 2:], outputs[:, 2:])], axis=1)
+
+    def take(self, positions: npt.NDArray[np.int64], cells: npt.NDArray[np.int64] | None) -> Parts:
+        canvases = [self.inputs[positions], self.labels[positions]]
+        if cells is not None:
+            canvases = [np.take_along_axis(canvas, cells, axis=1) for canvas in canvases]
+        return tuple(torch.from_numpy(canvas) for canvas in canvases)
+
+
+def _largest_outputs(split: PuzzleSplit, examples: npt.NDArray[np.int64]) -> Extents:
+    """Largest rows and columns [n, 2] among all outputs of each example's puzzle."""
+    offsets = split.puzzle_indices
+    puzzles, which = np.unique(
+        np.searchsorted(offsets, examples, side="right") - 1, return_inverse=True
+    )
+    sizes = offsets[puzzles + 1] - offsets[puzzles]
+    starts = np.cumsum(sizes) - sizes
+    rows = np.repeat(offsets[puzzles] - starts, sizes) + np.arange(sizes.sum())
+    extents = shown_extents(split.labels[rows], canvas_side(split.labels.shape[1]))
+    return np.maximum.reduceat(extents, starts)[which]
+
+
+class CompactSource:
+    """The compact layout: canvases are made on the device, moved afresh each time."""
+
+    def __init__(self, split: CompactSplit, device: torch.device) -> None:
+        self.split = split
+        self.originals = split.originals.to(device)
+
+    def select(
+        self, examples: npt.NDArray[np.int64], shifts: npt.NDArray[np.float64]
+    ) -> "_CompactExamples":
+        side = canvas_side(self.split.metadata.seq_len)
+        extents = self.split.extents(examples).max(axis=1)
+        origins = np.floor(shifts * (side - extents + 1)).astype(np.int64)
+        return _CompactExamples(self.split, examples, extents, origins)
+
+    def finish(self, parts: Parts, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        return expand(self.originals, Recipes(*parts), cells)
+
+
+class _CompactExamples(NamedTuple):
+    split: CompactSplit
+    examples: npt.NDArray[np.int64]
+    extents: Extents
+    origins: npt.NDArray[np.int64]
+
+    def boxes(self) -> Boxes:
+        largest = np.maximum(self.extents, self.split.largest_outputs(self.examples))
+        return boxes_around(self.origins, largest, canvas_side(self.split.metadata.seq_len))
+
+    def take(self, positions: npt.NDArray[np.int64], cells: npt.NDArray[np.int64] | None) -> Parts:
+        return tuple(self.split.recipes(self.examples[positions], self.origins[positions]))
+
+
+def canvas_source(split: PuzzleSplit | CompactSplit, device: torch.device) -> CanvasSource:
+    """The canvases of a split in either layout."""
+    if isinstance(split, CompactSplit):
+        return CompactSource(split, device)
+    return StoredSource(split)
+
+
+class HostSegment(NamedTuple):
+    """A segment before it is on the device."""
+
+    parts: Parts
+    puzzle_ids: Tensor
+    rows: Tensor
+    cells: Tensor | None
+
+
+class SegmentMaker:
+    """Makes segments of a split's examples: `take` on the host, then `to_device`."""
+
+    def __init__(self, split: PuzzleSplit | CompactSplit, device: torch.device) -> None:
+        self.device = device
+        self.source = canvas_source(split, device)
+
+    def take(
+        self,
+        selected: SelectedExamples,
+        positions: npt.NDArray[np.int64],
+        puzzle_ids: npt.NDArray[np.int32],
+        rows: npt.NDArray[np.int64],
+        cells: npt.NDArray[np.int64] | None,
+    ) -> HostSegment:
+        """Those of the `selected` examples at `positions` [B], at `cells` [B, L] (None: all)."""
+        return HostSegment(
+            tuple(map(self._pin, selected.take(positions, cells))),
+            self._pin(torch.from_numpy(puzzle_ids)),
+            self._pin(torch.from_numpy(rows)),
+            None if cells is None else self._pin(torch.from_numpy(cells.astype(np.int16))),
+        )
+
+    def _pin(self, tensor: Tensor) -> Tensor:
+        """A page-locked copy where that makes the transfer to the device asynchronous."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def to_device(self, segment: HostSegment) -> Segment:
+        """The segment as the network takes it; the host does not wait for it."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        cells = None if segment.cells is None else move(segment.cells).long()
+        inputs, labels = self.source.finish(tuple(map(move, segment.parts)), cells)
+        return Segment(inputs, labels, move(segment.puzzle_ids).long(), move(segment.rows), cells)
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each made in a thread while the one before it is in use."""
+    iterator = iter(items)
+    end: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, iterator, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = thread.submit(next, iterator, end)
+            yield item
+
+
+class BatchLoader:
+    """Endless iterator over training batches on the device, each a list of segments.
+
+    `position` is that of the batch to come, as `TrainingBatches` counts; setting it before the
+    iteration begins goes there.
+    """
+
+    def __init__(self, batches: TrainingBatches, config: DataConfig, device: torch.device) -> None:
+        self.batches = batches
+        self.config = config
+        self.maker = SegmentMaker(batches.split, device)
+        self._position = batches.position
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self._position
+
+    @position.setter
+    def position(self, position: tuple[int, int]) -> None:
+        self._position = self.batches.position = position
+
+    def __iter__(self) -> Iterator[list[Segment]]:
+        # `batches.position` runs ahead of what has been handed out, so each batch brings its own.
+        prepared = ((self._prepare(sample), self.batches.position) for sample in self.batches)
+        for host_segments, position in one_ahead(prepared):
+            self._position = position
+            yield [self.maker.to_device(segment) for segment in host_segments]
+
+    def _prepare(self, sample: Sample) -> list[HostSegment]:
+        """What the host does for a batch."""
+        selected = self.maker.source.select(sample.examples, sample.shifts)
+        segments = []
+        for members, cells in self._cut(sample, selected):
+            ids, rows = sample.puzzle_ids[members], sample.rows[members]
+            segments.append(self.maker.take(selected, members, ids, rows, cells))
+        return segments
+
+    def _cut(
+        self, sample: Sample, selected: SelectedExamples
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]]:
+        """Positions in the batch and cells of each segment."""
+        if self.config.canvas == "whole":
+            yield np.arange(len(sample.examples)), None
+            return
+        num_cells = self.batches.split.metadata.seq_len
+        side = canvas_side(num_cells)
+        margins = np.floor(sample.edges * (self.config.window_margin + 1)).astype(np.int64)
+        boxes = widen(selected.boxes(), margins, side)
+        boxes[sample.coin < self.config.whole_canvas_share] = (0, 0, side, side)
+        segment_cost = SEGMENT_COST[self.maker.device.type]
+        for members, length in cut_into_segments(
+            areas(boxes), lengths_for(num_cells), segment_cost
+        ):
+            cells = None
+            if length < num_cells:
+                cells = choose_cells(boxes[members], length, side, sample.priorities[members])
+            yield members, cells
