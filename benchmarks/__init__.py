@@ -1,0 +1,1 @@
+"""Measurements as commands: each answers one question, by ratios within one run."""

@@ -1,0 +1,58 @@
+"""The plain way to do what the trainer does, piece by piece: what `benchmarks.step` starts from.
+
+Each piece stands for one thing that implementations of this family do: it costs time and changes no
+result beyond rounding.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from common.segments import Segment
+from dataset.loading import BatchLoader
+from models.recursive import RecursiveState, StepOutput
+from models.supervision import DeepImprovementSupervision, StepResult, segment_targets
+from training.sign_sgd import SparseSignSGD
+
+
+class RedrawnTargets(DeepImprovementSupervision):
+    """All S targets are drawn again at each of the S steps, and one of them is used."""
+
+    def run(self, batch: list[Segment], seed: int) -> Iterator[StepResult]:  # type: ignore[override]
+        for result in super().run(batch, seed):
+            yield result
+            for segment in batch:
+                segment_targets(self.config, segment, self.num_steps, self.model.seq_len, seed)
+
+
+class DoubleLogits(nn.Module):
+    """The network, with logits in float64 for the loss."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, state: RecursiveState, *arguments: Tensor) -> StepOutput:
+        output: StepOutput = self.network(state, *arguments)
+        return output._replace(conditional_logits=output.conditional_logits.double())
+
+
+class UniqueSignSGD(SparseSignSGD):
+    """Finds the distinct puzzles of a batch with `unique`, for whose size the host must wait."""
+
+    @torch.no_grad()
+    def step(self, puzzle_ids: Tensor, gradients: Tensor, lr: float) -> None:
+        distinct, which = self.ranks.concatenate(puzzle_ids).unique(return_inverse=True)
+        summed = gradients.new_zeros(len(distinct), gradients.shape[1])
+        summed.index_add_(0, which, self.ranks.concatenate(gradients))
+        rows = self.embedding.weight[distinct] * (1 - lr * self.weight_decay)
+        self.embedding.weight[distinct] = rows - lr * summed.sign()
+
+
+class SynchronousLoader(BatchLoader):
+    """Makes each batch when it is asked for."""
+
+    def __iter__(self) -> Iterator[list[Segment]]:
+        for sample in self.batches:
+            yield [self.maker.to_device(segment) for segment in self._prepare(sample)]
