@@ -7,11 +7,12 @@ The first row is the plain way, see `benchmarks.plain_builder`, on every k-th ta
 full layout by one worker and by several, and the compact layout. Every case runs as its users run
 it, as a process of its own, in turns with the others; its time is that of the whole process, with
 its imports and, for the builder, with flushing everything to disk, which the plain one does not do.
-CPU time, of all processes of a case together, is less disturbed by what else the machine runs.
 
-"Largest process" is the peak resident memory of the process or of its largest worker. "Identical
-files" counts those that are byte for byte as the single worker wrote them, among those that must
-be: all of the full layout's; of the compact one's, those that both layouts share.
+"Times plain" compares examples per second; "by CPU" the same per second of CPU time of all of a
+case's processes, which is less disturbed by what else the machine runs. "Largest process" is the
+peak resident memory of the process or of its largest worker. "Identical files" counts those that
+are byte for byte as the single worker wrote them, among those that must be: all of the full
+layout's; of the compact one's, those that both layouts share.
 
 Known figure: the TRM builder takes 303 s and 15.5 GB of memory for the line above with 1000
 variants, on a two-core machine. For that line the table relates each case to the 303 s.
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import Results, machine
+from benchmarks.measure import Results, machine, positive
 from common.errors import CommandParser, UserError, exit_cleanly
 from dataset.storage import BUILD_FILE
 from dataset.tasks import load_subset
@@ -65,20 +66,22 @@ class Case:
     """A builder and what was measured of it."""
 
     name: str
-    arguments: tuple[str, ...]
-    """Of `python`, without those that all cases share."""
+    command: tuple[str, ...]
+    """Arguments of `python`, without those that all cases share."""
+    tasks: int
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     largest_process: int = 0
     """Bytes."""
     examples: int = 0
+    """Of the compact layout, those that it stands for."""
     bytes: int = 0
     digests: dict[str, str] = field(default_factory=dict)
     """Path in the dataset -> SHA-256."""
 
     def build(self, shared: list[str], folder: Path) -> None:
         """Run the command as a process of its own; `folder` must not exist."""
-        command = [sys.executable, *self.arguments, "--output-dir", str(folder), *shared]
+        command = [sys.executable, *self.command, "--output-dir", str(folder), *shared]
         process = subprocess.run(
             [sys.executable, "-c", LAUNCHER, *command],
             cwd=REPOSITORY,
@@ -105,18 +108,22 @@ class Case:
         )
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
     def rate(self) -> float:
-        """Examples a second; of the compact layout, those that it stands for."""
-        return self.examples / self.median
+        """Examples a second."""
+        return self.examples / statistics.median(self.seconds)
 
     @property
-    def cpu(self) -> float:
-        """CPU seconds an example."""
-        return statistics.median(self.cpu_seconds) / self.examples
+    def rate_by_cpu(self) -> float:
+        """Examples a second of CPU time."""
+        return self.examples / statistics.median(self.cpu_seconds)
+
+    def identical_files(self, reference: "Case") -> str:
+        """How many of the files that must be as the reference's are."""
+        must = set(reference.digests)
+        if self.name == COMPACT:
+            must -= {file for file in must if file.endswith(OF_FULL_LAYOUT)}
+        equal = sum(self.digests.get(file) == reference.digests[file] for file in must)
+        return f"{equal} of {len(must)}"
 
 
 def _sha256(path: Path) -> str:
@@ -127,10 +134,8 @@ def _sha256(path: Path) -> str:
 def measure(cases: list[Case], shared: list[str], repeats: int, work_dir: Path) -> None:
     """Build with every case, `repeats` times in turns, each dataset removed before the next."""
     folder = work_dir / "dataset"
-    for case in cases:  # Warms up the system's cache of programs and tasks.
-        case.build([*shared, "--num-aug", "1"], folder)
-        case.seconds.clear()
-        case.cpu_seconds.clear()
+    for case in cases[:2]:  # Warms up the system's cache of both programs and the tasks.
+        Case(case.name, case.command, case.tasks).build([*shared, "--num-aug", "1"], folder)
         shutil.rmtree(folder)
     for repeat in range(repeats):
         for case in cases:
@@ -141,58 +146,42 @@ def measure(cases: list[Case], shared: list[str], repeats: int, work_dir: Path) 
             shutil.rmtree(folder)
 
 
-def rows(cases: list[Case], plain_tasks: int, tasks: int, published: bool) -> list[dict[str, Any]]:
+def rows(cases: list[Case], published: bool) -> list[dict[str, Any]]:
     """The table: every case beside the plain one, and beside the single worker."""
     plain, reference = cases[:2]
     table = []
     for case in cases:
-        of_all = case.median
-        if case is plain:
-            of_all *= reference.examples / case.examples
         row = {
             "builder": case.name,
-            "tasks": plain_tasks if case is plain else tasks,
+            "tasks": case.tasks,
             "examples": case.examples,
-            "seconds": case.median,
+            "seconds": statistics.median(case.seconds),
             "examples/s": case.rate,
             "times plain": case.rate / plain.rate,
-            "CPU ms a 1000 examples": 1e6 * case.cpu,
-            "times plain, by CPU": plain.cpu / case.cpu,
-            "s for all tasks": case.median if case is not plain else None,
-            "s for all tasks, extrapolated": of_all if case is plain else None,
+            "times plain, by CPU": case.rate_by_cpu / plain.rate_by_cpu,
             "largest process, MB": case.largest_process / 1e6,
             "on disk, MB": case.bytes / 1e6,
-            "identical files": None if case in (plain, reference) else _identical(case, reference),
+            "identical files": None
+            if case in (plain, reference)
+            else case.identical_files(reference),
         }
-        if published:
-            row["times published (303 s)"] = PUBLISHED_SECONDS / of_all
+        if published:  # The plain one's time is extrapolated to all examples.
+            row["times published (303 s)"] = PUBLISHED_SECONDS * case.rate / reference.examples
         table.append(row)
     return table
 
 
-def _identical(case: Case, reference: Case) -> str:
-    """How many of the files that must be equal are."""
-    must = set(reference.digests)
-    if case.name == COMPACT:
-        must -= {file for file in must if file.endswith(OF_FULL_LAYOUT)}
-    equal = sum(case.digests.get(file) == reference.digests[file] for file in must)
-    return f"{equal} of {len(must)}"
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(
-        prog="python -m benchmarks.build",
-        description="Measure the builder of datasets against a plain one.",
-    )
+    parser = CommandParser(prog="python -m benchmarks.build", description=__doc__)
     add = parser.add_argument
     add("--input-file-prefix", required=True, metavar="PREFIX",
         help="reads PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")  # fmt: skip
     add("--subsets", nargs="+", default=list(PUBLISHED_LINE[0]))
     add("--test-set-name", default="evaluation")
     add("--num-aug", type=int, default=PUBLISHED_LINE[1], help="variants per task")
-    add("--workers", type=int, help="of the case with several; default: the cores here")
-    add("--plain-tasks", type=int, default=20, help="tasks that the plain builder builds")
-    add("--repeats", type=int, default=3, help="builds of each case; medians are reported")
+    add("--workers", type=positive, help="of the case with several; default: the cores here")
+    add("--plain-tasks", type=positive, default=20, help="tasks that the plain builder builds")
+    add("--repeats", type=positive, default=3, help="builds of each case; medians are reported")
     add("--work-dir", type=Path, help="for the datasets, which are removed; default: a temporary "
         "folder beside the output")  # fmt: skip
     add("--output", type=Path, default=Path("benchmark_output/build.json"))
@@ -200,10 +189,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.num_aug, arguments.repeats = 8, 1
-    for name in ("plain_tasks", "repeats"):
-        if getattr(arguments, name) < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(arguments, name)}: must be 1 or more")
     return arguments
 
 
@@ -216,26 +201,26 @@ def main() -> None:
     prefix = str(Path(arguments.input_file_prefix).absolute())
     tasks = sum(len(load_subset(prefix, subset)) for subset in arguments.subsets)
     every = max(tasks // arguments.plain_tasks, 1)
-    plain_tasks = len(range(every // 2, tasks, every))
     shared = ["--input-file-prefix", prefix, "--test-set-name", arguments.test_set_name]
     shared += ["--num-aug", str(arguments.num_aug), "--subsets", *arguments.subsets]
-    builder = ("-m", "dataset.build_arc_dataset")
+    plain = ("-m", "benchmarks.plain_builder", "--every", str(every))
+    one = ("-m", "dataset.build_arc_dataset", "--workers", "1")
+    several = (*one[:-1], str(workers))
     cases = [
-        Case("plain", ("-m", "benchmarks.plain_builder", "--every", str(every))),
-        Case("full, 1 worker", (*builder, "--workers", "1")),
-        Case(f"full, {workers} workers", (*builder, "--workers", str(workers))),
-        Case(COMPACT, (*builder, "--workers", str(workers), "--layout", "compact")),
+        Case("plain", plain, len(range(every // 2, tasks, every))),
+        Case("full, 1 worker", one, tasks),
+        Case(f"full, {workers} workers", several, tasks),
+        Case(COMPACT, (*several, "--layout", "compact"), tasks),
     ]
     beside = arguments.work_dir or arguments.output.absolute().parent
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=beside) as work_dir:
         measure(cases, shared, arguments.repeats, Path(work_dir))
-    published = (tuple(arguments.subsets), arguments.num_aug) == PUBLISHED_LINE
     Results(
         question="How long does it take to build a dataset, and how much memory?",
         command=f"python -m benchmarks.build {' '.join(sys.argv[1:])}",
         machine=facts,
-        rows=rows(cases, plain_tasks, tasks, published),
+        rows=rows(cases, (tuple(arguments.subsets), arguments.num_aug) == PUBLISHED_LINE),
     ).write(arguments.output)
 
 

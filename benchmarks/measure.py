@@ -1,20 +1,21 @@
-"""What all benchmarks share: timing, the machine, model FLOPs, memory, and how results are written.
+"""What all benchmarks share: timing, the machine, model FLOPs, memory, flags, and results.
 
 On a shared machine a figure means little by itself. So all cases of a question are timed in turns,
 one after another in each round, and compared by their medians; the first case is the plain way of
 doing it, and every claim is a ratio to it.
 """
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,26 +23,28 @@ from torch import Tensor
 from common.files import atomic_write
 from models.recursive import ArchConfig
 
+Name = TypeVar("Name", bound=Hashable)
+
 _PEAK_SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 """Sides of the square products that the peak is measured on."""
 
 
 def time_in_turns(
-    cases: Mapping[str, Callable[[], Any]], warmup: int, repeats: int, device: torch.device
-) -> dict[str, float]:
+    cases: Mapping[Name, Callable[[], Any]], warmup: int, repeats: int, device: torch.device
+) -> dict[Name, float]:
     """Median seconds of each case over `repeats` rounds, after `warmup` calls of each."""
     seconds = seconds_in_turns(cases, warmup, repeats, device)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def seconds_in_turns(
-    cases: Mapping[str, Callable[[], Any]], warmup: int, repeats: int, device: torch.device
-) -> dict[str, list[float]]:
+    cases: Mapping[Name, Callable[[], Any]], warmup: int, repeats: int, device: torch.device
+) -> dict[Name, list[float]]:
     """Seconds of each case in each of `repeats` rounds, after `warmup` calls of each."""
     for work in cases.values():
         for _ in range(warmup):
             work()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[Name, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, work in cases.items():
             seconds[name].append(_seconds(work, device))
@@ -141,6 +144,13 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def positive(text: str) -> int:
+    """The value of a flag that must be 1 or more: an argparse `type`."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
 @dataclass
 class Results:
     """Rows of one benchmark, printed as a table and written as JSON."""
@@ -159,27 +169,12 @@ class Results:
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
-        """Print the table; write `path` as JSON."""
-        self.show()
-        _write_json(path, vars(self))
-
-    def show(self) -> None:
-        """Print the table, under what was asked and where."""
+        """Print the table, under what was asked and where; write `path` as JSON."""
         facts = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         sys.stdout.write(f"{self.question}\n{facts}\n\n{self.table()}\n\n")
-
-
-def write_together(path: Path, parts: Sequence[Results]) -> None:
-    """Print several tables; write `path` as one JSON list."""
-    for part in parts:
-        part.show()
-    _write_json(path, [vars(part) for part in parts])
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(content, indent=1))
-    sys.stdout.write(f"Wrote {path}\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(vars(self), indent=1))
+        sys.stdout.write(f"Wrote {path}\n")
 
 
 def _text(value: Any) -> str:

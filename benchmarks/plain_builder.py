@@ -50,17 +50,6 @@ class PlainTask:
     num_train: int
 
 
-@dataclass
-class PlainSplit:
-    """What is collected for a split."""
-
-    inputs: list[Array] = field(default_factory=list)
-    labels: list[Array] = field(default_factory=list)
-    identifiers: list[int] = field(default_factory=list)
-    puzzle_indices: list[int] = field(default_factory=lambda: [0])
-    group_indices: list[int] = field(default_factory=lambda: [0])
-
-
 def read_tasks(prefix: str, subsets: list[str], test_set_name: str) -> list[PlainTask]:
     tasks = []
     for subset in subsets:
@@ -120,66 +109,74 @@ def canvas(grid: Array, top: int, left: int) -> Array:
     return padded.flatten()
 
 
-def add_variant(
-    split: PlainSplit, pairs: Grids, identifier: int, rng: np.random.Generator | None
-) -> None:
-    """Render the pairs of one variant; with `rng` all but one are moved."""
-    stays = rng.integers(len(pairs)) if rng else None
-    for number, (question, answer) in enumerate(pairs):
-        top = left = 0
-        if rng and number != stays:
-            top = int(rng.integers(SIDE - max(question.shape[0], answer.shape[0]) + 1))
-            left = int(rng.integers(SIDE - max(question.shape[1], answer.shape[1]) + 1))
-        split.inputs.append(canvas(question, top, left))
-        split.labels.append(canvas(answer, top, left))
-    split.identifiers.append(identifier)
-    split.puzzle_indices.append(len(split.inputs))
+@dataclass
+class PlainSplit:
+    """What is collected for a split."""
+
+    inputs: list[Array] = field(default_factory=list)
+    labels: list[Array] = field(default_factory=list)
+    identifiers: list[int] = field(default_factory=list)
+    puzzle_indices: list[int] = field(default_factory=lambda: [0])
+    group_indices: list[int] = field(default_factory=lambda: [0])
+
+    def add(self, pairs: Grids, identifier: int, rng: np.random.Generator | None) -> None:
+        """Render the pairs of one variant; with `rng` all but one are moved."""
+        stays = rng.integers(len(pairs)) if rng else None
+        for number, (question, answer) in enumerate(pairs):
+            top = left = 0
+            if rng and number != stays:
+                rows, cols = np.maximum(question.shape, answer.shape)
+                top, left = (int(rng.integers(SIDE - size + 1)) for size in (rows, cols))
+            self.inputs.append(canvas(question, top, left))
+            self.labels.append(canvas(answer, top, left))
+        self.identifiers.append(identifier)
+        self.puzzle_indices.append(len(self.inputs))
+
+    def save(self, folder: Path, num_identifiers: int) -> None:
+        folder.mkdir(parents=True)
+        for name, canvases in (("inputs", self.inputs), ("labels", self.labels)):
+            stacked = np.stack(canvases) if canvases else np.zeros((0, SIDE * SIDE), np.uint8)
+            np.save(folder / f"all__{name}.npy", stacked)
+        for name, numbers in (
+            ("puzzle_identifiers", self.identifiers),
+            ("puzzle_indices", self.puzzle_indices),
+            ("group_indices", self.group_indices),
+        ):
+            np.save(folder / f"all__{name}.npy", np.array(numbers, np.int32))
+        metadata = {
+            "pad_id": 0,
+            "ignore_label_id": 0,
+            "blank_identifier_id": 0,
+            "vocab_size": 12,
+            "seq_len": SIDE * SIDE,
+            "num_puzzle_identifiers": num_identifiers,
+            "total_groups": len(self.group_indices) - 1,
+            "mean_puzzle_examples": len(self.inputs) / max(len(self.identifiers), 1),
+            "total_puzzles": len(self.identifiers),
+            "sets": ["all"],
+        }
+        (folder / "dataset.json").write_text(json.dumps(metadata))
 
 
-def save_split(folder: Path, split: PlainSplit, num_identifiers: int) -> None:
-    folder.mkdir(parents=True)
-    empty = np.zeros((0, SIDE * SIDE), np.uint8)
-    for name, canvases in (("inputs", split.inputs), ("labels", split.labels)):
-        np.save(folder / f"all__{name}.npy", np.stack(canvases) if canvases else empty)
-    for name, numbers in (
-        ("puzzle_identifiers", split.identifiers),
-        ("puzzle_indices", split.puzzle_indices),
-        ("group_indices", split.group_indices),
-    ):
-        np.save(folder / f"all__{name}.npy", np.array(numbers, np.int32))
-    metadata = {
-        "pad_id": 0,
-        "ignore_label_id": 0,
-        "blank_identifier_id": 0,
-        "vocab_size": 12,
-        "seq_len": SIDE * SIDE,
-        "num_puzzle_identifiers": num_identifiers,
-        "total_groups": len(split.group_indices) - 1,
-        "mean_puzzle_examples": len(split.inputs) / max(len(split.identifiers), 1),
-        "total_puzzles": len(split.identifiers),
-        "sets": ["all"],
-    }
-    (folder / "dataset.json").write_text(json.dumps(metadata))
-
-
-def build_plainly(tasks: list[PlainTask], output_dir: Path, num_aug: int, seed: int) -> None:
+def build_plainly(tasks: list[PlainTask], output_dir: Path, num_aug: int, seed: int = 0) -> None:
     """Build a dataset of the given tasks."""
     rng = np.random.default_rng(seed)
     train, test = PlainSplit(), PlainSplit()
-    names = ["<blank>"]
+    names, test_tasks = ["<blank>"], {}
     for task in tasks:
+        held_out = task.num_train < len(task.pairs)
         for name, pairs in draw_variants(task, num_aug, rng):
-            add_variant(train, pairs[: task.num_train], len(names), rng)
-            if task.num_train < len(pairs):
-                add_variant(test, pairs[task.num_train :], len(names), None)
+            train.add(pairs[: task.num_train], len(names), rng)
+            if held_out:
+                test.add(pairs[task.num_train :], len(names), None)
             names.append(name)
         train.group_indices.append(len(train.identifiers))
-        if task.num_train < len(task.pairs):
+        if held_out:
             test.group_indices.append(len(test.identifiers))
-    save_split(output_dir / "train", train, len(names))
-    save_split(output_dir / "test", test, len(names))
+            test_tasks[task.task_id] = task.raw
+    train.save(output_dir / "train", len(names))
+    test.save(output_dir / "test", len(names))
     (output_dir / "identifiers.json").write_text(json.dumps(names))
-    test_tasks = {task.task_id: task.raw for task in tasks if task.num_train < len(task.pairs)}
     (output_dir / "test_puzzles.json").write_text(json.dumps(test_tasks))
 
 
@@ -194,13 +191,12 @@ def main() -> None:
     add("--subsets", required=True, nargs="+")
     add("--test-set-name", required=True)
     add("--num-aug", type=int, default=1000)
-    add("--seed", type=int, default=42)
     add("--every", type=int, default=1, metavar="K", help="build every K-th task only")
     args = parser.parse_args()
     if args.every < 1:
         raise UserError(f"--every {args.every}: must be 1 or more")
     tasks = read_tasks(args.input_file_prefix, args.subsets, args.test_set_name)
-    build_plainly(tasks[args.every // 2 :: args.every], args.output_dir, args.num_aug, args.seed)
+    build_plainly(tasks[args.every // 2 :: args.every], args.output_dir, args.num_aug)
 
 
 if __name__ == "__main__":

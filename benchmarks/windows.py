@@ -2,8 +2,9 @@
 
     python -m benchmarks.windows --input-file-prefix kaggle/combined/arc-agi
 
-Takes every ARC-AGI-1 training task whose grids all have at most --max-side rows and columns, on a
-canvas of --canvas-side, and trains with the same examples, steps and seeds both ways; the tasks'
+Takes the ARC-AGI-1 training tasks whose grids all have at most --max-side rows and columns and in
+all of whose demonstrations the output is larger than the input, and the demo's recolouring tasks,
+on a canvas of --canvas-side. Trains with the same examples, steps and seeds both ways; the tasks'
 own test inputs are held out. What could suffer is the size of the answer, as a window says
 something about it, and most of all where outputs are larger than inputs: so scores are given for
 these tasks apart, and beside them the share of predictions whose size is right.
@@ -23,6 +24,8 @@ import torch
 
 from benchmarks.measure import Results, machine
 from common.errors import CommandParser, UserError, exit_cleanly
+from config.loading import load_config
+from config.schema import DemoConfig
 from dataset.augmentation import INVERSE_DIHEDRAL, transform
 from dataset.build_arc_dataset import build
 from dataset.build_plan import BuildOptions
@@ -41,9 +44,15 @@ WAYS = {
 
 
 def build_dataset(arguments: argparse.Namespace, folder: Path) -> None:
-    """The small tasks, each with its test inputs held out."""
+    """The chosen tasks, each with its test inputs held out."""
     tasks = load_subset(arguments.input_file_prefix, "training")
-    small = tuple(task.task_id for task in tasks if task.max_side <= arguments.max_side)
+    growing = {task.task_id for task in larger_outputs(tasks)}
+    recolouring = set(load_config("demo", DemoConfig, "", []).task_ids)
+    chosen = tuple(
+        task.task_id
+        for task in tasks
+        if task.max_side <= arguments.max_side and task.task_id in growing | recolouring
+    )
     build(
         BuildOptions(
             arguments.input_file_prefix,
@@ -52,7 +61,7 @@ def build_dataset(arguments: argparse.Namespace, folder: Path) -> None:
             ("training",),
             num_aug=arguments.num_aug,
             canvas_side=arguments.canvas_side,
-            task_ids=small[: arguments.max_tasks],
+            task_ids=chosen[: arguments.max_tasks],
             layout="compact",
         )
     )
@@ -155,7 +164,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-side", type=int, default=6, help="of the tasks' grids")
     add("--canvas-side", type=int, default=12)
     add("--max-tasks", type=int, help="only the first so many tasks")
-    add("--num-aug", type=int, default=63)
+    add("--num-aug", type=int, default=31)
     add("--seeds", type=int, nargs="+", default=[0, 1])
     add("--ways", nargs="+", choices=WAYS, default=[], help="only these")
     add("--experiment", default="windows")

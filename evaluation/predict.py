@@ -5,10 +5,11 @@ largest output among the task's demonstrations; where the answer reaches the edg
 is predicted once more on the whole canvas. The solution plays no part in either.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from evaluation.voting import grid_mask
 from models.objective import log_stablemax
 from models.supervision import ImprovementSteps
 
+Item = TypeVar("Item")
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Wraps an iterable of known length in a progress bar."""
 
@@ -158,8 +160,12 @@ class Predictor:
             batches = list(self._batches(lengths, members))
             shown = progress(batches, len(batches)) if progress and batches else batches
             prepared = ((batch, self._prepare(rows[batch], length)) for batch, length in shown)
-            for batch, (segment, cells) in one_ahead(prepared):
-                answers = self._answer(segment, cells, len(batch))
+            started = (
+                (batch, self._start(segment, cells, len(batch)))
+                for batch, (segment, cells) in one_ahead(prepared)
+            )
+            for batch, tensors in one_behind(started):
+                answers = _to_host(*tensors)
                 last[batch] = answers.canvas[:, -1]
                 confidence[batch] = answers.confidence
                 share_right[batch] = answers.share_right
@@ -197,9 +203,11 @@ class Predictor:
     def _prepare(self, rows: Rows, length: int) -> tuple[HostSegment, npt.NDArray[np.int64] | None]:
         """Whole canvases of the rows, and which cells of them to show (None: all).
 
-        The last row is repeated until the batch has its full size, so that shapes are static.
+        The last row is repeated up to a power of two or the batch's full size, so that shapes
+        are few.
         """
-        padded = np.pad(rows, (0, self._rows_of(length) - len(rows)), mode="edge")
+        size = min(self._rows_of(length), 1 << (len(rows) - 1).bit_length())
+        padded = np.pad(rows, (0, size - len(rows)), mode="edge")
         examples = self.test_set.examples.rows[padded]
         selected = self.maker.source.select(examples, np.zeros((len(padded), 2)))
         puzzle_ids = self.test_set.examples.puzzle_ids[padded]
@@ -208,10 +216,13 @@ class Predictor:
             return segment, None
         return segment, choose_cells(self.test_set.boxes[padded], length, self.side)
 
-    def _answer(
+    def _start(
         self, host_segment: HostSegment, chosen: npt.NDArray[np.int64] | None, count: int
-    ) -> Answers:
-        """Answers to the first `count` rows of a batch; the others fill it up."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Answers [count, S, cells], probabilities [count, cells] of the last, share right.
+
+        Of the first `count` rows of a batch; the others fill it up. All stays on the device.
+        """
         segment = self.maker.to_device(host_segment)
         cells = None if chosen is None else torch.from_numpy(chosen).to(segment.inputs.device)
         inputs = segment.inputs if cells is None else segment.inputs.gather(1, cells)
@@ -220,13 +231,12 @@ class Predictor:
         with torch.no_grad():
             for logits in self.steps.run(inputs, segment.puzzle_ids, cells):
                 shown.append(_on_canvas(logits.argmax(dim=-1), cells, self.num_cells))
-            probability = log_stablemax(logits).amax(dim=-1).exp()
+            probability = _on_canvas(
+                log_stablemax(logits).amax(dim=-1).exp(), cells, self.num_cells
+            )
             answers = torch.stack(shown, dim=1)[:count]
             share_right = _share_right(answers, segment.labels[:count])
-        canvases = answers.to(torch.uint8).cpu().numpy()
-        probability = _on_canvas(probability, cells, self.num_cells)[:count]
-        confidence = _mean_inside(probability.cpu().numpy(), canvases[:, -1])
-        return Answers(canvases, confidence, share_right.cpu().numpy())
+        return answers.to(torch.uint8), probability[:count], share_right
 
     def _predictions(
         self, rows: Rows, canvas: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]
@@ -246,6 +256,23 @@ class Predictor:
     def _step_answers(self, originals: Rows, developed: npt.NDArray[np.uint8]) -> StepAnswers:
         test_indices = self.test_set.examples.test_indices[originals].astype(np.int32)
         return StepAnswers(self.test_set.task_ids[originals], test_indices, developed)
+
+
+def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each when the next is made: a GPU works on that one while this one is used."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _to_host(answers: Tensor, probability: Tensor, share_right: Tensor) -> Answers:
+    """What a batch was started for; waits for the device."""
+    canvases = answers.cpu().numpy()
+    confidence = _mean_inside(probability.cpu().numpy(), canvases[:, -1])
+    return Answers(canvases, confidence, share_right.cpu().numpy())
 
 
 def _on_canvas(values: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import scaling
-from benchmarks.scaling import Measured, Point
+from benchmarks.scaling import Point
 from common.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -46,56 +46,73 @@ def test_a_point_trains_and_knows_its_work() -> None:
     small.train_on_the_batch()
     after = list(small.run.state.model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert small.run.state.step == small.arch.num_supervision_steps == 6
-    one, two = small.measured(12.0, peak=1.0), large.measured(12.0, peak=1.0)
-    assert one.seconds == 2.0 and one.device_memory is None
-    assert two.flops == 2 * one.flops
-    assert one.activations < two.activations <= 2 * one.activations
+    assert small.run.state.step == 6, "one for each supervision step"
+    one, two = small.row(12.0, peak=1e9), large.row(12.0, peak=1e9)
+    assert (one["batch"], one["cells"], one["width"], one["ranks"]) == (2, 16, 16, "this process")
+    assert one["ms a step"] == 2000 and one["examples/s"] == 1
+    assert one["share of matmul peak"] == pytest.approx(one["GFLOPs a rank"] / 2)
+    assert two["GFLOPs a rank"] == 2 * one["GFLOPs a rank"]
+    assert one["activations, MB"] < two["activations, MB"] <= 2 * one["activations, MB"]
 
 
 def test_the_table_relates_each_point_to_the_first_of_its_sweep() -> None:
     first, second = Point(4, 100, 64), Point(8, 100, 64)
     measured = {
-        first: Measured(0.5, 1e9, 4e9, 10**6, None),
-        second: Measured(0.75, 2e9, 4e9, 2 * 10**6, 3 * 10**6),
+        first: {"ms a step": 500.0, "GFLOPs a rank": 1.0},
+        second: {"ms a step": 750.0, "GFLOPs a rank": 2.0},
     }
     one, two = scaling.rows({"batch": [first, second]}, measured)
+    assert one["varied"] == two["varied"] == "batch"
     assert (one["times the first"], two["times the first"]) == (1, 1.5)
-    assert two["FLOPs, times the first"] == 2
-    assert two["examples/s"] == pytest.approx(8 / 0.75)
-    assert two["share of matmul peak"] == pytest.approx(2 / 3)
-    assert two["activations, MB"] == 2 and two["device memory, MB"] == 3
-    assert "device memory, MB" not in one
+    assert (one["FLOPs, times the first"], two["FLOPs, times the first"]) == (1, 2)
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, output_dir: Path, *arguments: object
+) -> dict[str, list[dict]]:
+    """The rows of each sweep that the command wrote, after the checks that hold for all."""
+    torch.set_num_threads(1)
+    flags = ["--tiny", "--device", "cpu", "--output-dir", output_dir, *arguments]
+    monkeypatch.setattr("sys.argv", ["scaling", *map(str, flags)])
+    scaling.main()
+    document = json.loads((output_dir / "scaling.json").read_text())
+    assert document["machine"]["torch"] == torch.__version__
+    with Image.open(output_dir / "scaling.png") as picture:
+        assert picture.width > 1000 and len(picture.convert("L").getcolors() or []) > 10
+    swept: dict[str, list[dict]] = {}
+    for row in document["rows"]:
+        swept.setdefault(row["varied"], []).append(row)
+        assert all(math.isfinite(v) and v > 0 for v in row.values() if isinstance(v, float))
+        assert row["examples/s"] == pytest.approx(1e3 * row["batch"] / row["ms a step"])
+    return swept
 
 
 def test_the_command_prints_a_table_and_writes_it_with_plots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two real launches of torchrun among them."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr(
-        "sys.argv", ["scaling", "--tiny", "--device", "cpu", "--output-dir", str(tmp_path / "new")]
-    )
-    scaling.main()
-    document = json.loads((tmp_path / "new" / "scaling.json").read_text())
-    rows = document["rows"]
-    assert [row["varied"] for row in rows] == [
-        name for name in ("batch", "cells", "width", "ranks") for _ in range(2)
-    ]
-    assert [row["ranks"] for row in rows[-2:]] == [1, 2]
-    for row in rows:
-        assert all(math.isfinite(v) and v > 0 for v in row.values() if isinstance(v, float))
-        assert row["examples/s"] == pytest.approx(1e3 * row["batch"] / row["ms a step"])
-    assert rows[-1]["activations, MB"] < rows[-2]["activations, MB"], "each has half the batch"
-    assert document["machine"]["torch"] == torch.__version__
-    with Image.open(tmp_path / "new" / "scaling.png") as picture:
-        assert picture.width > 1000 and len(picture.convert("L").getcolors() or []) > 10
+    swept = run(monkeypatch, tmp_path / "new", "--ranks")
+    assert list(swept) == ["batch", "cells", "width"]
+    for varied, rows in swept.items():
+        assert rows[0][varied] < rows[1][varied]
+        assert rows[1]["FLOPs, times the first"] > 1
     assert "| batch | 2 | 16 | 16 | this process |" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_ranks_are_measured_by_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launches, which take most of this test's time."""
+    swept = run(monkeypatch, tmp_path)
+    assert list(swept) == ["batch", "cells", "width", "ranks"]
+    one, two = swept["ranks"]
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    assert two["activations, MB"] < one["activations, MB"], "each has half the batch"
+    assert two["FLOPs, times the first"] == pytest.approx(0.5)
 
 
 def test_what_cannot_be_measured_is_refused(refused_in_process: Callable[..., str]) -> None:
     error = refused_in_process(scaling.main, "--batches", 3, "--ranks", 2)
     assert "--ranks 2: does not divide the batch of 3" in error
-    assert "--cells 0" in refused_in_process(scaling.main, "--cells", 0)
+    error = refused_in_process(scaling.main, "--cells", 0)
+    assert "argument --cells: 0 is not 1 or more" in error
     error = refused_in_process(scaling.main, "--tiny", "--device", "cpu", "arch.widht=3")
     assert "arch.widht" in error

@@ -1,12 +1,13 @@
 """What benchmarks are made of: FLOPs by the specification, memory and tables by hand."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.measure import ActivationMemory, Results, step_flops, time_in_turns
+from benchmarks.measure import ActivationMemory, Results, positive, step_flops, time_in_turns
 from config.loading import load_config
 from config.schema import TrainConfig
 
@@ -54,3 +55,9 @@ def test_results_are_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "| case | s | note |" in shown
     assert "| plain | 1.23 |  |" in shown
+
+
+def test_positive_numbers_are_taken_and_others_refused() -> None:
+    assert positive("3") == 3
+    with pytest.raises(argparse.ArgumentTypeError, match="0 is not 1 or more"):
+        positive("0")

@@ -33,7 +33,7 @@ from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
 from dataset.tasks import Pair, Task, save_tasks
 from evaluation import evaluator
-from evaluation.predict import Predictor, RankResult, join
+from evaluation.predict import Predictor, RankResult, join, one_behind
 from evaluation.predictions import Predictions
 from evaluation.report_cases import report_cases
 from evaluation.test_set import EvaluationSet
@@ -206,14 +206,24 @@ def test_every_row_says_what_was_predicted_for_what(dataset: Path, batch_size: i
     assert dtypes == [np.int32, np.int32, np.int8, np.uint8, np.uint8, np.float32, np.int16]
 
 
-def test_padding_keeps_the_shape_of_the_last_batch_and_never_shows_up(dataset: Path) -> None:
+@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 4]), (3, [3, 3, 2]), (7, [7, 1])])
+def test_the_last_batch_is_padded_to_a_power_of_two_and_that_never_shows_up(
+    dataset: Path, batch_size: int, sizes: list[int]
+) -> None:
     stub: Any = LookedUp()
-    predictor = Predictor(stub, EvaluationSet(dataset, None), 5, "whole")
+    predictor = Predictor(stub, EvaluationSet(dataset, None), batch_size, "whole")
     # The last row is repeated, so it is one that would be scored again.
     result = predictor.predict(np.arange(8)[::-1])
-    assert stub.batch_sizes == [5, 5]
+    assert stub.batch_sizes == sizes
     assert result.predictions.identifier.tolist() == IDENTIFIERS[::-1]
     assert result.accuracy.num_scored == 7
+
+
+def test_a_batch_is_used_when_the_next_one_has_been_started() -> None:
+    made: list[int] = []
+    items = (made.append(number) or number for number in range(4))  # type: ignore[func-returns-value]
+    assert [(item, len(made)) for item in one_behind(items)] == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(one_behind([])) == []
 
 
 def test_rows_are_predicted_in_the_order_asked_for(dataset: Path) -> None:
@@ -661,8 +671,10 @@ def test_results_do_not_depend_on_how_rows_are_batched_and_follow_their_order(
         stub: Any = Seen(answer)
         found = Predictor(stub, EvaluationSet(dataset, None), size, "window").predict(rows)
         lengths.update(places.shape[1] for _, places, _ in stub.calls)
-        # As many cells as on the whole canvas, as nearly as rows divide.
-        assert all(len(x) == size * 9 // x.shape[1] for x, _, _ in stub.calls)
+        # At most as many cells as on the whole canvas, and no more shapes than powers of two.
+        for inputs, _, _ in stub.calls:
+            most = size * 9 // inputs.shape[1]
+            assert len(inputs) in {most, *(2**n for n in range(10) if 2**n < most)}
         return found
 
     expected, found = result(np.arange(8), 3), result(order, batch_size)
