@@ -8,8 +8,9 @@ input's variants. The first row is full voting; each further one is a rule of `e
 that decides the first one or two places and is asked after every round of variants.
 
 "Passes" is the share of the predictions that voting takes. "Unchanged" is the share of (test input,
-order) in which the first answer, or the set of the first two, is that of full voting with its ties.
-pass@k are means over the orders.
+order) in which the first answer, or the set of the first two, is that of full voting with its ties;
+"large ones kept", in which those of full voting's first two that have at least --min-share of the
+votes are still among them. pass@k are means over the orders.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from evaluation.test_set import Rows
 from evaluation.voting import Ranking, TestInput, count_votes, rank_answers
 
 COLUMNS = ("voting", "places", "error", "round", "passes", "first two unchanged", "first unchanged",
-           "pass@1", "pass@2")  # fmt: skip
+           "large ones kept", "pass@1", "pass@2")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Stopping:
     round_size: int
 
 
-def stoppings(errors: Sequence[float], round_sizes: Sequence[int]) -> list[Stopping]:
+def stoppings(
+    errors: Sequence[float], round_sizes: Sequence[int], min_share: float
+) -> list[Stopping]:
     """All rows but the first."""
     found = []
     for round_size in round_sizes:
@@ -63,6 +66,10 @@ def stoppings(errors: Sequence[float], round_sizes: Sequence[int]) -> list[Stopp
             for error in errors:
                 rule = SequentialRule(error, places)
                 found.append(Stopping("sequential", rule, places, error, round_size))
+        for error in errors:
+            rule = SequentialRule(error, min_share=min_share)
+            name = f"sequential, share {min_share}"
+            found.append(Stopping(name, rule, MAX_PLACES, error, round_size))
     return found
 
 
@@ -90,22 +97,31 @@ class Replay(NamedTuple):
     """[K, R]"""
     set_unchanged: npt.NDArray[np.bool_]
     """[K, R]"""
+    large_kept: npt.NDArray[np.bool_]
+    """[K, R]"""
     place: npt.NDArray[np.float64]
     """[K, R] of the solution among the first two answers; infinite if it is not there."""
 
 
 def replay(
-    test_input: tuple[Predictions, Grid | None], cases: Sequence[Stopping], orders: int, seed: int
+    test_input: tuple[Predictions, Grid | None],
+    cases: Sequence[Stopping],
+    orders: int,
+    min_share: float,
+    seed: int,
 ) -> Replay:
     """Vote on one test input in random orders of its variants."""
     predictions, solution = test_input
     rng = np.random.default_rng([seed, *str(predictions.task_id[0]).encode()])
     answers = answer_keys(predictions)
     full = first_two(rank_answers(predictions))
+    is_large = full.votes >= min_share * len(answers)
+    large = {key for key, is_so in zip(keys(full), is_large, strict=True) if is_so}
     shape = (len(cases), orders)
     result = Replay(
         len(answers),
         np.zeros(shape, dtype=np.int64),
+        np.zeros(shape, dtype=bool),
         np.zeros(shape, dtype=bool),
         np.zeros(shape, dtype=bool),
         np.full(shape, np.inf),
@@ -121,6 +137,7 @@ def replay(
             there = result.spent[:, r] == count
             result.first_unchanged[there, r] = keys(stopped)[:1] == keys(full)[:1]
             result.set_unchanged[there, r] = set(keys(stopped)) == set(keys(full))
+            result.large_kept[there, r] = large <= set(keys(stopped))
             if solution is not None:
                 result.place[there, r] = solution_place(stopped, solution)
     return result
@@ -140,22 +157,25 @@ def voting_rows(
     tasks: Sequence[Task],
     cases: Sequence[Stopping],
     orders: int,
+    min_share: float,
     workers: int,
 ) -> list[dict[str, Any]]:
     """The table: full voting, then every case."""
-    replays = replay_all(predictions, tasks, cases, orders, workers)
+    replays = replay_all(predictions, tasks, cases, orders, min_share, workers)
     scores = score(count_votes(predictions), tasks)
     total = sum(one.variants for one in replays.values())
-    full = ("full", None, None, None, 1.0, 1.0, 1.0)
+    full = ("full", None, None, None, 1.0, 1.0, 1.0, 1.0)
     table = [[*full, *(scores.over_tasks[p] if scores else None for p in (1, 2))]]
     for k, case in enumerate(cases):
         spent = sum(one.spent[k].mean() for one in replays.values())
         first = np.mean([one.first_unchanged[k] for one in replays.values()])
         both = np.mean([one.set_unchanged[k] for one in replays.values()])
+        large = np.mean([one.large_kept[k] for one in replays.values()])
         places = {key: one.place[k] for key, one in replays.items()}
         solved = (mean_pass(places, tasks, p) if scores else None for p in (1, 2))
         about = (case.name, case.places, case.error, case.round_size)
-        table.append([*about, float(spent / total), float(both), float(first), *solved])
+        shares = (float(share) for share in (spent / total, both, first, large))
+        table.append([*about, *shares, *solved])
     return [dict(zip(COLUMNS, row, strict=True)) for row in table]
 
 
@@ -164,6 +184,7 @@ def replay_all(
     tasks: Sequence[Task],
     cases: Sequence[Stopping],
     orders: int,
+    min_share: float,
     workers: int,
 ) -> dict[TestInput, Replay]:
     """Vote on every test input that was predicted."""
@@ -175,7 +196,7 @@ def replay_all(
             f"dataset that was predicted"
         )
     work = [(predictions.select(rows[key]), solutions[key]) for key in rows]
-    vote = partial(replay, cases=cases, orders=orders, seed=0)
+    vote = partial(replay, cases=cases, orders=orders, min_share=min_share, seed=0)
     if workers == 1:
         return dict(zip(rows, tqdm(map(vote, work), "voting", len(work)), strict=True))
     with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
@@ -221,6 +242,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", type=Path, help="dataset; default: the one that was predicted")
     add("--error", type=probability, nargs="+", default=[0.01, 0.05],
         help="error probabilities of the sequential rule")  # fmt: skip
+    add("--min-share", type=probability, default=0.1,
+        help="share of the votes below which a second answer need not be known")  # fmt: skip
     add("--round-sizes", type=positive, nargs="+", default=[VARIANTS_A_ROUND, 8],
         help="variants between two looks at the votes")  # fmt: skip
     add("--orders", type=positive, default=20, help="random orders of each test input's variants")
@@ -240,9 +263,9 @@ def main() -> None:
     data = arguments.data or recorded_data_path(arguments.predictions)
     tasks = load_tasks(data / TEST_PUZZLES_FILE)
     facts = machine(torch.device("cpu"))
-    cases = stoppings(arguments.error, arguments.round_sizes)
+    cases = stoppings(arguments.error, arguments.round_sizes, arguments.min_share)
     workers = arguments.workers or facts["cores"] or 1
-    rows = voting_rows(predictions, tasks, cases, arguments.orders, workers)
+    rows = voting_rows(predictions, tasks, cases, arguments.orders, arguments.min_share, workers)
     facts |= {"predictions": str(arguments.predictions), "variants": len(predictions)}
     facts |= {"test inputs": len(by_test_input(predictions)), "orders": arguments.orders}
     Results(

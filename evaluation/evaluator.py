@@ -85,7 +85,7 @@ def stopping_rule(config: EvalConfig) -> StoppingRule | None:
     if config.voting == "exact":
         return ExactRule()
     if config.voting == "sequential":
-        return SequentialRule(config.voting_error)
+        return SequentialRule(config.voting_error, min_share=config.voting_min_share)
     return None
 
 

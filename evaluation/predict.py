@@ -57,6 +57,12 @@ class EvalConfig(Settings):
         description="with voting=sequential: probability that the first two answers are not those "
         "of full voting, for each test input",
     )
+    voting_min_share: float = Field(
+        ge=0,
+        lt=1,
+        description="with voting=sequential: share of the votes below which a second answer need "
+        "not be known, as noise decides which it is; 0: it must be known however small",
+    )
     voting_seed: int = Field(
         ge=0, description="with voting=exact or sequential: of the order in which variants vote"
     )

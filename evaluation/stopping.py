@@ -13,6 +13,7 @@ from math import log
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 MAX_PLACES = 2
 _NOBODY, _UNSEEN = -1, -2
@@ -101,43 +102,69 @@ class SequentialRule:
     however many answers there are and however often the rule is asked. The order within the set
     is not covered.
 
+    With `min_share`, a second answer is waited for only if it can have that share of all N votes:
+    voting also stops when the first place is known and every other answer is known to end below.
+    Where one answer has nearly all votes, a second place that the noise decides would else take
+    all variants.
+
     For each rival l outside the present set W the rule tests "l ends among the first places". For
     one place this means that no answer gets more votes than l; for two, that none does but one
     exempt answer e. While that is so, a bet before each vote on any answer w other than l and e
     against l has no expected gain, so that the capital M(l, e) exceeds 1/α with probability at most
     α (Ville). l is ruled out when M(l, e) has been there for *every* e. If W is wrong, an answer
     that belongs to the true set was ruled out, against its true e: a union bound over those
-    `places` answers, α = error_probability / places, is all that is needed. Choosing w beforehand
-    (the answer leading at the time) is what spares one over all the answers that might seem ahead.
+    `places` answers is all that is needed, and with `min_share` over two more: the true first
+    taken for beaten, the true second for small. Choosing w beforehand (the answer leading at the
+    time) is what spares one over all the answers that might seem ahead.
 
     All rivals are tested, as M depends on the order of votes and the one with most votes need not
     be the hardest; those not seen so far share one test. An empty place is decided only at the
-    end: that no other answer exists could not be claimed before (1 - α) N variants anyway.
+    end, unless by `min_share`: that no other answer exists could not be claimed before (1 - α) N
+    variants anyway.
     """
 
-    def __init__(self, error_probability: float, places: int = MAX_PLACES) -> None:
+    def __init__(
+        self, error_probability: float, places: int = MAX_PLACES, min_share: float = 0.0
+    ) -> None:
         assert 0 < error_probability < 1, f"{error_probability=} is not between 0 and 1"
         assert 1 <= places <= MAX_PLACES, f"{places=} is not between 1 and {MAX_PLACES}"
+        assert min_share == 0 or places == MAX_PLACES, "a share is asked of the second place"
         self.places = places
-        self._required = log(places / error_probability)
+        self.min_share = min_share
+        num_claims = places + (2 if min_share else 0)
+        self._required = log(num_claims / error_probability)
 
     def decided(self, vote: RunningVote) -> bool:
-        """Whether every rival outside the first places is certainly or very probably beaten."""
-        if vote.remaining == 0:
+        """Whether the first places are known, or the first one and that no other matters."""
+        if vote.remaining == 0 or self._are_known(vote, self.places):
             return True
+        return self.min_share > 0 and self._are_known(vote, 1) and self._others_are_small(vote)
+
+    def _are_known(self, vote: RunningVote, places: int) -> bool:
+        """Whether every rival outside the first places is certainly or very probably beaten."""
         ranked = [*vote.ranked(), (_UNSEEN, 0)]
-        first, rivals = ranked[: self.places], ranked[self.places :]
+        first, rivals = ranked[:places], ranked[places:]
         if not rivals or first[-1][1] == rivals[0][1]:
             return False  # An empty place, or a tie for the last: the set is not defined.
         least = first[-1][1]
         within_reach = [rival for rival, count in rivals if least - count <= vote.remaining]
         # The leader first: without it the bets gain least, and most tests end here.
         exempt = [_NOBODY]
-        if self.places > 1:
+        if places > 1:
             exempt = [first[0][0], *np.unique(vote.leaders[: vote.seen]).tolist()]
         return all(
             _log_capital(vote, rival, e) >= self._required for rival in within_reach for e in exempt
         )
+
+    def _others_are_small(self, vote: RunningVote) -> bool:
+        """Whether all answers but the first certainly or very probably end below `min_share`."""
+        others = vote.ranked()[1:]
+        if others and others[0][1] >= self.min_share * vote.total:
+            return False
+        capital = _log_capital_against_share(
+            vote, np.array([*(number for number, _ in others), _UNSEEN]), self.min_share
+        )
+        return bool((capital >= self._required).all())
 
 
 def _log_capital(vote: RunningVote, rival: int, exempt: int) -> float:
@@ -159,6 +186,29 @@ def _log_capital(vote: RunningVote, rival: int, exempt: int) -> float:
     mu, eta = mu[bets], eta[bets]
     gains = 1 + (x[bets] - mu) * (eta - mu) / (mu * (1 - mu))
     return float(np.cumsum(np.log(gains)).max(initial=0.0))
+
+
+def _log_capital_against_share(
+    vote: RunningVote, answers: npt.NDArray[np.int64], share: float
+) -> npt.NDArray[np.float64]:
+    """Largest log capital so far [K] of bets that each answer [K] ends below `share` of all N.
+
+    Here x_j is 1 for a vote that is not for the answer; infinite where all else is impossible.
+    """
+    n, total = vote.seen, vote.total
+    rows = np.arange(n)
+    for_answer = vote.votes[:n] == answers[:, None]
+    others = rows - (np.cumsum(for_answer, axis=1) - for_answer)
+    # Mean of what remains if the answer ends with exactly that share.
+    mu = ((1 - share) * total - others) / (total - rows)
+    eta = (_D * (1 - share / 4) + others) / (_D + rows)
+    bets = (mu > 0) & (mu < eta)
+    safe = np.where(bets, mu, 0.5)  # Where there is no bet, its gain is not used.
+    gains = np.where(for_answer, (1 - eta) / (1 - safe), eta / safe)
+    capital = np.cumsum(np.where(bets, np.log(gains), 0.0), axis=1)
+    capital[mu <= 0] = np.inf
+    largest: npt.NDArray[np.float64] = capital.max(axis=1, initial=0.0)
+    return largest
 
 
 def simulate(rule: StoppingRule, answers: Sequence[Hashable | None], round_size: int) -> int:

@@ -50,6 +50,7 @@ def eval_config(**changes: Any) -> EvalConfig:
         "canvas": "auto",
         "voting": "full",
         "voting_error": 0.01,
+        "voting_min_share": 0.0,
         "voting_seed": 0,
         "num_supervision_steps": None,
         "guidance_weight": 1.0,

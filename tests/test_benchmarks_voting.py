@@ -67,7 +67,7 @@ def test_a_replay_compares_with_full_voting() -> None:
     """Six of 1, three of 2, one of 3; the solution is 2. After one vote one answer is known."""
     predictions = predictions_of([1] * 6 + [2] * 3 + [3])
     cases = [Stopping("", After(10), 2, None, 1), Stopping("", After(1), 2, None, 1)]
-    result = voting.replay((predictions, one_cell(2)), cases, orders=200, seed=0)
+    result = voting.replay((predictions, one_cell(2)), cases, orders=200, min_share=0.1, seed=0)
     full, stopped = 0, 1
     assert (result.spent[full] == 10).all() and (result.spent[stopped] == 1).all()
     assert result.set_unchanged[full].all() and result.first_unchanged[full].all()
@@ -81,7 +81,7 @@ def test_a_replay_compares_with_full_voting() -> None:
 def test_the_set_may_be_unchanged_where_its_order_is_not() -> None:
     predictions = predictions_of([1, 1, 1, 2, 2])
     cases = [Stopping("", After(3), 2, None, 3)]
-    result = voting.replay((predictions, None), cases, orders=100, seed=0)
+    result = voting.replay((predictions, None), cases, orders=100, min_share=0.1, seed=0)
     # Three votes of five: 2 leads in 3 of the 10 choices, 1 alone is seen in one of them.
     assert result.first_unchanged.mean() == pytest.approx(0.7, abs=0.15)
     assert result.set_unchanged.mean() == pytest.approx(0.9, abs=0.1)
@@ -97,7 +97,9 @@ def test_rows_of_full_voting_and_of_a_rule_that_never_stops_are_alike() -> None:
         Task("hidden", (), (Pair(one_cell(0), None),)),
     ]
     cases = [Stopping("never", After(99), 2, None, 2), Stopping("soon", After(1), 2, 0.1, 1)]
-    full, never, soon = voting.voting_rows(joined, tasks, cases, orders=50, workers=1)
+    full, never, soon = voting.voting_rows(
+        joined, tasks, cases, orders=50, min_share=0.1, workers=1
+    )
     scores = score(count_votes(joined), tasks)
     assert scores is not None
     # "first" has a second test input, never predicted: half of it can be solved.
@@ -146,11 +148,13 @@ def test_the_command_measures_every_way_to_stop(
     full, *rows = document["rows"]
     assert full["voting"] == "full" and full["passes"] == 1
     assert (full["pass@1"], full["pass@2"]) == (0.5, 0.5)
-    # Two sizes of rounds, two numbers of places, exact and two sequential rules.
-    assert [row["voting"] for row in rows] == ["exact", "sequential", "sequential"] * 4
-    assert [row["places"] for row in rows] == [2, 2, 2, 1, 1, 1] * 2
-    assert [row["error"] for row in rows] == [None, 0.01, 0.05] * 4
-    assert [row["round"] for row in rows] == [1] * 6 + [8] * 6
+    # Two sizes of rounds; exact and two sequential rules for two places and for one, and again
+    # the sequential ones that do not wait for a small second place.
+    of_round = ["exact", "sequential", "sequential"] * 2 + ["sequential, share 0.1"] * 2
+    assert [row["voting"] for row in rows] == of_round * 2
+    assert [row["places"] for row in rows] == [2, 2, 2, 1, 1, 1, 2, 2] * 2
+    assert [row["error"] for row in rows] == [None, 0.01, 0.05, None, 0.01, 0.05, 0.01, 0.05] * 2
+    assert [row["round"] for row in rows] == [1] * 8 + [8] * 8
     for row in rows:
         assert 0 < row["passes"] <= 1 and 0 <= row["pass@1"] <= row["pass@2"] <= 1
         if row["voting"] == "exact":
@@ -158,6 +162,7 @@ def test_the_command_measures_every_way_to_stop(
             assert row[unchanged] == 1
         if row["voting"] == "exact" and row["places"] == 2:
             assert (row["pass@1"], row["pass@2"]) == (full["pass@1"], full["pass@2"])
+        assert row["first two unchanged"] <= row["large ones kept"] <= 1
     assert rows[3]["passes"] < 1, "the first task's winner is clear before the end"
     assert document["machine"]["variants"] == 80 and document["machine"]["test inputs"] == 2
     assert "| full |" in capsys.readouterr().out

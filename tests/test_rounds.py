@@ -106,6 +106,13 @@ def test_the_rule_is_the_one_that_is_named() -> None:
     vote = RunningVote(1000)
     vote.add(["a", "b"] * 9 + ["c"])
     assert [rule.decided(vote) for rule in rules if rule is not None] == [False, True]
+    one_answer = RunningVote(1000)
+    one_answer.add(["a"] * 100)
+    shares = [
+        stopping_rule(eval_config(voting="sequential", voting_min_share=share))
+        for share in (0.0, 0.1)
+    ]
+    assert [rule.decided(one_answer) for rule in shares if rule is not None] == [False, True]
 
 
 def test_every_test_input_has_its_rows_in_an_order_of_the_seed_alone(

@@ -327,3 +327,72 @@ def test_the_martingale_by_hand() -> None:
     vote = voted(["a", "a"], 4)
     assert SequentialRule(31 / 66 + 0.001, 1).decided(vote)
     assert not SequentialRule(31 / 66 - 0.001, 1).decided(vote)
+
+
+def capital_against_share(answers: Answers, total: int, small: Hashable, share: float) -> float:
+    """Largest capital of bets that `small` ends below a share, vote by vote in the paper's form."""
+    money = most = 1.0
+    others = 0
+    for j, answer in enumerate(answers, start=1):
+        mu = (total * (1 - share) - others) / (total - j + 1)
+        if mu <= 0:
+            return float("inf")
+        x = float(answer != small)
+        eta = (30 * (1 - share / 4) + others) / (30 + j - 1)
+        if mu < eta:
+            money *= x * eta / mu + (1 - x) * (1 - eta) / (1 - mu)
+            most = max(most, money)
+        others += int(x)
+    return most
+
+
+@given(
+    answers=streams(most=40),
+    part=st.floats(0.3, 1),
+    error=st.floats(0.02, 0.98),
+    share=st.sampled_from([0.05, 0.1, 0.25, 0.5]),
+)
+@settings(max_examples=300)
+def test_a_small_second_place_is_not_waited_for_as_a_loop_over_answers_says(
+    answers: list[Hashable | None], part: float, error: float, share: float
+) -> None:
+    total = len(answers)
+    spent = answers[: int(part * total)]
+    vote = voted(spent, total)
+    counts = Counter(a for a in spent if a is not None)
+    others = [answer for answer, _ in counts.most_common()[1:]]
+    small = all(
+        counts[answer] < share * total
+        and capital_against_share(spent, total, answer, share) >= 4 / error
+        for answer in [*others, "unseen"]
+    )
+    # Four claims share the error: of two rules of two claims each.
+    expected = SequentialRule(error / 2, 2).decided(vote) or (
+        SequentialRule(error / 4, 1).decided(vote) and small
+    )
+    assert SequentialRule(error, 2, share).decided(vote) == expected
+
+
+def test_a_vote_of_one_answer_stops_early_only_if_a_small_second_place_is_not_wanted() -> None:
+    answers = ["a"] * 1000
+    assert simulate(SequentialRule(0.01), answers, 8) == 1000
+    assert simulate(SequentialRule(0.01, min_share=0.1), answers, 8) < 100
+    # Of a large second place nothing is lost: it is known, or waited for.
+    even = ["a", "b"] * 500
+    assert simulate(SequentialRule(0.01, min_share=0.1), even, 8) < 100
+
+
+@pytest.mark.parametrize("second", [10, 15])
+def test_a_second_place_of_the_share_is_missed_no_more_often_than_stated(second: int) -> None:
+    """Exactly a tenth of the votes, which is hardest, and a little more."""
+    population = ["a"] * (100 - second) + ["b"] * second
+    limit, orders = 0.3, 300
+    rule = SequentialRule(limit, min_share=0.1)
+    error = wrong_stops(population, {"a", "b"}, rule, orders, round_size=3)
+    assert error <= limit + 3 * sqrt(limit * (1 - limit) / orders)
+
+
+def test_a_second_place_below_the_share_may_be_missed() -> None:
+    population = ["a"] * 197 + ["b"] * 2 + ["c"]
+    rule = SequentialRule(0.1, min_share=0.1)
+    assert wrong_stops(population, {"a", "b"}, rule, 100, round_size=8) > 0.3
