@@ -1,4 +1,4 @@
-"""How long does it take to build a dataset, and how much memory?
+r"""How long does it take to build a dataset, and how much memory?
 
     python -m benchmarks.build --input-file-prefix kaggle/combined/arc-agi \
         --subsets training evaluation concept --test-set-name evaluation

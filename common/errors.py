@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 USER_ERROR_EXIT_CODE = 2
 OTHER_RANKS_WAIT_SECONDS = 3
@@ -22,7 +22,13 @@ class UserError(Exception):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are user errors like all others, without the usage."""
+    """An argument parser whose complaints are user errors like all others, without the usage.
+
+    Descriptions are shown as they are written.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
