@@ -30,6 +30,7 @@ from config.loading import load_config
 from config.schema import EvaluateConfig
 from dataset.storage import BUILD_FILE, TEST_PUZZLES_FILE, fingerprint, read_json
 from dataset.tasks import Task, load_tasks
+from dataset.windows import TYPICAL_LENGTH
 from evaluation.evaluator import Outcome, evaluate, metrics, vote
 from evaluation.predictions import (
     PREDICTIONS_FILE,
@@ -41,7 +42,7 @@ from evaluation.report import write_report
 from evaluation.report_cases import report_cases
 from evaluation.scoring import submission
 from evaluation.test_set import EvaluationSet
-from models.build import build_model, describe
+from models.build import build_model, choose_attention, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import ArchConfig
 from models.supervision import ImprovementSteps, SupervisionConfig
@@ -72,6 +73,11 @@ def main() -> None:
 def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: Ranks) -> None:
     """Predict with every checkpoint, pool their votes, and write the results."""
     started = time.perf_counter()
+    if len(paths) > 1 and config.eval.voting != "full":
+        raise UserError(
+            f"eval.voting={config.eval.voting} with {len(paths)} checkpoints: each would stop on "
+            f"its own, and the surest would have the fewest votes; pool with eval.voting=full"
+        )
     found = [find_checkpoint(path, "checkpoint") for path in paths]
     data_path = config.data.path or trained_on(found[0])
     output_dir = config.output_dir or default_output_dir(found)
@@ -83,7 +89,8 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
         steps, about = load_model(config, path, data_path, test_set, ranks)
 
         def progress(batches: Iterable[Any], total: int, path: Path = path) -> Iterable[Any]:
-            return tqdm(batches, path.name, total, unit="batch", disable=not ranks.is_main)
+            unit = "batch" if config.eval.voting == "full" else "test input"
+            return tqdm(batches, path.name, total, unit=unit, disable=not ranks.is_main)
 
         outcomes.append(evaluate(steps, test_set, config.eval, about["canvas"], ranks, progress))
         facts.append(about)
@@ -112,6 +119,8 @@ def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
     """Vote again on saved predictions; several files are pooled."""
     predictions = pool_predictions([load_predictions(path) for path in paths])
     if config.eval.max_variants is not None:
+        for path in paths:
+            require_all_variants(path)
         predictions = first_variants(predictions, config.eval.max_variants)
     data_path = config.data.path or recorded_data_path(paths[0])
     output_dir = config.output_dir or paths[0].with_name("recount")
@@ -147,6 +156,12 @@ def load_model(
         raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
     use_average = config.eval.weights != "raw" and stored.ema is not None
     weights = stored.ema if use_average and stored.ema is not None else stored.model
+    # Checkpoints from before there were windows do not say: they knew the whole canvas alone.
+    canvas = config.eval.canvas_for(stored.config.get("data", {}).get("canvas", "whole"))
+    num_cells = min(TYPICAL_LENGTH, metadata.seq_len) if canvas == "window" else metadata.seq_len
+    attention = ranks.from_main(
+        lambda: choose_attention(config.attention, arch, num_cells, config.precision, ranks.device)
+    )
     model = build_model(
         arch,
         metadata.vocab_size,
@@ -154,7 +169,7 @@ def load_model(
         ranks.device,
         config.precision,
         config.compile,
-        config.attention,
+        attention,
     )
     checkpoints.load_weights(model, weights, str(path))
     puzzle_embedding = PuzzleEmbedding(
@@ -173,11 +188,10 @@ def load_model(
         config.eval.num_supervision_steps,
         config.eval.guidance_weight,
     )
-    # Checkpoints from before there were windows do not say: they knew the whole canvas alone.
-    trained_canvas = stored.config.get("data", {}).get("canvas", "whole")
     about = {
         "checkpoint": str(path),
-        "canvas": config.eval.canvas_for(trained_canvas),
+        "canvas": canvas,
+        "attention": attention,
         "weights": "ema" if use_average else "raw",
         **describe(model, metadata.num_puzzle_identifiers),
     }
@@ -289,6 +303,18 @@ def recorded_data_path(predictions: Path) -> Path:
     if not isinstance(recorded, dict) or "dataset" not in recorded.get("test_set", {}):
         raise UserError(f"data.path is needed: there is no {path} that records it")
     return Path(recorded["test_set"]["dataset"])
+
+
+def require_all_variants(predictions: Path) -> None:
+    """Raise UserError for predictions of which voting that stopped early left some out."""
+    path = predictions.with_name(METRICS_FILE)
+    recorded = read_json(path) if path.is_file() else {}
+    voting = recorded.get("options", {}).get("voting", "full")
+    if voting != "full":
+        raise UserError(
+            f"eval.max_variants: {predictions} was made with eval.voting={voting}, it holds some "
+            f"variants of each task and not the first ones"
+        )
 
 
 def require_new_output(output_dir: Path) -> None:

@@ -27,10 +27,12 @@ from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches
 from dataset.loading import BatchLoader
-from dataset.storage import fingerprint, open_split
+from dataset.splits import open_split
+from dataset.storage import fingerprint
+from dataset.windows import TYPICAL_LENGTH
 from evaluation import evaluator
 from evaluation.test_set import EvaluationSet
-from models.build import build_model, describe
+from models.build import build_model, choose_attention, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import DeepImprovementSupervision, ImprovementSteps, StepResult
 from training.checkpoints import CheckpointFolder, Score
@@ -253,7 +255,8 @@ def rating(run: Run, validation: dict[str, float]) -> Score | None:
     """What the best checkpoint is chosen by: pass@2, then exact accuracy; None if not scored."""
     if "eval/pass@2" not in validation:
         return None
-    figures = (validation["eval/pass@2"], validation["eval/exact_accuracy"])
+    # Where voting stopped early there is no accuracy over all variants.
+    figures = (validation["eval/pass@2"], validation.get("eval/exact_accuracy", 0.0))
     return Score(figures, run.scored_weights)
 
 
@@ -261,15 +264,24 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
     """Model, optimizers and schedule, at step 0."""
     assert config.data.path is not None, "the schema requires a path to train on"
     metadata = batches.split.metadata
+    precision = config.train.precision
+    windowed = config.data.canvas == "window"
+    num_cells = min(TYPICAL_LENGTH, metadata.seq_len) if windowed else metadata.seq_len
+    attention: str = ranks.from_main(
+        lambda: choose_attention(
+            config.train.attention, config.arch, num_cells, precision, ranks.device
+        )
+    )
+    log.info("attention by %s", attention)
     torch.manual_seed(config.seed)
     model = build_model(
         config.arch,
         metadata.vocab_size,
         metadata.seq_len,
         ranks.device,
-        config.train.precision,
+        precision,
         config.train.compile,
-        config.train.attention,
+        attention,
     )
     # From here on each rank has random numbers of its own, whatever the model drew.
     torch.manual_seed(config.seed + ranks.rank)

@@ -30,7 +30,8 @@ from common.distributed import Ranks, start_ranks
 from common.errors import CommandParser, exit_cleanly
 from config.loading import load_config
 from config.schema import EvaluateConfig
-from evaluation.predict import Predictor, RankResult
+from evaluation.predict import Predictor
+from evaluation.results import RankResult
 from evaluation.rounds import answer_keys
 from evaluation.test_set import EvaluationSet, Rows
 from models.supervision import ImprovementSteps

@@ -22,6 +22,8 @@ class RedrawnTargets(DeepImprovementSupervision):
     def run(self, batch: list[Segment], seed: int) -> Iterator[StepResult]:  # type: ignore[override]
         for result in super().run(batch, seed):
             yield result
+            if result.supervision_step == self.num_steps:
+                return
             for segment in batch:
                 segment_targets(self.config, segment, self.num_steps, self.model.seq_len, seed)
 

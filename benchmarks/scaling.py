@@ -47,7 +47,7 @@ from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.canvas import VOCAB_SIZE
 from dataset.loading import BatchLoader
-from models.build import build_model
+from models.build import build_model, choose_attention
 from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import DeepImprovementSupervision
 from train_arc_tiny_corrupt import Run, batch_seed, take_step
@@ -103,7 +103,10 @@ class Case:
         train, optim = config.train, config.optim
         torch.manual_seed(config.seed)
         size = (config.arch, VOCAB_SIZE, point.cells, ranks.device)
-        model = build_model(*size, train.precision, train.compile, train.attention)
+        attention = choose_attention(
+            train.attention, config.arch, point.cells, train.precision, ranks.device
+        )
+        model = build_model(*size, train.precision, train.compile, attention)
         table = PuzzleEmbedding(NUM_PUZZLES, point.width, ranks.device)
         # Steps are taken on one batch, made here: there is no data and no loader.
         data, loader = cast(DataStream, None), cast(BatchLoader, None)

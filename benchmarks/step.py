@@ -11,12 +11,14 @@ over the timed batches, as batches of windows differ in size.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.utils
 from torch import nn
 
 from benchmarks.measure import (
@@ -24,6 +26,7 @@ from benchmarks.measure import (
     Results,
     machine,
     matmul_peak,
+    positive,
     seconds_in_turns,
     step_flops,
 )
@@ -34,12 +37,13 @@ from common.segments import Segment
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches
-from dataset.storage import open_split
+from dataset.splits import open_split
 from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import DeepImprovementSupervision
 from train_arc_tiny_corrupt import Run, batch_seed, build_run, take_step
 from training.metrics import MetricSums
 
+PLAIN_OVERRIDES = ("train.precision=fp32", "train.compile=off", "train.attention=default")
 PLAIN = frozenset({"targets", "loss", "waiting", "optimizer", "loading"})
 
 
@@ -54,7 +58,7 @@ class Change:
 
 def changes(device: str) -> list[Change]:
     """The rows, each with all changes of the rows above it."""
-    rows = [Change("plain", ("train.precision=fp32", "train.compile=off"), PLAIN)]
+    rows = [Change("plain", PLAIN_OVERRIDES, PLAIN)]
 
     def add(name: str, *overrides: str, done: str | None = None) -> None:
         before = rows[-1]
@@ -150,11 +154,8 @@ def rows(cases: list[Case], arguments: argparse.Namespace) -> list[dict[str, Any
     device = cases[0].run.ranks.device
     works: dict[str, Callable[[], None]] = {c.change.name: c.train_on_a_batch for c in cases}
     memory = {case.change.name: case.activation_bytes() for case in cases}
-    for work in works.values():
-        for _ in range(arguments.warmup):
-            work()
     for case in cases:
-        case.lengths.clear()
+        warm_up(case, arguments.warmup)
     seconds = {
         name: sum(times)
         for name, times in seconds_in_turns(works, 0, arguments.repeats, device).items()
@@ -183,13 +184,25 @@ def rows(cases: list[Case], arguments: argparse.Namespace) -> list[dict[str, Any
     return table
 
 
+def warm_up(case: Case, batches: int) -> None:
+    """Train on some batches, and on until one needs no new graph: windows come in many shapes."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    done, before = 0, -1
+    while done < batches or graphs["unique_graphs"] > before:
+        before = graphs["unique_graphs"]
+        case.train_on_a_batch()
+        done += 1
+    case.lengths.clear()
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m benchmarks.step", description=__doc__)
     add = parser.add_argument
     add("--data", required=True, type=Path, help="dataset folder, of either layout")
-    add("--batch-size", type=int, default=16)
-    add("--warmup", type=int, default=1, help="batches before the clock runs")
-    add("--repeats", type=int, default=8, help="timed batches")
+    add("--batch-size", type=positive, default=16)
+    add("--warmup", type=positive, default=1,
+        help="batches before the clock runs, more while kernels are compiled")  # fmt: skip
+    add("--repeats", type=positive, default=8, help="timed batches")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--output", type=Path, default=Path("benchmark_output/step.json"))
     add("overrides", nargs="*", help="the trainer's key=value, for all rows")
@@ -207,9 +220,7 @@ def main() -> None:
         config = cases[0].run.config
         Results(
             question="How fast is a training step, and what does each change bring?",
-            command=f"python -m benchmarks.step --data {arguments.data} --batch-size "
-            f"{arguments.batch_size} --repeats {arguments.repeats} "
-            + " ".join(arguments.overrides),
+            command=f"python -m benchmarks.step {' '.join(sys.argv[1:])}",
             machine={**machine(ranks.device), "arch": config.arch.name},
             rows=rows(cases, arguments),
         ).write(arguments.output)

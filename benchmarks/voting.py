@@ -37,8 +37,7 @@ from evaluation.predictions import Predictions, load_predictions
 from evaluation.rounds import VARIANTS_A_ROUND, answer_keys
 from evaluation.scoring import score, solution_place
 from evaluation.stopping import MAX_PLACES, ExactRule, RunningVote, SequentialRule, StoppingRule
-from evaluation.test_set import Rows
-from evaluation.voting import Ranking, TestInput, count_votes, rank_answers
+from evaluation.voting import Ranking, TestInput, count_votes, rank_answers, rows_by_test_input
 
 COLUMNS = ("voting", "places", "error", "round", "passes", "first two unchanged", "first unchanged",
            "large ones kept", "pass@1", "pass@2")  # fmt: skip
@@ -189,7 +188,7 @@ def replay_all(
 ) -> dict[TestInput, Replay]:
     """Vote on every test input that was predicted."""
     solutions = {(t.task_id, i): pair.output for t in tasks for i, pair in enumerate(t.test)}
-    rows = by_test_input(predictions)
+    rows = rows_by_test_input(predictions.task_id, predictions.test_index)
     if unknown := set(rows) - set(solutions):
         raise UserError(
             f"--predictions: task '{min(unknown)[0]}' is not in the test set: --data must name the "
@@ -202,15 +201,6 @@ def replay_all(
     with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
         results = tqdm(executor.map(vote, work), "voting", len(work))
         return dict(zip(rows, results, strict=True))
-
-
-def by_test_input(predictions: Predictions) -> dict[TestInput, Rows]:
-    """The rows of each test input."""
-    test_inputs = zip(predictions.task_id.tolist(), predictions.test_index.tolist(), strict=True)
-    rows: dict[TestInput, list[int]] = {}
-    for row, test_input in enumerate(test_inputs):
-        rows.setdefault(test_input, []).append(row)
-    return {test_input: np.array(rows[test_input]) for test_input in sorted(rows)}
 
 
 def mean_pass(
@@ -267,7 +257,8 @@ def main() -> None:
     workers = arguments.workers or facts["cores"] or 1
     rows = voting_rows(predictions, tasks, cases, arguments.orders, arguments.min_share, workers)
     facts |= {"predictions": str(arguments.predictions), "variants": len(predictions)}
-    facts |= {"test inputs": len(by_test_input(predictions)), "orders": arguments.orders}
+    test_inputs = rows_by_test_input(predictions.task_id, predictions.test_index)
+    facts |= {"test inputs": len(test_inputs), "orders": arguments.orders}
     Results(
         question="How many predictions does voting need?",
         command=f"python -m benchmarks.voting {' '.join(sys.argv[1:])}",

@@ -14,7 +14,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,8 @@ def run(script: str, *arguments: object) -> None:
     command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
-        raise UserError(f"{script}: {process.stderr.strip().splitlines()[-1]}")
+        complaint = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        raise UserError(f"{script}: {complaint[-1]}")
 
 
 def outcome(name: str, seed: int, evaluation: Path, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -137,13 +137,11 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in arguments.seeds:
         for name in arguments.ways or WAYS:
             run_dir = arguments.output_dir / f"{name.replace(' ', '_')}_seed{seed}"
-            started = time.perf_counter()
             run(
                 "train_arc_tiny_corrupt.py", f"experiment={arguments.experiment}",
                 f"data.path={dataset}", f"run_dir={run_dir}", f"seed={seed}", "resume=auto",
                 "wandb.mode=disabled", *WAYS[name], *arguments.overrides,
             )  # fmt: skip
-            minutes = (time.perf_counter() - started) / 60
             evaluation = run_dir / "evaluation"
             if not evaluation.exists():
                 run(
@@ -152,7 +150,7 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     f"output_dir={evaluation}",
                     "report=false",
                 )
-            rows.append({**outcome(name, seed, evaluation, tasks), "minutes": minutes})
+            rows.append(outcome(name, seed, evaluation, tasks))
     return rows
 
 
@@ -177,9 +175,7 @@ def main() -> None:
     arguments = parse_arguments()
     Results(
         question="Does dropping PAD cost accuracy?",
-        command="python -m benchmarks.windows "
-        f"--max-side {arguments.max_side} --canvas-side {arguments.canvas_side} "
-        f"--num-aug {arguments.num_aug} " + " ".join(arguments.overrides),
+        command=f"python -m benchmarks.windows {' '.join(sys.argv[1:])}",
         machine=machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         rows=study(arguments),
     ).write(arguments.output_dir / "windows.json")

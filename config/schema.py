@@ -22,8 +22,8 @@ DEVICE = "auto: CUDA if there is any; cpu; cuda"
 PRECISION = "dtype of activations (weights stay fp32); auto: bf16 on CUDA, fp32 on CPU"
 COMPILE = "torch.compile the network; auto: on CUDA only"
 ATTENTION = (
-    "kernel of the attention (models/attention.py); auto: on CUDA the fastest, timed at the start, "
-    "on CPU PyTorch's own choice"
+    "kernel of the attention (models/attention.py); auto: on CUDA the fastest for sequences of a "
+    "typical length, timed at the start, on CPU PyTorch's own choice"
 )
 
 

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from common.errors import UserError
 from common.settings import AnyPath, Settings
-from dataset.compact import CompactSplit
-from dataset.storage import PuzzleSplit, SplitIndex
+from dataset.splits import Split
+from dataset.storage import SplitIndex
 
 
 class DataConfig(Settings):
@@ -69,7 +69,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        split: PuzzleSplit | CompactSplit,
+        split: Split,
         global_batch_size: int,
         epochs_per_pass: int,
         seed: int,

@@ -5,9 +5,9 @@
     OUT/{train,test}/variants__dihedrals.npy      uint8 [puzzles]
     OUT/{train,test}/variants__permutations.npy   uint8 [puzzles, 10]
 
-These stand in place of `all__inputs.npy` and `all__labels.npy`; all other files are those of the
-full layout, byte for byte (see `dataset.storage`). Examples are counted as if they were stored: a
-puzzle's are its task's pairs, one after another. `expand` makes them, on any device.
+These stand in place of `all__inputs.npy` and `all__labels.npy`; all other files but `build.json`
+are those of the full layout, byte for byte (see `dataset.storage`). Examples are counted as if they
+were stored: a puzzle's are its task's pairs, one after another. `expand` makes them, on any device.
 """
 
 from dataclasses import dataclass

@@ -21,6 +21,7 @@ from common.segments import Segment
 from dataset.batches import DataConfig, Sample, TrainingBatches
 from dataset.canvas import canvas_side
 from dataset.compact import CompactSplit, Recipes, expand
+from dataset.splits import Split, require_square
 from dataset.storage import PuzzleSplit
 from dataset.windows import (
     Boxes,
@@ -151,7 +152,7 @@ class _CompactExamples(NamedTuple):
         return tuple(self.split.recipes(self.examples[positions], self.origins[positions]))
 
 
-def canvas_source(split: PuzzleSplit | CompactSplit, device: torch.device) -> CanvasSource:
+def canvas_source(split: Split, device: torch.device) -> CanvasSource:
     """The canvases of a split in either layout."""
     if isinstance(split, CompactSplit):
         return CompactSource(split, device)
@@ -170,7 +171,7 @@ class HostSegment(NamedTuple):
 class SegmentMaker:
     """Makes segments of a split's examples: `take` on the host, then `to_device`."""
 
-    def __init__(self, split: PuzzleSplit | CompactSplit, device: torch.device) -> None:
+    def __init__(self, split: Split, device: torch.device) -> None:
         self.device = device
         self.source = canvas_source(split, device)
 
@@ -184,13 +185,17 @@ class SegmentMaker:
     ) -> HostSegment:
         """Those of the `selected` examples at `positions` [B], at `cells` [B, L] (None: all)."""
         return HostSegment(
-            tuple(map(self._pin, selected.take(positions, cells))),
-            self._pin(torch.from_numpy(puzzle_ids)),
-            self._pin(torch.from_numpy(rows)),
-            None if cells is None else self._pin(torch.from_numpy(cells.astype(np.int16))),
+            tuple(map(self.pin, selected.take(positions, cells))),
+            self.pin(torch.from_numpy(puzzle_ids)),
+            self.pin(torch.from_numpy(rows)),
+            None if cells is None else self.pin_cells(cells),
         )
 
-    def _pin(self, tensor: Tensor) -> Tensor:
+    def pin_cells(self, cells: npt.NDArray[np.int64]) -> Tensor:
+        """Cells as they travel to the device: int16, as there are few."""
+        return self.pin(torch.from_numpy(cells.astype(np.int16)))
+
+    def pin(self, tensor: Tensor) -> Tensor:
         """A page-locked copy where that makes the transfer to the device asynchronous."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
@@ -224,6 +229,8 @@ class BatchLoader:
     """
 
     def __init__(self, batches: TrainingBatches, config: DataConfig, device: torch.device) -> None:
+        if config.canvas == "window":
+            require_square(batches.split, "data.canvas=window")
         self.batches = batches
         self.config = config
         self.maker = SegmentMaker(batches.split, device)

@@ -21,7 +21,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +31,6 @@ from common.errors import UserError
 from common.files import named_in_errors
 from common.settings import validate
 from dataset.canvas import PAD, VOCAB_SIZE
-
-if TYPE_CHECKING:
-    from dataset.compact import CompactSplit
 
 BLANK_IDENTIFIER = 0
 BLANK_NAME = "<blank>"
@@ -110,30 +107,7 @@ class PuzzleSplit(SplitIndex):
         return inputs.astype(np.uint8, copy=False), labels.astype(np.uint8, copy=False)
 
 
-def open_split(dataset_path: Path, split: str) -> "PuzzleSplit | CompactSplit":
-    """Open `dataset_path/split`, checking everything that can be checked without reading it all.
-
-    Raises:
-        UserError: a part is missing, truncated or inconsistent, or the vocabulary is another one.
-    """
-    path = dataset_path / split
-    if not path.is_dir():
-        raise UserError(
-            f"data.path={dataset_path}: no folder {path}; build the dataset with "
-            f"'python -m dataset.build_arc_dataset --output-dir {dataset_path} ...'"
-        )
-    metadata = _read_metadata(path)
-    if any(path.glob(f"{ORIGINALS}__*.npy")):
-        # Only here: it needs torch, whose import takes seconds that the builder can do without.
-        from dataset.compact import open_compact
-
-        return open_compact(path, metadata)
-    inputs, labels = open_canvases(path, metadata)
-    index = open_index(path, metadata, len(inputs))
-    return PuzzleSplit(path, metadata, *index, inputs=inputs, labels=labels)
-
-
-def _read_metadata(path: Path) -> DatasetMetadata:
+def read_metadata(path: Path) -> DatasetMetadata:
     metadata = validate(
         DatasetMetadata, read_json(path / METADATA_FILE), source=str(path / METADATA_FILE)
     )

@@ -3,8 +3,9 @@
 Four fifths of a 30x30 canvas are PAD in the ARC-AGI-1 mix. A window keeps the cells that matter,
 each with its place on the canvas. It spans the input, the output, and the largest output among the
 puzzle's pairs, with their EOS border: at test time, when the output is unknown, the
-demonstrations tell the last of these, so a window shows no more about the size of the answer in
-training than it does then. A random margin and cells of PAD drawn from around the window fill the
+demonstrations tell the last of these, so that a window shows little more about the size of the
+answer in training than it does then (it shows more where an output is the largest of its puzzle,
+which the random margin blurs). The margin and cells of PAD drawn from around the window fill the
 sequence up to one of a few lengths; so no sequence needs padding, and attention no mask.
 
 Boxes are int64 [N, 4]: top, left, bottom, right on the canvas, the last two exclusive.
@@ -14,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.canvas import COLOUR_OFFSET, PAD, Canvases
+
+TYPICAL_LENGTH = 320
+"""Cells of a window: about the mean over the ARC-AGI-1 mix."""
 
 Boxes = npt.NDArray[np.int64]
 Extents = npt.NDArray[np.int64]
@@ -59,7 +63,7 @@ def areas(boxes: Boxes) -> npt.NDArray[np.int64]:
 
 
 def choose_cells(
-    boxes: Boxes, length: int, side: int, priorities: npt.NDArray[np.float32] | None = None
+    boxes: Boxes, length: int, side: int, priorities: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
     """The cells [N, length] of each box, in ascending order, and as many around it as are missing.
 
@@ -67,15 +71,12 @@ def choose_cells(
         boxes: each of at most `length` cells.
         length: cells to choose.
         side: of the canvas.
-        priorities: [N, side * side] non-negative; of the cells outside, the lowest are taken. None
-            takes the first ones.
+        priorities: [N or 1, side * side] non-negative; of the cells outside, the lowest are taken.
     """
     axis = np.arange(side)
     in_rows = (axis >= boxes[:, :1]) & (axis < boxes[:, 2:3])
     in_cols = (axis >= boxes[:, 1:2]) & (axis < boxes[:, 3:])
     inside = (in_rows[:, :, None] & in_cols[:, None, :]).reshape(len(boxes), side * side)
-    if priorities is None:
-        priorities = np.arange(side * side, dtype=np.float32)
     order = np.where(inside, np.float32(-1), priorities)
     if length < side * side:
         chosen = np.argpartition(order, length - 1, axis=1)[:, :length]

@@ -12,13 +12,11 @@ from evaluation.predict import (
     EvalConfig,
     Predictor,
     Progress,
-    StepAccuracy,
-    StepAnswers,
-    join,
 )
 from evaluation.predictions import Predictions
+from evaluation.results import StepAccuracy, StepAnswers, join
 from evaluation.rounds import predict_until_decided
-from evaluation.scoring import Scores, score
+from evaluation.scoring import ATTEMPTS, PASS_AT, Scores, score
 from evaluation.stopping import ExactRule, SequentialRule, StoppingRule
 from evaluation.test_set import EvaluationSet
 from evaluation.voting import Ranking, TestInput, count_votes
@@ -36,6 +34,8 @@ class Outcome(NamedTuple):
     """None where votes were recounted without a model."""
     step_answers: StepAnswers | None
     """How the answers to the unaugmented test inputs developed, as far as they were predicted."""
+    stopped_early: bool
+    """Whether voting stopped where it was decided: only the first places mean something then."""
     passes: Mapping[str, float]
     """Shares of variants: those predicted at all, and of these those that outgrew their window."""
 
@@ -56,7 +56,7 @@ def evaluate(
         config: how.
         canvas: "whole" or "window", see `EvalConfig.canvas_for`.
         ranks: that share the work.
-        progress: shows it; voting in rounds has no known end to show.
+        progress: shows batches, or where voting stops, test inputs.
     """
     predictor = Predictor(steps, test_set, config.batch_size, canvas)
     rule = stopping_rule(config)
@@ -64,7 +64,7 @@ def evaluate(
         rows = np.arange(ranks.rank, len(test_set), ranks.world_size)
         result = predictor.predict(rows, progress)
     else:
-        result = predict_until_decided(predictor, test_set, rule, config.voting_seed, ranks)
+        result = predict_until_decided(predictor, rule, config.voting_seed, ranks, progress)
     results = ranks.gather_objects(result)
     if results is None:
         return None
@@ -73,6 +73,7 @@ def evaluate(
     return outcome._replace(
         accuracy=joined.accuracy,
         step_answers=joined.step_answers,
+        stopped_early=rule is not None,
         passes={
             "predicted_share": len(joined.predictions) / len(test_set),
             "whole_canvas_again": joined.whole_canvas_again / max(len(joined.predictions), 1),
@@ -104,17 +105,23 @@ def vote(predictions: Predictions, tasks: Sequence[Task]) -> Outcome:
             f"data.path must name the dataset that was predicted"
         )
     rankings = count_votes(predictions)
-    return Outcome(predictions, rankings, score(rankings, tasks), None, None, {})
+    return Outcome(predictions, rankings, score(rankings, tasks), None, None, False, {})
 
 
 def metrics(outcome: Outcome) -> dict[str, float]:
-    """The outcome's figures by name, as metrics files and W&B show them."""
+    """The outcome's figures by name, as metrics files and W&B show them.
+
+    Where voting stopped early, places beyond the first two are not what they would be, and
+    accuracies over the variants that were predicted lean towards the inputs that are in doubt.
+    """
     figures: dict[str, float] = {}
+    places = [k for k in PASS_AT if k <= ATTEMPTS or not outcome.stopped_early]
     if outcome.scores is not None:
         over = outcome.scores
-        figures |= {f"pass@{k}": value for k, value in over.over_tasks.items()}
-        figures |= {f"pass@{k}_test_inputs": v for k, v in over.over_test_inputs.items()}
-    if outcome.accuracy is not None and outcome.accuracy.num_scored:
+        figures |= {f"pass@{k}": over.over_tasks[k] for k in places}
+        figures |= {f"pass@{k}_test_inputs": over.over_test_inputs[k] for k in places}
+    accuracy_is_fair = not outcome.stopped_early
+    if accuracy_is_fair and outcome.accuracy is not None and outcome.accuracy.num_scored:
         exact, cell = (
             sums / outcome.accuracy.num_scored
             for sums in (outcome.accuracy.exact, outcome.accuracy.cell)

@@ -7,8 +7,6 @@ is predicted once more on the whole canvas. The solution plays no part in either
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,7 +19,8 @@ from common.settings import Settings
 from dataset.canvas import PAD, canvas_side, read_extents
 from dataset.loading import HostSegment, SegmentMaker, one_ahead
 from dataset.windows import areas, choose_cells, lengths_for
-from evaluation.predictions import Predictions, concatenate
+from evaluation.predictions import Predictions
+from evaluation.results import RankResult, StepAnswers, accuracy_of
 from evaluation.test_set import EvaluationSet, Rows
 from evaluation.voting import grid_mask
 from models.objective import log_stablemax
@@ -49,7 +48,7 @@ class EvalConfig(Settings):
     voting: Literal["full", "exact", "sequential"] = Field(
         description="full: all variants vote; exact: voting on a test input stops when no outcome "
         "of the rest can change its first two answers; sequential: when they are known but for "
-        "voting_error"
+        "voting_error, which of them is the first not included"
     )
     voting_error: float = Field(
         gt=0,
@@ -79,44 +78,6 @@ class EvalConfig(Settings):
     def canvas_for(self, trained: str) -> str:
         """The cells that are shown ("whole" or "window") to a network that was trained on some."""
         return trained if self.canvas == "auto" else self.canvas
-
-
-@dataclass(frozen=True)
-class StepAnswers:
-    """How the answers to the unaugmented test inputs developed."""
-
-    task_id: npt.NDArray[np.str_]
-    """[M]"""
-    test_index: npt.NDArray[np.int32]
-    """[M]"""
-    canvas: npt.NDArray[np.uint8]
-    """[M, S, cells] the argmax after each supervision step."""
-
-    def save(self, path: Path) -> None:
-        """Write the three arrays to an .npz file."""
-        np.savez_compressed(
-            path, task_id=self.task_id, test_index=self.test_index, canvas=self.canvas
-        )
-
-
-class StepAccuracy(NamedTuple):
-    """Sums over predictions with a known solution; cells whose solution is PAD do not count."""
-
-    num_scored: int
-    exact: npt.NDArray[np.float64]
-    """[S] predictions that are right in every cell after each step."""
-    cell: npt.NDArray[np.float64]
-    """[S] sum of the shares of right cells after each step."""
-
-
-class RankResult(NamedTuple):
-    """One rank's share of an evaluation."""
-
-    predictions: Predictions
-    step_answers: StepAnswers
-    accuracy: StepAccuracy
-    whole_canvas_again: int
-    """Predictions whose answer outgrew its window."""
 
 
 class Answers(NamedTuple):
@@ -150,6 +111,8 @@ class Predictor:
         self.maker = SegmentMaker(test_set.split, steps.device)
         self.num_cells = test_set.split.metadata.seq_len
         self.side = canvas_side(self.num_cells)
+        # Cells around a window fill it up in a random order, as in training, but always the same.
+        self.priorities = np.random.default_rng(0).random((1, self.num_cells), dtype=np.float32)
 
     def predict(self, rows: Rows, progress: Progress | None = None) -> RankResult:
         """Predict the given rows [N]; the result is in their order."""
@@ -164,14 +127,16 @@ class Predictor:
 
         def run(lengths: npt.NDArray[np.int64], members: Rows) -> None:
             batches = list(self._batches(lengths, members))
-            shown = progress(batches, len(batches)) if progress and batches else batches
-            prepared = ((batch, self._prepare(rows[batch], length)) for batch, length in shown)
+            prepared = ((batch, self._prepare(rows[batch], length)) for batch, length in batches)
             started = (
                 (batch, self._start(segment, cells, len(batch)))
                 for batch, (segment, cells) in one_ahead(prepared)
             )
-            for batch, tensors in one_behind(started):
-                answers = _to_host(*tensors)
+            answered: Iterable[tuple[Rows, _OnTheWay]] = one_behind(started)
+            if progress and batches:
+                answered = progress(answered, len(batches))
+            for batch, on_the_way in answered:
+                answers = on_the_way.arrive()
                 last[batch] = answers.canvas[:, -1]
                 confidence[batch] = answers.confidence
                 share_right[batch] = answers.share_right
@@ -191,7 +156,7 @@ class Predictor:
         return RankResult(
             self._predictions(rows, last, confidence),
             self._step_answers(rows[is_original], developed),
-            _accuracy(share_right),
+            accuracy_of(share_right),
             len(outgrown),
         )
 
@@ -206,7 +171,7 @@ class Predictor:
     def _rows_of(self, length: int) -> int:
         return self.batch_size * self.num_cells // length
 
-    def _prepare(self, rows: Rows, length: int) -> tuple[HostSegment, npt.NDArray[np.int64] | None]:
+    def _prepare(self, rows: Rows, length: int) -> tuple[HostSegment, Tensor | None]:
         """Whole canvases of the rows, and which cells of them to show (None: all).
 
         The last row is repeated up to a power of two or the batch's full size, so that shapes
@@ -220,29 +185,33 @@ class Predictor:
         segment = self.maker.take(selected, np.arange(len(padded)), puzzle_ids, padded, None)
         if length == self.num_cells:
             return segment, None
-        return segment, choose_cells(self.test_set.boxes[padded], length, self.side)
+        boxes = self.test_set.boxes[padded]
+        return segment, self.maker.pin_cells(
+            choose_cells(boxes, length, self.side, self.priorities)
+        )
 
-    def _start(
-        self, host_segment: HostSegment, chosen: npt.NDArray[np.int64] | None, count: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Answers [count, S, cells], probabilities [count, cells] of the last, share right.
+    def _start(self, host_segment: HostSegment, chosen: Tensor | None, count: int) -> "_OnTheWay":
+        """Predict the first `count` rows of a batch; the others fill it up.
 
-        Of the first `count` rows of a batch; the others fill it up. All stays on the device.
+        On a GPU this only queues the work.
         """
         segment = self.maker.to_device(host_segment)
-        cells = None if chosen is None else torch.from_numpy(chosen).to(segment.inputs.device)
+        cells = None
+        if chosen is not None:
+            cells = chosen.to(self.maker.device, non_blocking=True).long()
         inputs = segment.inputs if cells is None else segment.inputs.gather(1, cells)
         shown: list[Tensor] = []
         # Not inference_mode, whose tensors are of another kind: training's graphs serve here.
         with torch.no_grad():
             for logits in self.steps.run(inputs, segment.puzzle_ids, cells):
-                shown.append(_on_canvas(logits.argmax(dim=-1), cells, self.num_cells))
+                answer = logits.argmax(dim=-1).to(torch.uint8)
+                shown.append(_on_canvas(answer, cells, self.num_cells))
             probability = _on_canvas(
                 log_stablemax(logits).amax(dim=-1).exp(), cells, self.num_cells
             )
             answers = torch.stack(shown, dim=1)[:count]
             share_right = _share_right(answers, segment.labels[:count])
-        return answers.to(torch.uint8), probability[:count], share_right
+        return _OnTheWay(answers, probability[:count], share_right)
 
     def _predictions(
         self, rows: Rows, canvas: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]
@@ -274,11 +243,29 @@ def one_behind(items: Iterable[Item]) -> Iterator[Item]:
     yield from waiting
 
 
-def _to_host(answers: Tensor, probability: Tensor, share_right: Tensor) -> Answers:
-    """What a batch was started for; waits for the device."""
-    canvases = answers.cpu().numpy()
-    confidence = _mean_inside(probability.cpu().numpy(), canvases[:, -1])
-    return Answers(canvases, confidence, share_right.cpu().numpy())
+class _OnTheWay:
+    """Results of a batch, from the device to the host."""
+
+    def __init__(self, answers: Tensor, probability: Tensor, share_right: Tensor) -> None:
+        """Start copying answers [n, S, cells], probabilities [n, cells], shares [n, S]."""
+        self._tensors = [answers, probability, share_right]
+        self._arrived = None
+        if answers.is_cuda:
+            # Page-locked, and an event of their own: waiting for the copies is not to wait for the
+            # next batch, which is queued behind them.
+            self._tensors = [
+                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+                for t in self._tensors
+            ]
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def arrive(self) -> Answers:
+        """Wait for the results."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        canvases, probability, share_right = (tensor.numpy() for tensor in self._tensors)
+        return Answers(canvases, _mean_inside(probability, canvases[:, -1]), share_right)
 
 
 def _on_canvas(values: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
@@ -315,28 +302,3 @@ def _mean_inside(
         inside.sum(axis=1), 1
     ).astype(np.float32)
     return mean
-
-
-def _accuracy(share_right: npt.NDArray[np.float32]) -> StepAccuracy:
-    known = share_right[~np.isnan(share_right[:, -1])].astype(np.float64)
-    return StepAccuracy(len(known), (known == 1).sum(axis=0), known.sum(axis=0))
-
-
-def join(results: list[RankResult]) -> RankResult:
-    """One result from those of several ranks or rounds, in order."""
-    answers = [result.step_answers for result in results]
-    accuracy = [result.accuracy for result in results]
-    return RankResult(
-        concatenate([result.predictions for result in results]),
-        StepAnswers(
-            np.concatenate([a.task_id for a in answers]),
-            np.concatenate([a.test_index for a in answers]),
-            np.concatenate([a.canvas for a in answers]),
-        ),
-        StepAccuracy(
-            sum(a.num_scored for a in accuracy),
-            np.sum([a.exact for a in accuracy], axis=0),
-            np.sum([a.cell for a in accuracy], axis=0),
-        ),
-        sum(result.whole_canvas_again for result in results),
-    )

@@ -206,7 +206,7 @@ def _log_capital_against_share(
     safe = np.where(bets, mu, 0.5)  # Where there is no bet, its gain is not used.
     gains = np.where(for_answer, (1 - eta) / (1 - safe), eta / safe)
     capital = np.cumsum(np.where(bets, np.log(gains), 0.0), axis=1)
-    capital[mu <= 0] = np.inf
+    capital[mu < 0] = np.inf
     largest: npt.NDArray[np.float64] = capital.max(axis=1, initial=0.0)
     return largest
 

@@ -9,7 +9,8 @@ from common.errors import UserError
 from dataset.augmentation import DIHEDRALS, parse_variant_name
 from dataset.batches import select_test_examples
 from dataset.canvas import canvas_side, read_back
-from dataset.storage import TEST_PUZZLES_FILE, load_identifiers, open_split
+from dataset.splits import open_split, require_square
+from dataset.storage import TEST_PUZZLES_FILE, load_identifiers
 from dataset.tasks import NUM_COLOURS, Task, load_tasks
 from dataset.windows import boxes_around
 
@@ -22,6 +23,7 @@ class EvaluationSet:
 
     def __init__(self, dataset_path: Path, max_variants: int | None) -> None:
         self.split = split = open_split(dataset_path, "test")
+        require_square(split, "evaluation")
         self.examples = select_test_examples(split, max_variants)
         names = load_identifiers(dataset_path)
         if len(names) != split.metadata.num_puzzle_identifiers:

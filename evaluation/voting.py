@@ -36,15 +36,24 @@ class Ranking(NamedTuple):
 
 def count_votes(predictions: Predictions) -> dict[TestInput, Ranking]:
     """Rank the answers to every test input that has predictions."""
-    order = np.lexsort((predictions.test_index, predictions.task_id))
-    task_ids, test_indices = predictions.task_id[order], predictions.test_index[order]
-    changes = (task_ids[1:] != task_ids[:-1]) | (test_indices[1:] != test_indices[:-1])
-    starts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(order)]
+    rows = rows_by_test_input(predictions.task_id, predictions.test_index)
     # One test input at a time: vectorised over its variants, in the memory of its variants.
     return {
-        (str(task_ids[start]), int(test_indices[start])): rank_answers(
-            predictions.select(order[start:end])
-        )
+        test_input: rank_answers(predictions.select(of_input))
+        for test_input, of_input in rows.items()
+    }
+
+
+def rows_by_test_input(
+    task_ids: npt.NDArray[np.str_], test_indices: npt.NDArray[np.integer]
+) -> dict[TestInput, npt.NDArray[np.int64]]:
+    """The rows of each test input, in order; row n is of task_ids[n] and test_indices[n]."""
+    order = np.lexsort((test_indices, task_ids))
+    ids, indices = task_ids[order], test_indices[order]
+    changes = (ids[1:] != ids[:-1]) | (indices[1:] != indices[:-1])
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(order)]
+    return {
+        (str(ids[start]), int(indices[start])): order[start:end]
         for start, end in pairwise(starts)
         if end > start
     }

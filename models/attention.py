@@ -2,7 +2,8 @@
 
 PyTorch picks a kernel by rules of its own, which are not always the fastest for a small head
 dimension: cuDNN's has to be asked for, and on a CPU two plain products in bf16 beat the fused
-kernel on short sequences. So the choice is made by timing, once, on the shape at hand.
+kernel on short sequences. On a GPU the choice can be made by timing, once, before the network is
+built: eagerly, forward and backward, on sequences of a typical length.
 
 Shape letters: B batch, H heads, T sequence positions.
 """
@@ -52,15 +53,10 @@ def time_backends(
         device: where to time; backends that it does not have are left out.
         repeats: timed passes, after two that are not.
     """
-    q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    gradient = torch.randn(shape, dtype=dtype, device=device)
     seconds = {}
-    for name, attend in BACKENDS.items():
-        try:
-            times = [_time_once(attend, (q, k, v), gradient) for _ in range(2 + repeats)]
-        except RuntimeError:  # "No available kernel", or out of memory for the score matrix.
-            continue
-        seconds[name] = statistics.median(times[2:])
+    for name in BACKENDS:
+        if (times := _times(name, shape, dtype, device, 2 + repeats)) is not None:
+            seconds[name] = statistics.median(times[2:])
     return seconds
 
 
@@ -70,6 +66,29 @@ def fastest_backend(
     """Name of the backend with the shortest forward and backward pass, see `time_backends`."""
     seconds = time_backends(shape, dtype, device)
     return min(seconds, key=lambda name: seconds[name])
+
+
+def runs_here(
+    name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether a backend has a kernel, forward and backward, for such queries here."""
+    return _times(name, shape, dtype, device, repeats=1) is not None
+
+
+def _times(
+    name: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    repeats: int,
+) -> list[float] | None:
+    """Seconds of each pass, or None where the backend does not run."""
+    q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    gradient = torch.randn(shape, dtype=dtype, device=device)
+    try:
+        return [_time_once(BACKENDS[name], (q, k, v), gradient) for _ in range(repeats)]
+    except RuntimeError:  # "No available kernel", or out of memory for the score matrix.
+        return None
 
 
 def _time_once(

@@ -1,11 +1,11 @@
 """A model on its device, in its precision, compiled or not: as every entry point wants it."""
 
-import logging
 from typing import Any
 
 import torch
 
-from models.attention import fastest_backend
+from common.errors import UserError
+from models.attention import fastest_backend, runs_here
 from models.recursive import ArchConfig, TinyRecursiveModel
 
 ATTENTION_ROWS = 64
@@ -16,8 +16,6 @@ COMPILED_GRAPHS = 32
 Its own limit of 8 is too low: windows and whole canvases, of one example and of several, with a
 gradient and without, have a graph each, or two.
 """
-
-log = logging.getLogger(__name__)
 
 
 def build_model(
@@ -38,24 +36,54 @@ def build_model(
         device: where it computes.
         precision: "auto" (bf16 on CUDA, fp32 on CPU), "bf16" or "fp32"; of activations only.
         compile_network: "auto" (on CUDA only), "on" or "off".
-        attention: "auto" (the fastest here on CUDA, PyTorch's own choice on CPU), or one of
-            `models.attention.BACKENDS`.
+        attention: one of `models.attention.BACKENDS`, see `choose_attention`.
     """
-    on_cuda = device.type == "cuda"
-    bf16 = precision == "bf16" or (precision == "auto" and on_cuda)
-    dtype = torch.bfloat16 if bf16 else torch.float32
     # Drawn on the CPU so that a seed means the same weights on every device.
+    dtype = compute_dtype(precision, device)
     model = TinyRecursiveModel(arch, vocab_size, seq_len, dtype).to(device)
-    if attention == "auto" and on_cuda:
-        heads, head_dim = arch.num_heads, arch.hidden_size // arch.num_heads
-        shape = (ATTENTION_ROWS, heads, arch.prefix_length + seq_len, head_dim)
-        attention = fastest_backend(shape, dtype, device)
-        log.info("attention by %s, the fastest on %s here", attention, list(shape))
-    model.use_attention("default" if attention == "auto" else attention)
-    if compile_network == "on" or (compile_network == "auto" and on_cuda):
+    model.use_attention(attention)
+    if compile_network == "on" or (compile_network == "auto" and device.type == "cuda"):
         torch._dynamo.config.recompile_limit = COMPILED_GRAPHS
         model.compile()
     return model
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations that "auto", "bf16" or "fp32" means on a device."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def choose_attention(
+    attention: str, arch: ArchConfig, num_cells: int, precision: str, device: torch.device
+) -> str:
+    """The backend that `attention` means: for "auto" the fastest on CUDA, else PyTorch's own.
+
+    Timing is subject to noise: with several ranks, one should choose for all.
+
+    Args:
+        attention: "auto" or one of `models.attention.BACKENDS`.
+        arch: for the number and width of the heads.
+        num_cells: how many cells a sequence typically has.
+        precision: as for `build_model`.
+        device: where it will run.
+
+    Raises:
+        UserError: the backend that is named does not run here.
+    """
+    if attention == "auto" and device.type != "cuda":
+        return "default"
+    dtype = compute_dtype(precision, device)
+    length = arch.prefix_length + num_cells
+    shape = (ATTENTION_ROWS, arch.num_heads, length, arch.hidden_size // arch.num_heads)
+    if attention == "auto":
+        return fastest_backend(shape, dtype, device)
+    if not runs_here(attention, (1, *shape[1:]), dtype, device):
+        raise UserError(
+            f"attention={attention}: PyTorch has no such kernel for {dtype} on {device.type} with "
+            f"{shape[3]} numbers a head; attention=auto takes one that runs"
+        )
+    return attention
 
 
 def describe(model: TinyRecursiveModel, num_puzzles: int) -> dict[str, Any]:

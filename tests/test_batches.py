@@ -20,7 +20,8 @@ from dataset.batches import (
     TrainingBatches,
     select_test_examples,
 )
-from dataset.storage import PuzzleSplit, open_split
+from dataset.splits import open_split
+from dataset.storage import PuzzleSplit
 
 WriteSplit = Callable[[list[list[int]]], Path]
 GROUPS = [[2, 2], [1, 1, 1], [3], [2, 2, 2, 2], [4, 4]]

@@ -11,7 +11,8 @@ import pytest
 from benchmarks import build, plain_builder
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import place
-from dataset.storage import PuzzleSplit, load_identifiers, open_split
+from dataset.splits import open_split
+from dataset.storage import PuzzleSplit, load_identifiers
 from dataset.tasks import Pair, load_subset
 from evaluation.test_set import EvaluationSet
 

@@ -61,6 +61,12 @@ def test_each_change_takes_one_plain_piece_away() -> None:
     assert set(plain[6:]) == {0}
 
 
+def test_on_cuda_the_plain_way_takes_the_default_attention_and_a_row_the_fastest() -> None:
+    rows = {change.name: change.overrides for change in step.changes("cuda")}
+    assert "train.attention=default" in rows["plain"]
+    assert rows["+ fastest attention"][-1] == "train.attention=auto"
+
+
 def test_the_plain_sparse_update_is_the_same_update() -> None:
     ids = torch.tensor([3, 1, 3, 0])
     gradients = torch.tensor([[1.0, -2.0], [0.5, 0.0], [-3.0, 1.0], [0.0, 4.0]])

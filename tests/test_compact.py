@@ -23,7 +23,8 @@ from dataset.build_plan import BuildOptions
 from dataset.canvas import place, read_extents
 from dataset.compact import CompactSplit, Originals, Recipes, expand
 from dataset.rendering import render
-from dataset.storage import PuzzleSplit, fingerprint, open_split
+from dataset.splits import open_split
+from dataset.storage import PuzzleSplit, fingerprint
 from dataset.tasks import Pair, Task, load_subset
 
 SHARED = ("puzzle_identifiers", "puzzle_indices", "group_indices")

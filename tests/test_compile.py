@@ -139,7 +139,7 @@ def test_training_and_evaluating_shapes_of_all_kinds_makes_a_few_graphs_and_then
 
 def test_a_compiled_model_may_have_more_graphs_than_pytorch_allows_by_itself() -> None:
     with torch._dynamo.config.patch(recompile_limit=8):
-        build_model(tiny_arch(), 12, SEQ_LEN, torch.device("cpu"), "auto", "off", "auto")
+        build_model(tiny_arch(), 12, SEQ_LEN, torch.device("cpu"), "auto", "off", "default")
         assert torch._dynamo.config.recompile_limit == 8
-        build_model(tiny_arch(), 12, SEQ_LEN, torch.device("cpu"), "auto", "on", "auto")
+        build_model(tiny_arch(), 12, SEQ_LEN, torch.device("cpu"), "auto", "on", "default")
         assert torch._dynamo.config.recompile_limit == COMPILED_GRAPHS

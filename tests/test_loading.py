@@ -1,5 +1,6 @@
 """From samples to segments: what is shown of which example, in either layout, one batch ahead."""
 
+import dataclasses
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from dataset.batches import DataConfig, Sample, TrainingBatches
 from dataset.canvas import PAD
 from dataset.compact import CompactSplit
 from dataset.loading import SEGMENT_COST, BatchLoader, StoredSource, one_ahead
-from dataset.storage import PuzzleSplit, load_identifiers, open_split
+from dataset.splits import open_split
+from dataset.storage import PuzzleSplit, load_identifiers
 from dataset.windows import areas, cut_into_segments, lengths_for, widen
 
 CPU = torch.device("cpu")
@@ -395,6 +397,30 @@ def test_an_error_comes_after_the_items_before_it() -> None:
     with pytest.raises(UserError, match="bad"):
         seen.extend(one_ahead(items()))
     assert seen == [1, 2]
+
+
+def test_the_thread_ends_where_the_items_are_left_unused() -> None:
+    def items() -> Iterator[int]:
+        while True:
+            yield threading.get_ident()
+
+    ahead = one_ahead(items())
+    thread = next(ahead)
+    assert any(running.ident == thread for running in threading.enumerate())
+    ahead.close()  # type: ignore[attr-defined]
+    assert not any(running.ident == thread for running in threading.enumerate())
+
+
+def test_windows_of_a_canvas_that_is_no_square_are_refused(
+    write_split: Callable[[list[list[int]]], Path],
+) -> None:
+    split = open_split(write_split([[2, 2]]), "train")
+    assert isinstance(split, PuzzleSplit)
+    metadata = split.metadata.model_copy(update={"seq_len": 5})
+    batches = TrainingBatches(dataclasses.replace(split, metadata=metadata), 2, 1, seed=0)
+    BatchLoader(batches, data_config(canvas="whole"), CPU)
+    with pytest.raises(UserError, match=r"data\.canvas=window: .* 5 cells"):
+        BatchLoader(batches, data_config(canvas="window"), CPU)
 
 
 def test_nothing_is_made_of_nothing() -> None:

@@ -33,9 +33,10 @@ from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
 from dataset.tasks import Pair, Task, save_tasks
 from evaluation import evaluator
-from evaluation.predict import Predictor, RankResult, join, one_behind
+from evaluation.predict import Predictor, one_behind
 from evaluation.predictions import Predictions
 from evaluation.report_cases import report_cases
+from evaluation.results import RankResult, join
 from evaluation.test_set import EvaluationSet
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.settings import validate
 from models.attention import BACKENDS, AttentionFunction
-from models.build import build_model, describe
+from models.build import build_model, choose_attention, describe
 from models.layers import Attention
 from models.recursive import ArchConfig, RecursiveState, TinyRecursiveModel
 
@@ -397,17 +397,20 @@ def _record(calls: list[str], name: str, attend: AttentionFunction, *qkv: Tensor
     return attend(*qkv)
 
 
+def test_the_model_attends_by_the_backend_it_is_built_with() -> None:
+    model = build_model(tiny_arch(num_layers=2), 12, SEQ_LEN, CPU, "auto", "off", "matmul")
+    assert [block.attention.backend for block in model.blocks] == ["matmul", "matmul"]
+
+
 @pytest.mark.parametrize(("asked", "used"), [("auto", "default"), ("matmul", "matmul")])
 def test_on_a_cpu_attention_is_as_asked_and_nothing_is_timed(
     asked: str, used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.build.fastest_backend", None)
-    model = build_model(tiny_arch(num_layers=2), 12, SEQ_LEN, CPU, "auto", "off", asked)
-    assert [block.attention.backend for block in model.blocks] == [used, used]
+    assert choose_attention(asked, tiny_arch(), SEQ_LEN, "auto", CPU) == used
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_fastest_attention_for_the_models_shape_is_used(
+def test_on_a_gpu_the_fastest_attention_for_the_heads_and_length_is_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
@@ -418,11 +421,13 @@ def test_on_a_gpu_the_fastest_attention_for_the_models_shape_is_used(
 
     monkeypatch.setattr("models.build.fastest_backend", fastest)
     cuda = torch.device("cuda")
-    model = build_model(tiny_arch(), 12, SEQ_LEN, cuda, "auto", "off", "auto")
-    assert asked == [((64, 2, 3 + SEQ_LEN, 8), torch.bfloat16, cuda)]
-    assert model.blocks[0].attention.backend == "matmul"
-    build_model(tiny_arch(), 12, SEQ_LEN, cuda, "auto", "off", "flash")
-    assert len(asked) == 1, "nothing is timed for a choice that is made"
+    assert choose_attention("auto", tiny_arch(), 20, "auto", cuda) == "matmul"
+    assert asked == [((64, 2, 3 + 20, 8), torch.bfloat16, cuda)]
+
+
+def test_attention_that_does_not_run_here_is_refused() -> None:
+    with pytest.raises(UserError, match=r"attention=cudnn: .* on cpu .* attention=auto"):
+        choose_attention("cudnn", tiny_arch(), SEQ_LEN, "auto", CPU)
 
 
 @pytest.mark.parametrize("heads", [3, 16])
@@ -437,7 +442,7 @@ def test_heads_must_divide_the_width_into_even_parts(heads: int) -> None:
     [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)],
 )
 def test_auto_precision_is_fp32_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
-    model = build_model(tiny_arch(), 12, SEQ_LEN, CPU, precision, "off", "auto")
+    model = build_model(tiny_arch(), 12, SEQ_LEN, CPU, precision, "off", "default")
     assert model.compute_dtype == dtype
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -447,7 +452,7 @@ def test_the_weights_are_a_function_of_the_global_seed() -> None:
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
         built.append(
-            build_model(tiny_arch(), 12, SEQ_LEN, CPU, "auto", "auto", "auto").state_dict()
+            build_model(tiny_arch(), 12, SEQ_LEN, CPU, "auto", "auto", "default").state_dict()
         )
     for name, tensor in built[0].items():
         assert torch.equal(tensor, built[1][name])

@@ -20,9 +20,10 @@ from dataset.augmentation import invert
 from dataset.canvas import VOCAB_SIZE, place, read_back
 from evaluation import evaluator, rounds
 from evaluation.evaluator import Outcome, stopping_rule
-from evaluation.predict import Predictor, join
+from evaluation.predict import Predictor
 from evaluation.report import write_report
 from evaluation.report_cases import report_cases
+from evaluation.results import join
 from evaluation.rounds import answer_keys, predict_until_decided, shuffled_rows
 from evaluation.stopping import ExactRule, RunningVote, SequentialRule, simulate
 from evaluation.test_set import EvaluationSet
@@ -313,7 +314,7 @@ def test_a_report_has_cases_whose_original_was_never_predicted(
 
     stub: Any = Votes(test_set, (3,) * 7)
     predictor = Predictor(stub, test_set, 8, "whole")
-    result = predict_until_decided(predictor, test_set, AfterOneRound(), 0, ALONE)
+    result = predict_until_decided(predictor, AfterOneRound(), 0, ALONE)
     voted = evaluator.vote(result.predictions, test_set.tasks)
     outcome = voted._replace(step_answers=join([result]).step_answers)
     cases = report_cases(test_set.tasks, outcome)

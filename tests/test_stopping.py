@@ -335,11 +335,11 @@ def capital_against_share(answers: Answers, total: int, small: Hashable, share: 
     others = 0
     for j, answer in enumerate(answers, start=1):
         mu = (total * (1 - share) - others) / (total - j + 1)
-        if mu <= 0:
+        if mu < 0:
             return float("inf")
         x = float(answer != small)
         eta = (30 * (1 - share / 4) + others) / (30 + j - 1)
-        if mu < eta:
+        if 0 < mu < eta:
             money *= x * eta / mu + (1 - x) * (1 - eta) / (1 - mu)
             most = max(most, money)
         others += int(x)
@@ -396,3 +396,10 @@ def test_a_second_place_below_the_share_may_be_missed() -> None:
     population = ["a"] * 197 + ["b"] * 2 + ["c"]
     rule = SequentialRule(0.1, min_share=0.1)
     assert wrong_stops(population, {"a", "b"}, rule, 100, round_size=8) > 0.3
+
+
+def test_an_answer_that_can_still_have_the_share_is_not_certainly_small() -> None:
+    """One vote is left, and with it b would have exactly two of twenty."""
+    vote = voted([*"a" * 18, "b"], 20)
+    assert not SequentialRule(1e-12, min_share=0.1).decided(vote)
+    assert SequentialRule(1e-12, min_share=0.11).decided(vote)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from dataset.splits import open_split
 from dataset.storage import (
     create_array,
     load_identifiers,
-    open_split,
     read_json,
     save_array,
     write_rows,

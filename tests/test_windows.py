@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from dataset.canvas import PAD, place
 from dataset.compact import CompactSplit
 from dataset.loading import CompactSource, StoredSource
-from dataset.storage import PuzzleSplit, open_split
+from dataset.splits import open_split
+from dataset.storage import PuzzleSplit
 from dataset.windows import (
     areas,
     boxes_around,
@@ -86,15 +87,16 @@ def test_cells_are_those_of_the_box_and_the_lowest_outside() -> None:
     priorities = np.array([[0.2, 0, 0, 0.3, 0, 0, 0.9, 0.8, 0.1]], dtype=np.float32)
     box = np.array([[0, 1, 2, 3]])
 
-    def chosen(length: int, by: Array | None = priorities) -> list[list[int]]:
-        return choose_cells(box, length, 3, by).tolist()
+    def chosen(length: int) -> list[list[int]]:
+        return choose_cells(box, length, 3, priorities).tolist()
 
     assert chosen(4) == [[1, 2, 4, 5]]
     assert chosen(5) == [[1, 2, 4, 5, 8]]
     assert chosen(6) == [[0, 1, 2, 4, 5, 8]]
     assert chosen(7) == [[0, 1, 2, 3, 4, 5, 8]]
     assert chosen(9) == [list(range(9))]
-    assert chosen(6, None) == [[0, 1, 2, 3, 4, 5]], "without priorities, the first ones"
+    two = np.concatenate([box, box])
+    assert choose_cells(two, 5, 3, priorities).tolist() == [[1, 2, 4, 5, 8]] * 2, "one row for all"
 
 
 def test_segments_are_cut_where_the_cells_saved_are_worth_one_more() -> None:
@@ -227,7 +229,7 @@ def test_a_window_holds_all_that_is_shown(full: PuzzleSplit) -> None:
     ladder = lengths_for(900)
     hidden_cells = 0
     for members, length in cut_into_segments(areas(boxes), ladder, 0):
-        cells = choose_cells(boxes[members], length, 30)
+        cells = choose_cells(boxes[members], length, 30, np.zeros((1, 900), np.float32))
         outside = np.ones((len(members), 900), dtype=bool)
         np.put_along_axis(outside, cells, False, axis=1)
         hidden_cells += outside.sum()
