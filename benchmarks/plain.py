@@ -4,7 +4,7 @@ Each piece stands for one thing that implementations of this family do: it costs
 result beyond rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,6 @@ class UniqueSignSGD(SparseSignSGD):
 class SynchronousLoader(BatchLoader):
     """Makes each batch when it is asked for."""
 
-    def __iter__(self) -> Iterator[list[Segment]]:
+    def __iter__(self) -> Generator[list[Segment], None, None]:
         for sample in self.batches:
             yield [self.maker.to_device(segment) for segment in self._prepare(sample)]

@@ -12,7 +12,7 @@ over the timed batches, as batches of windows differ in size.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from models.supervision import DeepImprovementSupervision
 from train_arc_tiny_corrupt import Run, batch_seed, build_run, take_step
 from training.metrics import MetricSums
 
+SETTLED_BATCHES = 8
+"""Batches of windows in a row that were trained on without compiling anything, before timing."""
 PLAIN_OVERRIDES = ("train.precision=fp32", "train.compile=off", "train.attention=default")
 PLAIN = frozenset({"targets", "loss", "waiting", "optimizer", "loading"})
 
@@ -87,7 +89,7 @@ class Case:
     change: Change
     run: Run
     supervision: DeepImprovementSupervision
-    stream: Iterator[list[Segment]]
+    stream: Generator[list[Segment], None, None]
     metrics: MetricSums
     lengths: list[int] = field(default_factory=list)
 
@@ -185,13 +187,22 @@ def rows(cases: list[Case], arguments: argparse.Namespace) -> list[dict[str, Any
 
 
 def warm_up(case: Case, batches: int) -> None:
-    """Train on some batches, and on until one needs no new graph: windows come in many shapes."""
+    """Train on some batches, then go back to the first.
+
+    Where windows are compiled, until so many batches have needed no new graph: they come in many
+    shapes, some of them rare, and what is compiled later would count as work.
+    """
+    config = case.run.config
+    needed = SETTLED_BATCHES if config.data.canvas == "window" else batches
     graphs = torch._dynamo.utils.counters["stats"]
-    done, before = 0, -1
-    while done < batches or graphs["unique_graphs"] > before:
+    settled = 0
+    while settled < needed:
         before = graphs["unique_graphs"]
         case.train_on_a_batch()
-        done += 1
+        settled = settled + 1 if graphs["unique_graphs"] == before else 0
+    case.stream.close()
+    case.run.loader.position = (0, 0)
+    case.stream = iter(case.run.loader)
     case.lengths.clear()
 
 
@@ -201,7 +212,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", required=True, type=Path, help="dataset folder, of either layout")
     add("--batch-size", type=positive, default=16)
     add("--warmup", type=positive, default=1,
-        help="batches before the clock runs, more while kernels are compiled")  # fmt: skip
+        help="batches before the clock runs, at least; more of windows")  # fmt: skip
     add("--repeats", type=positive, default=8, help="timed batches")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--output", type=Path, default=Path("benchmark_output/step.json"))

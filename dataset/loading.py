@@ -8,7 +8,7 @@ Both layouts give the same interface, a `CanvasSource`: `select` examples, ask f
 `take` those of a segment.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -244,7 +244,7 @@ class BatchLoader:
     def position(self, position: tuple[int, int]) -> None:
         self._position = self.batches.position = position
 
-    def __iter__(self) -> Iterator[list[Segment]]:
+    def __iter__(self) -> Generator[list[Segment], None, None]:
         # `batches.position` runs ahead of what has been handed out, so each batch brings its own.
         prepared = ((self._prepare(sample), self.batches.position) for sample in self.batches)
         for host_segments, position in one_ahead(prepared):
