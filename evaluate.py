@@ -30,7 +30,7 @@ from config.loading import load_config
 from config.schema import EvaluateConfig
 from dataset.storage import BUILD_FILE, TEST_PUZZLES_FILE, fingerprint, read_json
 from dataset.tasks import Task, load_tasks
-from dataset.windows import TYPICAL_LENGTH
+from dataset.windows import typical_length
 from evaluation.evaluator import Outcome, evaluate, metrics, vote
 from evaluation.predictions import (
     PREDICTIONS_FILE,
@@ -158,7 +158,7 @@ def load_model(
     weights = stored.ema if use_average and stored.ema is not None else stored.model
     # Checkpoints from before there were windows do not say: they knew the whole canvas alone.
     canvas = config.eval.canvas_for(stored.config.get("data", {}).get("canvas", "whole"))
-    num_cells = min(TYPICAL_LENGTH, metadata.seq_len) if canvas == "window" else metadata.seq_len
+    num_cells = typical_length(canvas, metadata.seq_len)
     attention = ranks.from_main(
         lambda: choose_attention(config.attention, arch, num_cells, config.precision, ranks.device)
     )

@@ -29,7 +29,7 @@ from dataset.batches import TrainingBatches
 from dataset.loading import BatchLoader
 from dataset.splits import open_split
 from dataset.storage import fingerprint
-from dataset.windows import TYPICAL_LENGTH
+from dataset.windows import typical_length
 from evaluation import evaluator
 from evaluation.test_set import EvaluationSet
 from models.build import build_model, choose_attention, describe
@@ -265,8 +265,7 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
     assert config.data.path is not None, "the schema requires a path to train on"
     metadata = batches.split.metadata
     precision = config.train.precision
-    windowed = config.data.canvas == "window"
-    num_cells = min(TYPICAL_LENGTH, metadata.seq_len) if windowed else metadata.seq_len
+    num_cells = typical_length(config.data.canvas, metadata.seq_len)
     attention: str = ranks.from_main(
         lambda: choose_attention(
             config.train.attention, config.arch, num_cells, precision, ranks.device

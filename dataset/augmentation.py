@@ -48,6 +48,15 @@ ORIGINAL = Variants(np.zeros(1, dtype=np.uint8), IDENTITY_PERMUTATION[None])
 """The task as it is."""
 
 
+def transformed_sizes(
+    sizes: npt.NDArray[np.int64], dihedrals: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """Rows and columns [N, ..., 2] of grids of `sizes` after the dihedrals [N]."""
+    transposes = np.array([transpose for transpose, _, _ in DIHEDRALS])[dihedrals]
+    transposes = transposes.reshape(len(dihedrals), *[1] * (sizes.ndim - 1))
+    return np.where(transposes, sizes[..., ::-1], sizes)
+
+
 def transform(grids: Grid, dihedral: int) -> Grid:
     """One dihedral transform of the last two axes of `grids` [..., rows, cols], as a view."""
     assert 0 <= dihedral < NUM_DIHEDRALS, f"dihedral transforms are 0 to 7, got {dihedral}"

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.augmentation import DIHEDRALS, NUM_DIHEDRALS
+from dataset.augmentation import DIHEDRALS, NUM_DIHEDRALS, transformed_sizes
 from dataset.canvas import COLOUR_OFFSET, EOS, canvas_side, read_extents
 from dataset.storage import (
     ORIGINALS,
@@ -121,7 +121,6 @@ _DIHEDRAL_MASKS = tuple(
     sum(bit << dihedral for dihedral, bit in enumerate(column))
     for column in zip(*DIHEDRALS, strict=True)
 )
-_TRANSPOSES = np.array([transpose for transpose, _, _ in DIHEDRALS])
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class CompactSplit(SplitIndex):
     def extents(self, examples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows and columns [n, (input, label), 2] of the grids as their variants show them."""
         puzzles, pairs = self._locate(examples)
-        return self._shown(self.originals.sizes.numpy()[pairs], puzzles)
+        return transformed_sizes(self.originals.sizes.numpy()[pairs], self.dihedrals[puzzles])
 
     def largest_outputs(self, examples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Most rows and most columns [n, 2] among the outputs of all pairs of each one's puzzle.
@@ -162,7 +161,7 @@ class CompactSplit(SplitIndex):
         outputs = self.originals.sizes.numpy()[:, 1]
         largest = np.maximum.reduceat(outputs, self.pair_indices[:-1])
         puzzles, _ = self._locate(examples)
-        return self._shown(largest[self.puzzle_groups[puzzles], None], puzzles)[:, 0]
+        return transformed_sizes(largest[self.puzzle_groups[puzzles]], self.dihedrals[puzzles])
 
     def read(
         self, examples: npt.NDArray[np.int64]
@@ -179,13 +178,6 @@ class CompactSplit(SplitIndex):
         puzzles = np.searchsorted(self.puzzle_indices, examples, side="right") - 1
         first = self.pair_indices[self.puzzle_groups[puzzles]]
         return puzzles, first + examples - self.puzzle_indices[puzzles]
-
-    def _shown(
-        self, sizes: npt.NDArray[np.int64], puzzles: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
-        """The sizes [n, k, 2] of the puzzles' originals as the puzzles themselves show them."""
-        transposed = _TRANSPOSES[self.dihedrals[puzzles]][:, None, None]
-        return np.where(transposed, sizes[..., ::-1], sizes)
 
 
 def open_compact(path: Path, metadata: DatasetMetadata) -> CompactSplit:

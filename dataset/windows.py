@@ -16,13 +16,11 @@ import numpy.typing as npt
 
 from dataset.canvas import COLOUR_OFFSET, PAD, Canvases
 
-TYPICAL_LENGTH = 320
-"""Cells of a window: about the mean over the ARC-AGI-1 mix."""
-
 Boxes = npt.NDArray[np.int64]
 Extents = npt.NDArray[np.int64]
 """[N, 2] rows and columns."""
 
+_TYPICAL_WINDOW = 320
 _LENGTHS = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768)
 
 
@@ -32,6 +30,14 @@ def lengths_for(cells: int) -> npt.NDArray[np.int64]:
     They are few, so that compiled kernels are, and close enough to waste a tenth or so.
     """
     return np.array([*(length for length in _LENGTHS if length < cells), cells])
+
+
+def typical_length(canvas: str, cells: int) -> int:
+    """Cells that a sequence typically shows of a canvas of `cells`, "whole" or by "window".
+
+    A window's are about the mean over the ARC-AGI-1 mix.
+    """
+    return min(_TYPICAL_WINDOW, cells) if canvas == "window" else cells
 
 
 def shown_boxes(inputs: Canvases, labels: Canvases, side: int) -> Boxes:

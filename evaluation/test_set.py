@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
-from dataset.augmentation import DIHEDRALS, parse_variant_name
+from dataset.augmentation import parse_variant_name, transformed_sizes
 from dataset.batches import select_test_examples
 from dataset.canvas import canvas_side, read_back
 from dataset.splits import open_split, require_square
@@ -78,8 +78,7 @@ class EvaluationSet:
         }
         rows = zip(self.task_ids.tolist(), self.examples.test_indices.tolist(), strict=True)
         extents = np.array([upright[row] for row in rows])
-        transposed = np.array([transpose for transpose, _, _ in DIHEDRALS], dtype=bool)
-        return np.where(transposed[self.dihedrals, None], extents[:, ::-1], extents)
+        return transformed_sizes(extents, self.dihedrals)
 
     def is_original(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which of the given rows show a test input unaugmented."""

@@ -20,6 +20,7 @@ from dataset.augmentation import (
     invert,
     parse_variant_name,
     transform,
+    transformed_sizes,
     variant_names,
 )
 from dataset.tasks import Pair, Task, load_subset
@@ -280,3 +281,14 @@ def test_variants_come_in_the_order_in_which_they_were_drawn() -> None:
     task = task_of([[1, 2], [3, 4]], [[5, 6, 7]])
     # Rounds of four: what the second one draws again is known from the first.
     assert draw_variants(task, 3, rng).dihedrals.tolist() == [0, 4, 1, 6]
+
+
+def test_sizes_are_transformed_as_the_grids_are() -> None:
+    grid = np.zeros((2, 5), dtype=np.uint8)
+    dihedrals = np.arange(8)
+    expected = [transform(grid, int(dihedral)).shape for dihedral in dihedrals]
+    sizes = np.tile([2, 5], (8, 1))
+    assert transformed_sizes(sizes, dihedrals).tolist() == [list(shape) for shape in expected]
+    both = np.stack([sizes, sizes[:, ::-1]], axis=1)  # [8, 2, 2]
+    assert transformed_sizes(both, dihedrals)[:, 0].tolist() == [list(s) for s in expected]
+    assert transformed_sizes(both, dihedrals)[:, 1].tolist() == [list(s[::-1]) for s in expected]
