@@ -6,54 +6,51 @@
     python evaluate.py predictions=runs/compact-seed0/evaluation_step_00010000/predictions.npz
 
 The output folder receives metrics.json, submission.json, predictions.npz, step_answers.npz and
+report.html; for boards (N-Queens, Sudoku), on which nothing votes, metrics.json, boards.npz and
 report.html.
 """
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
-from common.files import atomic_directory, require_new_directory
+from common.files import require_new_directory
 from common.settings import validate
 from config.loading import load_config
-from config.schema import EvaluateConfig
-from dataset.storage import BUILD_FILE, TEST_PUZZLES_FILE, fingerprint, read_json
+from config.schema import CheckpointConfig, EvaluateConfig
+from dataset.storage import TEST_PUZZLES_FILE, fingerprint, read_json
 from dataset.tasks import Task, load_tasks
 from dataset.windows import typical_length
+from evaluation.boards import BoardAnswers, BoardSet, answer_boards
 from evaluation.evaluator import Outcome, evaluate, metrics, vote
 from evaluation.predictions import (
-    PREDICTIONS_FILE,
-    Predictions,
-    concatenate,
+    first_variants,
     load_predictions,
+    pool_predictions,
 )
-from evaluation.report import write_report
-from evaluation.report_cases import report_cases
-from evaluation.scoring import submission
-from evaluation.test_set import EvaluationSet
+from evaluation.results_folder import (
+    METRICS_FILE,
+    describe_test_set,
+    write_board_results,
+    write_results,
+)
+from evaluation.validation import TestSet, open_test_set
 from models.build import build_model, choose_attention, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import ArchConfig
-from models.supervision import ImprovementSteps, SupervisionConfig
+from models.steps import ImprovementSteps
+from models.supervision import SupervisionConfig
 from training import checkpoints
 from training.run_folder import CHECKPOINTS_FOLDER, find_checkpoint
 from training.run_log import configure_logging
-
-METRICS_FILE = "metrics.json"
-SUBMISSION_FILE = "submission.json"
-STEP_ANSWERS_FILE = "step_answers.npz"
-REPORT_FILE = "report.html"
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +79,10 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     data_path = config.data.path or trained_on(found[0])
     output_dir = config.output_dir or default_output_dir(found)
     ranks.from_main(lambda: require_new_output(output_dir))
-    test_set = EvaluationSet(data_path, config.eval.max_variants)
-    outcomes: list[Outcome | None] = []
+    test_set = open_test_set(data_path, config.eval.max_variants)
+    if isinstance(test_set, BoardSet):
+        require_plain_voting(config, len(paths))
+    answered: list[Outcome | BoardAnswers | None] = []
     facts: list[dict[str, Any]] = []
     for path in found:
         steps, about = load_model(config, path, data_path, test_set, ranks)
@@ -92,27 +91,38 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
             unit = "batch" if config.eval.voting == "full" else "test input"
             return tqdm(batches, path.name, total, unit=unit, disable=not ranks.is_main)
 
-        outcomes.append(evaluate(steps, test_set, config.eval, about["canvas"], ranks, progress))
+        if isinstance(test_set, BoardSet):
+            answered.append(answer_boards(steps, test_set, config.eval, ranks, progress))
+        else:
+            canvas = about["canvas"]
+            answered.append(evaluate(steps, test_set, config.eval, canvas, ranks, progress))
         facts.append(about)
-    done = [outcome for outcome in outcomes if outcome is not None]
     if not ranks.is_main:
         return
-    pooled = done[0] if len(done) == 1 else pool(done, test_set.tasks)
     document = {
-        **metrics(pooled),
-        "test_set": describe_test_set(data_path, test_set.tasks),
-        "checkpoints": [
-            {**about, **(metrics(outcome) if len(done) > 1 else {})}
-            for about, outcome in zip(facts, done, strict=True)
-        ],
+        "checkpoints": facts,
         "options": config.eval.model_dump(mode="json"),
-        "num_predictions": len(pooled.predictions),
         "num_ranks": ranks.world_size,
         "device": ranks.device.type,
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    write_results(config, output_dir, test_set.tasks, pooled, document)
+    if isinstance(test_set, BoardSet):
+        (boards,) = (found for found in answered if isinstance(found, BoardAnswers))
+        write_board_results(output_dir, data_path, boards, document, config.report)
+        return
+    done = [outcome for outcome in answered if isinstance(outcome, Outcome)]
+    if len(done) > 1:
+        for about, outcome in zip(facts, done, strict=True):
+            about |= metrics(outcome)
+    pooled = done[0] if len(done) == 1 else pool(done, test_set.tasks)
+    document = {
+        **metrics(pooled),
+        "test_set": describe_test_set(data_path, test_set.tasks),
+        "num_predictions": len(pooled.predictions),
+        **document,
+    }
+    write_results(output_dir, test_set.tasks, pooled, document, config.report)
 
 
 def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
@@ -133,11 +143,11 @@ def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
         "predictions": [str(path) for path in paths],
         "num_predictions": len(predictions),
     }
-    write_results(config, output_dir, tasks, outcome, document)
+    write_results(output_dir, tasks, outcome, document, config.report)
 
 
 def load_model(
-    config: EvaluateConfig, path: Path, data_path: Path, test_set: EvaluationSet, ranks: Ranks
+    config: CheckpointConfig, path: Path, data_path: Path, test_set: TestSet, ranks: Ranks
 ) -> tuple[ImprovementSteps, dict[str, Any]]:
     """The checkpoint's model, ready to predict, and the facts that go with its score.
 
@@ -184,7 +194,7 @@ def load_model(
     steps = ImprovementSteps(
         model,
         puzzle_embedding,
-        supervision.next_input,
+        supervision,
         config.eval.num_supervision_steps,
         config.eval.guidance_weight,
     )
@@ -207,85 +217,13 @@ def pool(outcomes: Sequence[Outcome], tasks: Sequence[Task]) -> Outcome:
     return vote(predictions, tasks)._replace(step_answers=outcomes[0].step_answers)
 
 
-def first_variants(predictions: Predictions, max_variants: int) -> Predictions:
-    """The predictions of each task's first variants, by identifier: the original comes first."""
-    kept = np.zeros(len(predictions), dtype=bool)
-    for task_id in np.unique(predictions.task_id):
-        rows = predictions.task_id == task_id
-        first = np.unique(predictions.identifier[rows])[:max_variants]
-        kept |= rows & np.isin(predictions.identifier, first)
-    return predictions.select(kept)
-
-
-def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Join predictions, numbering the checkpoints they come from through."""
-    numbered, first = [], 0
-    for part in parts:
-        numbered.append(replace(part, checkpoint=(part.checkpoint + first).astype(np.int16)))
-        first += int(part.checkpoint.max(initial=0)) + 1
-    if len({part.canvas.shape[1] for part in parts}) > 1:
-        raise UserError("predictions: the files have canvases of different sizes")
-    return concatenate(numbered)
-
-
-def write_results(
-    config: EvaluateConfig,
-    output_dir: Path,
-    tasks: Sequence[Task],
-    outcome: Outcome,
-    document: dict[str, Any],
-) -> None:
-    """Write everything at once: the folder appears when it is complete."""
-    with atomic_directory(output_dir) as folder:
-        (folder / METRICS_FILE).write_text(json.dumps(document, indent=1))
-        (folder / SUBMISSION_FILE).write_text(json.dumps(submission(outcome.rankings, tasks)))
-        outcome.predictions.save(folder / PREDICTIONS_FILE)
-        if outcome.step_answers is not None:
-            outcome.step_answers.save(folder / STEP_ANSWERS_FILE)
-        if config.report:
-            cases = report_cases(tasks, outcome)
-            title = f"Answers on {document['test_set']['name']}"
-            write_report(folder / REPORT_FILE, title, facts_of(document), cases)
-    for key in ("pass@1", "pass@2", "exact_accuracy"):
-        if key in document:
-            log.info("%s %.3f", key, document[key])
-    if outcome.scores is None:
-        log.info("No solutions are known for this test set: it was predicted, not scored.")
-    log.info("Wrote %s", output_dir)
-
-
-def facts_of(document: dict[str, Any]) -> dict[str, str]:
-    """The table at the top of the report."""
-    facts: dict[str, str] = {
-        key: f"{document[key]:.3f}" for key in ("pass@1", "pass@2") if key in document
-    }
-    facts["test set"] = document["test_set"]["name"]
-    facts["predictions"] = f"{document['num_predictions']:,}"
-    for number, about in enumerate(document.get("checkpoints", []), start=1):
-        facts[f"checkpoint {number}"] = f"{about['checkpoint']} ({about['weights']} weights)"
-    return facts
-
-
-def describe_test_set(data_path: Path, tasks: Sequence[Task]) -> dict[str, Any]:
-    """What a score is over: two test sets of the same name may differ in their test inputs."""
-    build_path = data_path / BUILD_FILE
-    build = read_json(build_path) if build_path.is_file() else {}
-    names = build.get("options", {}).get("test_set_names", [])
-    return {
-        "name": " + ".join(names) or data_path.name,
-        "dataset": str(data_path),
-        "tasks": len(tasks),
-        "test_inputs": sum(len(task.test) for task in tasks),
-    }
-
-
-def default_output_dir(found: Sequence[Path]) -> Path:
-    """Beside the first checkpoint's run, named by the checkpoint."""
+def default_output_dir(found: Sequence[Path], kind: str = "evaluation") -> Path:
+    """In the first checkpoint's run folder, named by what it is and by the checkpoint."""
     run_dir = found[0].parent
     if run_dir.name == CHECKPOINTS_FOLDER:
         run_dir = run_dir.parent
     pooled = f"_and_{len(found) - 1}_more" if len(found) > 1 else ""
-    return run_dir / f"evaluation_{found[0].name}{pooled}"
+    return run_dir / f"{kind}_{found[0].name}{pooled}"
 
 
 def trained_on(checkpoint: Path) -> Path:
@@ -314,6 +252,15 @@ def require_all_variants(predictions: Path) -> None:
         raise UserError(
             f"eval.max_variants: {predictions} was made with eval.voting={voting}, it holds some "
             f"variants of each task and not the first ones"
+        )
+
+
+def require_plain_voting(config: EvaluateConfig, num_checkpoints: int) -> None:
+    """Raise UserError for what has no meaning on boards."""
+    if num_checkpoints > 1 or config.eval.voting != "full":
+        raise UserError(
+            "checkpoint: nothing votes on boards, so neither several checkpoints nor eval.voting="
+            f"{config.eval.voting} mean anything there; score one checkpoint with eval.voting=full"
         )
 
 

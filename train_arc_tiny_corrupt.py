@@ -27,14 +27,16 @@ from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches
 from dataset.loading import BatchLoader
-from dataset.splits import open_split
+from dataset.rules import solution_tokens
+from dataset.splits import open_split, require_square
 from dataset.storage import fingerprint
 from dataset.windows import typical_length
-from evaluation import evaluator
-from evaluation.test_set import EvaluationSet
-from models.build import build_model, choose_attention, describe
+from evaluation import validation
+from evaluation.validation import TestSet, open_test_set
+from models.build import build_model, build_supervision, choose_attention, describe
 from models.puzzle_embedding import PuzzleEmbedding
-from models.supervision import DeepImprovementSupervision, ImprovementSteps, StepResult
+from models.steps import ImprovementSteps
+from models.supervision import StepResult, Supervision
 from training.checkpoints import CheckpointFolder, Score
 from training.metrics import MetricSums
 from training.optimizers import (
@@ -49,6 +51,9 @@ from training.run_log import NoLog, RunLog, configure_logging
 from training.sign_sgd import SparseSignSGD
 from training.state import TrainingState
 
+HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy")
+"""Figures of an evaluation that are shown while training."""
+
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +65,7 @@ class Run:
     ranks: Ranks
     state: TrainingState
     loader: BatchLoader
+    supervision: Supervision
     puzzle_optimizer: SparseSignSGD
     total_steps: int
 
@@ -83,7 +89,7 @@ class Run:
         """Whether a multiple of `every` steps lies in the batch just done, or the run is done."""
         if every is None:
             return False
-        return self.is_done or self.state.step % every < self.config.arch.num_supervision_steps
+        return self.is_done or self.state.step % every < self.supervision.steps_per_batch
 
 
 @exit_cleanly
@@ -98,6 +104,8 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     # The data first: what is wrong with it should show before anything is built or written.
     assert config.data.path is not None, "the schema requires a path to train on"
     split = open_split(config.data.path, "train")
+    if config.supervision.targets == "edits_by_component":
+        require_square(split, "supervision.targets=edits_by_component")
     batches = TrainingBatches(
         split,
         config.train.global_batch_size,
@@ -108,7 +116,7 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     )
     test_set = None
     if config.train.eval_every is not None:
-        test_set = EvaluationSet(config.data.path, config.eval.max_variants)
+        test_set = open_test_set(config.data.path, config.eval.max_variants)
     start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
 
     run = build_run(config, ranks, batches)
@@ -123,10 +131,6 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     ranks.from_main(lambda: write_run_config(config.run_dir, resolved))
     first_step = state.step
 
-    network = wrap_for_ranks(state.model, ranks)
-    supervision = DeepImprovementSupervision(
-        config.supervision, state.model, network, state.puzzle_embedding
-    )
     sizes = describe(state.model, split.metadata.num_puzzle_identifiers)
     log.info("arch %s: %s", config.arch.name, ", ".join(f"{k} {v:,}" for k, v in sizes.items()))
     log.info("%d rank(s) on %s, %d steps", ranks.world_size, ranks.device.type, run.total_steps)
@@ -148,16 +152,16 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
             log_now = evaluate_now or save_now or run.is_due(config.train.log_every)
             if log_now and state.step > first_step:
                 report_metrics(run, metrics, run_log, bar)
-                validation = validate(run, test_set) if evaluate_now and test_set else {}
-                if validation:
-                    run_log.write(state.step, validation)
+                found = validate(run, test_set) if evaluate_now and test_set else {}
+                if found:
+                    run_log.write(state.step, found)
                 if save_now:
-                    score = rating(run, validation)
+                    score = rating(run, found)
                     state.save(folder, ranks, resolved, score, run_log.wandb_run_id)
             if run.is_done:
                 break
             metrics.begin_batch()
-            for result in supervision.run(next(stream), batch_seed(run)):
+            for result in run.supervision.run(next(stream), batch_seed(run)):
                 grad_norm = take_step(run, result)
                 metrics.add(result, grad_norm)
     log.info("Done: %s", config.run_dir)
@@ -204,7 +208,7 @@ def report_metrics(
             checkpoint is written, so that the newest one is sound.
     """
     step = run.state.step
-    since = step - metrics.num_batches * run.config.arch.num_supervision_steps
+    since = step - metrics.num_steps
     means = metrics.read(run.ranks)
     if not means.is_finite:
         raise UserError(
@@ -212,52 +216,49 @@ def report_metrics(
             f"not finite; go on from the last checkpoint with resume=auto and a lower optim.lr, "
             f"optim.grad_clip=1.0 or a longer optim.warmup_steps"
         )
-    # A batch serves all supervision steps.
-    batches_per_second = means.steps_per_second / run.config.arch.num_supervision_steps
-    examples_per_second = batches_per_second * run.config.train.global_batch_size
-    rates = {
+    more = {
         "train/lr": run.config.optim.lr * run.lr_factor,
-        "train/examples_per_second": examples_per_second,
         "train/peak_memory_gb": peak_memory(run.ranks.device) / 1e9,
     }
-    run_log.write(step, {**means.as_dict(), **rates})
+    run_log.write(step, {**means.as_dict(), **more})
     bar.update(step - bar.n)
     bar.set_postfix_str(
-        f"loss {means.loss:.3f}, exact {means.exact_accuracy[-1]:.3f}, "
-        f"{examples_per_second:.3g} examples/s"
+        f"loss {means.loss:.3f}, exact {means.finished.get('exact_accuracy', 0.0):.3f}, "
+        f"{means.examples_per_second:.3g} examples/s"
     )
 
 
-def validate(run: Run, test_set: EvaluationSet) -> dict[str, float]:
-    """Vote on (some variants of) the test set; metrics on the main rank, nothing elsewhere."""
+def validate(run: Run, test_set: TestSet) -> dict[str, float]:
+    """Score (some variants of) the test set; metrics on the main rank, nothing elsewhere."""
     config, state = run.config.eval, run.state
     steps = ImprovementSteps(
         state.model,
         state.puzzle_embedding,
-        run.config.supervision.next_input,
+        run.config.supervision,
         config.num_supervision_steps,
         config.guidance_weight,
     )
     with weights_in_place(state.model, state.average if run.scored_weights == "ema" else None):
         canvas = config.canvas_for(run.config.data.canvas)
-        outcome = evaluator.evaluate(steps, test_set, config, canvas, run.ranks)
-    if outcome is None:
+        figures = validation.measure(steps, test_set, config, canvas, run.ranks)
+    if figures is None:
         return {}
-    figures = evaluator.metrics(outcome)
-    shown = ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if k in ("pass@1", "pass@2"))
+    shown = ", ".join(f"{key} {figures[key]:.3f}" for key in HEADLINES if key in figures)
     log.info(
         "step %d, %s weights: %s", state.step, run.scored_weights, shown or "no known solutions"
     )
     return {f"eval/{key}": value for key, value in figures.items()}
 
 
-def rating(run: Run, validation: dict[str, float]) -> Score | None:
-    """What the best checkpoint is chosen by: pass@2, then exact accuracy; None if not scored."""
-    if "eval/pass@2" not in validation:
-        return None
+def rating(run: Run, found: dict[str, float]) -> Score | None:
+    """What the best checkpoint is chosen by, then by exact accuracy; None if not scored.
+
+    For tasks that is pass@2, for boards the share solved.
+    """
     # Where voting stopped early there is no accuracy over all variants.
-    figures = (validation["eval/pass@2"], validation.get("eval/exact_accuracy", 0.0))
-    return Score(figures, run.scored_weights)
+    exact = found.get("eval/exact_accuracy")
+    first = found.get("eval/pass@2", found.get("eval/solved", exact))
+    return None if first is None else Score((first, exact or 0.0), run.scored_weights)
 
 
 def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Run:
@@ -287,7 +288,17 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
     puzzle_embedding = PuzzleEmbedding(
         metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device
     )
-    loader = BatchLoader(batches, config.data, ranks.device)
+    loader = BatchLoader(
+        batches, config.data, ranks.device, num_steps=config.arch.num_supervision_steps
+    )
+    supervision = build_supervision(
+        config.supervision,
+        model,
+        wrap_for_ranks(model, ranks),
+        puzzle_embedding,
+        solution_tokens(config.data.path, metadata.vocab_size),
+        config.train.diagnostics,
+    )
     decay = config.optim.ema_decay
     state = TrainingState(
         model,
@@ -295,20 +306,22 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         build_optimizer(config.optim, model),
         WeightAverage(model, decay) if decay is not None else None,
         loader,
+        supervision,
         fingerprint(config.data.path, metadata),
     )
     steps = config.train.max_steps
     if steps is None:
         examples = config.train.epochs * batches.split.examples_per_epoch
         steps = math.ceil(examples / config.train.global_batch_size)
-    batch_count = math.ceil(steps / config.arch.num_supervision_steps)
+    batch_count = math.ceil(steps / supervision.steps_per_batch)
     return Run(
         config,
         ranks,
         state,
         loader,
+        supervision,
         SparseSignSGD(puzzle_embedding, config.optim.puzzle_weight_decay, ranks),
-        total_steps=batch_count * config.arch.num_supervision_steps,
+        total_steps=batch_count * supervision.steps_per_batch,
     )
 
 

@@ -34,7 +34,7 @@ from evaluation.predict import Predictor
 from evaluation.results import RankResult
 from evaluation.rounds import answer_keys
 from evaluation.test_set import EvaluationSet, Rows
-from models.supervision import ImprovementSteps
+from models.steps import ImprovementSteps
 from training.run_folder import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -113,16 +113,16 @@ def rows(
     plain_answers = answer_keys(results[plain].predictions)
     table = []
     for way, predictor in predictors.items():
-        answers, accuracy = answer_keys(results[way].predictions), results[way].accuracy
+        answers, figures = answer_keys(results[way].predictions), results[way].figures
         same = sum(a == b for a, b in zip(answers, plain_answers, strict=True))
-        scored = accuracy.num_scored
+        means = figures.means() if figures.num_scored else {}
         table.append(
             {
                 "way": way.name,
                 "variants/s": len(sample) / seconds[way],
                 "times plain": seconds[plain] / seconds[way],
-                "exact accuracy": float(accuracy.exact[-1]) / scored if scored else None,
-                "cell accuracy": float(accuracy.cell[-1]) / scored if scored else None,
+                "exact accuracy": means.get("exact_accuracy"),
+                "cell accuracy": means.get("cell_accuracy"),
                 "same answer as plain": same / len(sample),
                 "predicted again": results[way].whole_canvas_again / len(sample),
                 "real": predictor.real / predictor.computed,

@@ -20,12 +20,13 @@ class RedrawnTargets(DeepImprovementSupervision):
     """All S targets are drawn again at each of the S steps, and one of them is used."""
 
     def run(self, batch: list[Segment], seed: int) -> Iterator[StepResult]:  # type: ignore[override]
-        for result in super().run(batch, seed):
+        for s, result in enumerate(super().run(batch, seed), start=1):
             yield result
-            if result.supervision_step == self.num_steps:
+            if s == self.num_steps:
                 return
+            num_cells = self.model.seq_len
             for segment in batch:
-                segment_targets(self.config, segment, self.num_steps, self.model.seq_len, seed)
+                segment_targets(self.config, segment, self.num_steps, num_cells, self.colours, seed)
 
 
 class DoubleLogits(nn.Module):

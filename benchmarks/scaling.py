@@ -16,7 +16,6 @@ leaves them out.
 """
 
 import argparse
-import importlib.util
 import json
 import logging
 import os
@@ -45,11 +44,10 @@ from common.errors import CommandParser, UserError, exit_cleanly
 from common.segments import Segment
 from config.loading import load_config
 from config.schema import TrainConfig
-from dataset.canvas import VOCAB_SIZE
+from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
 from dataset.loading import BatchLoader
-from models.build import build_model, choose_attention
+from models.build import build_model, build_supervision, choose_attention
 from models.puzzle_embedding import PuzzleEmbedding
-from models.supervision import DeepImprovementSupervision
 from train_arc_tiny_corrupt import Run, batch_seed, take_step
 from training.optimizers import build_optimizer
 from training.sign_sgd import SparseSignSGD
@@ -110,12 +108,15 @@ class Case:
         table = PuzzleEmbedding(NUM_PUZZLES, point.width, ranks.device)
         # Steps are taken on one batch, made here: there is no data and no loader.
         data, loader = cast(DataStream, None), cast(BatchLoader, None)
-        state = TrainingState(model, table, build_optimizer(optim, model), None, data, {})
+        network = wrap_for_ranks(model, ranks)
+        self.supervision = build_supervision(
+            config.supervision, model, network, table, ARC_COLOURS, train.diagnostics
+        )
+        optimizer = build_optimizer(optim, model)
+        state = TrainingState(model, table, optimizer, None, data, self.supervision, {})
         sparse = SparseSignSGD(table, optim.puzzle_weight_decay, ranks)
         self.point = point
-        self.run = Run(config, ranks, state, loader, sparse, total_steps=1)
-        network = wrap_for_ranks(model, ranks)
-        self.supervision = DeepImprovementSupervision(config.supervision, model, network, table)
+        self.run = Run(config, ranks, state, loader, self.supervision, sparse, total_steps=1)
         self.batch = [random_segment(point, ranks)]
 
     def train_on_the_batch(self) -> None:
@@ -287,8 +288,6 @@ def main() -> None:
     if arguments.as_rank_write is not None:
         be_a_rank(arguments)
         return
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib is missing: pip install -r requirements-dev.txt")
     with start_ranks(arguments.device) as ranks:
         facts = machine(ranks.device)
         gpus = torch.cuda.device_count()

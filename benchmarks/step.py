@@ -37,6 +37,7 @@ from common.segments import Segment
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches
+from dataset.rules import solution_tokens
 from dataset.splits import open_split
 from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import DeepImprovementSupervision
@@ -100,7 +101,8 @@ class Case:
         for result in self.supervision.run(batch, batch_seed(self.run)):
             grad_norm = take_step(self.run, result)
             if "waiting" in self.change.plain:
-                result.loss.item(), result.exact_accuracy.item(), grad_norm.item()
+                result.loss.item(), grad_norm.item()
+                result.figures["exact_accuracy"].mean().item()
             else:
                 self.metrics.add(result, grad_norm)
 
@@ -146,7 +148,15 @@ def build_case(
         run.loader = SynchronousLoader(batches, config.data, ranks.device)
     network: nn.Module = DoubleLogits(state.model) if "loss" in plain else state.model
     scheme = RedrawnTargets if "targets" in plain else DeepImprovementSupervision
-    supervision = scheme(config.supervision, state.model, network, state.puzzle_embedding)
+    colours = solution_tokens(arguments.data, batches.split.metadata.vocab_size)
+    supervision = scheme(
+        config.supervision,
+        state.model,
+        network,
+        state.puzzle_embedding,
+        colours,
+        config.train.diagnostics,
+    )
     metrics = MetricSums(config.arch.num_supervision_steps, ranks.device)
     return Case(change, run, supervision, iter(run.loader), metrics)
 

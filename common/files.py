@@ -92,16 +92,27 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def atomic_write(path: Path, content: str) -> None:
-    """Replace the file `path` by `content` in one step."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file to; it replaces `path` when the block ends.
+
+    Not if the block ends with an error: then the new file is removed and an old one stays.
+    """
     partial = _partial(path, os.getpid())
     try:
-        partial.write_text(content, encoding="utf-8")
-        _flush(partial)
-        os.replace(partial, path)
+        with named_in_errors(partial):
+            yield partial
+            _flush(partial)
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def atomic_write(path: Path, content: str) -> None:
+    """Replace the file `path` by `content` in one step."""
+    with atomic_file(path) as partial:
+        partial.write_text(content, encoding="utf-8")
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 On the whole canvas a batch is one segment. Where cells that do not matter are dropped, examples of
 similar size form a segment each, so that no sequence needs padding or a mask.
 
-Shape letters: B batch, L cells.
+Shape letters: B batch, S supervision steps, L cells.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+MISSING = 255
+"""In all cells of a path: the example has none."""
 
 
 class Segment(NamedTuple):
@@ -24,3 +27,6 @@ class Segment(NamedTuple):
     """int64 [B] places of the examples in the global batch."""
     cells: Tensor | None = None
     """int64 [B, L] which cells of the canvas these are; None: all of them, in order."""
+    path: Tensor | None = None
+    """uint8 [B, S, all cells of the canvas] targets from a file, MISSING for an example without;
+    None: no file was named."""

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from common.files import atomic_write
 from config.loading import CONFIG_DIR, entries, groups_of
-from config.schema import DemoConfig, EvaluateConfig, TrainConfig
+from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
 
 REFERENCE = CONFIG_DIR.parent / "docs" / "configuration.md"
 ENTRY_POINTS = (
     ("train", "train_arc_tiny_corrupt.py", TrainConfig),
     ("evaluate", "evaluate.py", EvaluateConfig),
+    ("diagnose", "diagnose.py", DiagnoseConfig),
     ("demo", "demo.py", DemoConfig),
 )
 

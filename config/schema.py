@@ -46,6 +46,10 @@ class LoopConfig(Settings):
         gt=0,
         description="optimizer steps between evaluations; null: only none, not even at the end",
     )
+    diagnostics: bool = Field(
+        description="also record for each supervision step how far the answer is from solution and "
+        "target, how many cells changed, and the advantage margin (models/diagnostics.py)"
+    )
     precision: Precision = Field(description=PRECISION)
     compile: Switch = Field(description=COMPILE)
     attention: AttentionBackend = Field(description=ATTENTION)
@@ -82,6 +86,21 @@ class TrainConfig(Settings):
     def _combinations(self) -> "TrainConfig":
         if self.data.path is None:
             raise ValueError("data.path=null: name the dataset to train on")
+        if self.supervision.halting != self.arch.halting_head:
+            raise ValueError(
+                "supervision.halting and arch.halting_head must both be true or both be false: the "
+                "head is trained by halting, and by nothing else"
+            )
+        if self.supervision.halting and self.data.canvas != "whole":
+            raise ValueError(
+                f"supervision.halting=true needs data.canvas=whole, not {self.data.canvas}: "
+                f"examples take the places of others, so their sequences must be equally long"
+            )
+        if (self.supervision.targets == "file") != (self.data.trajectories is not None):
+            raise ValueError(
+                f"supervision.targets={self.supervision.targets} and data.trajectories="
+                f"{self.data.trajectories}: targets=file reads the trajectories, set both or none"
+            )
         if self.eval.weights == "ema" and self.optim.ema_decay is None:
             raise ValueError("eval.weights=ema needs optim.ema_decay, e.g. 0.999")
         if self.init_from is not None and self.resume not in ("none", "auto"):
@@ -100,7 +119,22 @@ class EvaluationDataConfig(Settings):
     )
 
 
-class EvaluateConfig(Settings):
+class CheckpointConfig(Settings):
+    """What every script that runs a checkpoint has to know."""
+
+    output_dir: AnyPath | None = Field(
+        description="folder to create for the results; null: named by the checkpoint, in the run "
+        "folder"
+    )
+    device: Device = Field(description=DEVICE)
+    compile: Switch = Field(description=COMPILE)
+    attention: AttentionBackend = Field(description=ATTENTION)
+    precision: Precision = Field(description=PRECISION)
+    data: EvaluationDataConfig
+    eval: EvalConfig
+
+
+class EvaluateConfig(CheckpointConfig):
     """`evaluate.py`."""
 
     checkpoint: AnyPath | Paths | None = Field(
@@ -110,17 +144,7 @@ class EvaluateConfig(Settings):
     predictions: AnyPath | Paths | None = Field(
         description="predictions.npz, or a [list,of,them], to vote on again without a model"
     )
-    output_dir: AnyPath | None = Field(
-        description="folder to create for the results; null: evaluation_<checkpoint> in the run "
-        "folder"
-    )
     report: bool = Field(description="also write report.html")
-    device: Device = Field(description=DEVICE)
-    compile: Switch = Field(description=COMPILE)
-    attention: AttentionBackend = Field(description=ATTENTION)
-    precision: Precision = Field(description=PRECISION)
-    data: EvaluationDataConfig
-    eval: EvalConfig
 
     @model_validator(mode="after")
     def _combinations(self) -> "EvaluateConfig":
@@ -138,6 +162,36 @@ class EvaluateConfig(Settings):
             raise ValueError(
                 "predictions=... are there already: of the eval.* keys only eval.max_variants "
                 "changes how they are counted"
+            )
+        return self
+
+
+class DiagnoseConfig(CheckpointConfig):
+    """`diagnose.py`."""
+
+    checkpoint: AnyPath | None = Field(
+        description="run folder (its newest checkpoint) or checkpoint"
+    )
+    num_steps: int | None = Field(
+        gt=0, description="steps to follow the answers for; null: twice as many as trained"
+    )
+    guidance_weights: list[float] = Field(
+        min_length=1, description="values of w in (1-w) l_u + w l_c (DIS eq. 5)"
+    )
+    variant_draws: int = Field(
+        gt=0, description="random choices of variants whose votes are averaged, for each number"
+    )
+
+    @model_validator(mode="after")
+    def _sweeps_itself(self) -> "DiagnoseConfig":
+        if self.checkpoint is None:
+            raise ValueError("give checkpoint=RUN_OR_CHECKPOINT")
+        asked = self.eval
+        swept = (asked.num_supervision_steps, asked.guidance_weight, asked.voting)
+        if swept != (None, 1.0, "full"):
+            raise ValueError(
+                "eval.num_supervision_steps, eval.guidance_weight and eval.voting stay as they "
+                "are: num_steps and guidance_weights say what is swept, and every variant votes"
             )
         return self
 

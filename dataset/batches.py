@@ -22,6 +22,10 @@ class DataConfig(Settings):
     """Which dataset, how an epoch is laid out, and how much of a canvas the network sees."""
 
     path: AnyPath | None = Field(description="dataset folder, as the builder wrote it")
+    trajectories: AnyPath | None = Field(
+        description="file of target trajectories, as dataset.import_trajectories wrote it; null: "
+        "none"
+    )
     epochs_per_pass: int = Field(
         ge=1,
         description="epochs whose group orders are concatenated before they are cut into batches; "

@@ -17,22 +17,19 @@ one chunk of one task.
 
 import json
 import logging
-import os
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_cleanly
+from common.errors import CommandParser, exit_cleanly
 from common.files import atomic_directory
+from common.processes import num_cpus, worker_processes
 from dataset.build_layouts import (
     SPLITS,
     create_canvases,
@@ -64,16 +61,11 @@ def build(options: BuildOptions) -> Summary:
     check_options(options)
     summary = Summary()
     sources = load_sources(options, summary)
-    try:
-        with (
-            _executor(options.workers) as executor,
-            atomic_directory(options.output_dir) as folder,
-        ):
-            _fill(folder, sources, options, executor, summary)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, most likely for want of memory: try fewer --workers"
-        ) from error
+    with (
+        worker_processes(options.workers) as executor,
+        atomic_directory(options.output_dir) as folder,
+    ):
+        _fill(folder, sources, options, executor, summary)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -123,33 +115,6 @@ def _progress(results: Iterator[Result], sources: list[Source], what: str) -> It
     return iter(tqdm(results, total=len(sources), desc=what, unit="task", smoothing=0.05))
 
 
-def _num_cpus() -> int:
-    """CPUs that this process may use; macOS cannot tell, there it is all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _executor(workers: int) -> Executor:
-    return ProcessPoolExecutor(
-        max_workers=workers,
-        mp_context=get_context("spawn"),
-        initializer=_end_with_parent,
-        initargs=(os.getpid(),),
-    )
-
-
-def _end_with_parent(parent: int) -> None:
-    """Let a worker end when the builder is killed; by itself it would wait for tasks forever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def parse_arguments() -> BuildOptions:
     parser = CommandParser(
         prog="python -m dataset.build_arc_dataset",
@@ -173,7 +138,7 @@ def parse_arguments() -> BuildOptions:
     add("--layout", choices=get_args(Layout), default="full",
         help="full: every example as canvases, which other code bases read too; compact: the "
         "original pairs and a table of variants, a hundredth of the size")  # fmt: skip
-    add("--workers", type=int, default=_num_cpus(), help="processes")
+    add("--workers", type=int, default=num_cpus(), help="processes")
     args = parser.parse_args()
     return BuildOptions(
         input_file_prefix=args.input_file_prefix,

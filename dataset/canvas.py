@@ -16,6 +16,8 @@ PAD = 0
 EOS = 1
 COLOUR_OFFSET = 2
 VOCAB_SIZE = 12
+ARC_COLOURS = range(COLOUR_OFFSET, VOCAB_SIZE)
+"""Tokens of cells that belong to a grid."""
 CANVAS_SIDE = 30
 
 Canvases = npt.NDArray[np.uint8]

@@ -191,7 +191,7 @@ def open_compact(path: Path, metadata: DatasetMetadata) -> CompactSplit:
         f"{path}: seq_len {metadata.seq_len} is no square, so there is no canvas of so many cells",
     )
     inputs, labels = (np.array(array) for array in open_canvases(path, metadata, ORIGINALS))
-    require_tokens(path, inputs, labels)
+    require_tokens(path, metadata.vocab_size, inputs, labels)
     inputs, labels = inputs.astype(np.uint8, copy=False), labels.astype(np.uint8, copy=False)
     # [pairs, 2, 2] from ((rows, columns) of inputs, (rows, columns) of labels).
     sizes = np.array([read_extents(inputs), read_extents(labels)]).transpose(2, 0, 1)

@@ -4,6 +4,8 @@
     full      read canvases, find windows, cut               widen uint8 to int64
     compact   look up recipes, find windows                  expand the cells that are wanted
 
+Targets from a file of trajectories are made on the host in either.
+
 Both layouts give the same interface, a `CanvasSource`: `select` examples, ask for their boxes, and
 `take` those of a segment.
 """
@@ -23,6 +25,7 @@ from dataset.canvas import canvas_side
 from dataset.compact import CompactSplit, Recipes, expand
 from dataset.splits import Split, require_square
 from dataset.storage import PuzzleSplit
+from dataset.trajectories import Trajectories
 from dataset.windows import (
     Boxes,
     Extents,
@@ -47,6 +50,11 @@ Parts = tuple[Tensor, ...]
 
 class SelectedExamples(Protocol):
     """Some examples, as far as the host makes them."""
+
+    @property
+    def origins(self) -> npt.NDArray[np.int64]:
+        """Row and column [n, 2] of their grids' top-left on the canvas."""
+        ...
 
     def boxes(self) -> Boxes:
         """What must be seen of each for training, see `dataset.windows`."""
@@ -93,9 +101,13 @@ class _StoredExamples(NamedTuple):
     inputs: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
 
+    @property
+    def origins(self) -> npt.NDArray[np.int64]:
+        return self._shown()[:, :2]
+
     def boxes(self) -> Boxes:
         side = canvas_side(self.inputs.shape[1])
-        shown = shown_boxes(self.inputs, self.labels, side)
+        shown = self._shown()
         outputs = boxes_around(shown[:, :2], _largest_outputs(self.split, self.examples), side)
         return np.concatenate([shown[:, :2], np.maximum(shown[:, 2:], outputs[:, 2:])], axis=1)
 
@@ -104,6 +116,9 @@ class _StoredExamples(NamedTuple):
         if cells is not None:
             canvases = [np.take_along_axis(canvas, cells, axis=1) for canvas in canvases]
         return tuple(torch.from_numpy(canvas) for canvas in canvases)
+
+    def _shown(self) -> Boxes:
+        return shown_boxes(self.inputs, self.labels, canvas_side(self.inputs.shape[1]))
 
 
 def _largest_outputs(split: PuzzleSplit, examples: npt.NDArray[np.int64]) -> Extents:
@@ -166,6 +181,7 @@ class HostSegment(NamedTuple):
     puzzle_ids: Tensor
     rows: Tensor
     cells: Tensor | None
+    path: Tensor | None
 
 
 class SegmentMaker:
@@ -182,13 +198,18 @@ class SegmentMaker:
         puzzle_ids: npt.NDArray[np.int32],
         rows: npt.NDArray[np.int64],
         cells: npt.NDArray[np.int64] | None,
+        path: npt.NDArray[np.uint8] | None = None,
     ) -> HostSegment:
-        """Those of the `selected` examples at `positions` [B], at `cells` [B, L] (None: all)."""
+        """Those of the `selected` examples at `positions` [B], at `cells` [B, L] (None: all).
+
+        `path` [B, S, all cells] are their targets, if these come from a file.
+        """
         return HostSegment(
             tuple(map(self.pin, selected.take(positions, cells))),
             self.pin(torch.from_numpy(puzzle_ids)),
             self.pin(torch.from_numpy(rows)),
             None if cells is None else self.pin_cells(cells),
+            None if path is None else self.pin(torch.from_numpy(path)),
         )
 
     def pin_cells(self, cells: npt.NDArray[np.int64]) -> Tensor:
@@ -207,7 +228,9 @@ class SegmentMaker:
 
         cells = None if segment.cells is None else move(segment.cells).long()
         inputs, labels = self.source.finish(tuple(map(move, segment.parts)), cells)
-        return Segment(inputs, labels, move(segment.puzzle_ids).long(), move(segment.rows), cells)
+        path = None if segment.path is None else move(segment.path)
+        puzzle_ids = move(segment.puzzle_ids).long()
+        return Segment(inputs, labels, puzzle_ids, move(segment.rows), cells, path)
 
 
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -226,14 +249,35 @@ class BatchLoader:
 
     `position` is that of the batch to come, as `TrainingBatches` counts; setting it before the
     iteration begins goes there.
+
+    Args:
+        batches: which examples.
+        config: how much of them is shown.
+        device: where the segments shall be.
+        num_steps: supervision steps S; only needed for `config.trajectories`.
+
+    Raises:
+        UserError: windows or trajectories do not fit the split, see `dataset.trajectories`.
     """
 
-    def __init__(self, batches: TrainingBatches, config: DataConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        batches: TrainingBatches,
+        config: DataConfig,
+        device: torch.device,
+        *,
+        num_steps: int | None = None,
+    ) -> None:
         if config.canvas == "window":
             require_square(batches.split, "data.canvas=window")
         self.batches = batches
         self.config = config
         self.maker = SegmentMaker(batches.split, device)
+        self.num_steps = num_steps
+        self.trajectories = None
+        if config.trajectories is not None:
+            assert num_steps is not None, "a path has as many targets as there are steps"
+            self.trajectories = Trajectories(config.trajectories, batches.split)
         self._position = batches.position
 
     @property
@@ -254,10 +298,14 @@ class BatchLoader:
     def _prepare(self, sample: Sample) -> list[HostSegment]:
         """What the host does for a batch."""
         selected = self.maker.source.select(sample.examples, sample.shifts)
+        paths = None
+        if self.trajectories is not None and self.num_steps is not None:
+            paths = self.trajectories.targets(sample.examples, selected.origins, self.num_steps)
         segments = []
         for members, cells in self._cut(sample, selected):
             ids, rows = sample.puzzle_ids[members], sample.rows[members]
-            segments.append(self.maker.take(selected, members, ids, rows, cells))
+            path = None if paths is None else paths[members]
+            segments.append(self.maker.take(selected, members, ids, rows, cells, path))
         return segments
 
     def _cut(

@@ -15,8 +15,10 @@ from dataset.storage import (
 Split = PuzzleSplit | CompactSplit
 
 
-def open_split(dataset_path: Path, split: str) -> Split:
+def open_split(dataset_path: Path, split: str, option: str = "data.path=") -> Split:
     """Open `dataset_path/split`, checking everything that can be checked without reading it all.
+
+    `option` is how the user names the dataset, for the error that there is none.
 
     Raises:
         UserError: a part is missing, truncated or inconsistent, or the vocabulary is another one.
@@ -24,8 +26,9 @@ def open_split(dataset_path: Path, split: str) -> Split:
     path = dataset_path / split
     if not path.is_dir():
         raise UserError(
-            f"data.path={dataset_path}: no folder {path}; build the dataset with "
-            f"'python -m dataset.build_arc_dataset --output-dir {dataset_path} ...'"
+            f"{option}{dataset_path}: no dataset there, as there is no folder {path}; correct the "
+            f"path or build one with 'python -m dataset.build_arc_dataset' (or "
+            f"build_nqueens_dataset, build_sudoku_dataset)"
         )
     metadata = read_metadata(path)
     if any(path.glob(f"{ORIGINALS}__*.npy")):

@@ -30,8 +30,10 @@ from pydantic import BaseModel, ConfigDict
 from common.errors import UserError
 from common.files import named_in_errors
 from common.settings import validate
-from dataset.canvas import PAD, VOCAB_SIZE
+from dataset.canvas import PAD
 
+MAX_VOCAB_SIZE = 255
+"""Tokens are bytes, and the last one is kept for what is missing (`common.segments`)."""
 BLANK_IDENTIFIER = 0
 BLANK_NAME = "<blank>"
 SET_NAME = "all"
@@ -41,8 +43,8 @@ IDENTIFIERS_FILE = "identifiers.json"
 TEST_PUZZLES_FILE = "test_puzzles.json"
 METADATA_FILE = "dataset.json"
 BUILD_FILE = "build.json"
-"""Ours alone, and optional: the builder's options and summary."""
-REBUILD = "rebuild the dataset with 'python -m dataset.build_arc_dataset' or copy it again"
+"""Ours alone, and optional: the builder's options and summary, and for boards whose rules hold."""
+REBUILD = "rebuild the dataset or copy it again"
 
 
 class DatasetMetadata(BaseModel):
@@ -102,7 +104,7 @@ class PuzzleSplit(SplitIndex):
                 anyway, since a whole dataset is too large to scan when it is opened).
         """
         inputs, labels = self.inputs[examples], self.labels[examples]
-        require_tokens(self.path, inputs, labels)
+        require_tokens(self.path, self.metadata.vocab_size, inputs, labels)
         # Another builder's arrays may be of a wider type.
         return inputs.astype(np.uint8, copy=False), labels.astype(np.uint8, copy=False)
 
@@ -112,9 +114,9 @@ def read_metadata(path: Path) -> DatasetMetadata:
         DatasetMetadata, read_json(path / METADATA_FILE), source=str(path / METADATA_FILE)
     )
     require(
-        metadata.vocab_size == VOCAB_SIZE and metadata.pad_id == PAD,
+        2 <= metadata.vocab_size <= MAX_VOCAB_SIZE and metadata.pad_id == PAD,
         f"{path / METADATA_FILE}: vocab_size {metadata.vocab_size} and pad_id {metadata.pad_id}, "
-        f"expected {VOCAB_SIZE} and {PAD}",
+        f"expected 2 to {MAX_VOCAB_SIZE} and {PAD}",
     )
     require(
         metadata.ignore_label_id in (None, PAD)
@@ -173,13 +175,13 @@ def open_index(
     return identifiers.astype(np.int32), puzzle_indices, group_indices
 
 
-def require_tokens(path: Path, *arrays: npt.NDArray[Any]) -> None:
-    """Raise UserError unless all tokens are of the vocabulary."""
+def require_tokens(path: Path, vocab_size: int, *arrays: npt.NDArray[Any]) -> None:
+    """Raise UserError unless all tokens are below `vocab_size`."""
     lowest = min(array.min(initial=0) for array in arrays)
     highest = max(array.max(initial=0) for array in arrays)
     require(
-        lowest >= 0 and highest < VOCAB_SIZE,
-        f"{path} holds a token outside its vocabulary of {VOCAB_SIZE}: the file is damaged",
+        lowest >= 0 and highest < vocab_size,
+        f"{path} holds a token outside its vocabulary of {vocab_size}: the file is damaged",
     )
 
 
@@ -201,6 +203,7 @@ def fingerprint(dataset_path: Path, metadata: DatasetMetadata) -> dict[str, Any]
         "identifiers_sha256": digest,
         "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
         "seq_len": metadata.seq_len,
+        "vocab_size": metadata.vocab_size,
     }
 
 

@@ -8,19 +8,20 @@ import numpy as np
 from common.distributed import Ranks
 from common.errors import UserError
 from dataset.tasks import Task
+from evaluation.figures import StepFigures
 from evaluation.predict import (
     EvalConfig,
     Predictor,
     Progress,
 )
 from evaluation.predictions import Predictions
-from evaluation.results import StepAccuracy, StepAnswers, join
+from evaluation.results import StepAnswers, join
 from evaluation.rounds import predict_until_decided
 from evaluation.scoring import ATTEMPTS, PASS_AT, Scores, score
 from evaluation.stopping import ExactRule, SequentialRule, StoppingRule
 from evaluation.test_set import EvaluationSet
 from evaluation.voting import Ranking, TestInput, count_votes
-from models.supervision import ImprovementSteps
+from models.steps import ImprovementSteps
 
 
 class Outcome(NamedTuple):
@@ -30,7 +31,7 @@ class Outcome(NamedTuple):
     rankings: Mapping[TestInput, Ranking]
     scores: Scores | None
     """None where no solution is known."""
-    accuracy: StepAccuracy | None
+    figures: StepFigures | None
     """None where votes were recounted without a model."""
     step_answers: StepAnswers | None
     """How the answers to the unaugmented test inputs developed, as far as they were predicted."""
@@ -58,7 +59,7 @@ def evaluate(
         ranks: that share the work.
         progress: shows batches, or where voting stops, test inputs.
     """
-    predictor = Predictor(steps, test_set, config.batch_size, canvas)
+    predictor = Predictor(steps, test_set, config.batch_size, canvas, config.diagnostics)
     rule = stopping_rule(config)
     if rule is None:
         rows = np.arange(ranks.rank, len(test_set), ranks.world_size)
@@ -71,7 +72,7 @@ def evaluate(
     joined = join(results)
     outcome = vote(joined.predictions, test_set.tasks)
     return outcome._replace(
-        accuracy=joined.accuracy,
+        figures=joined.figures,
         step_answers=joined.step_answers,
         stopped_early=rule is not None,
         passes={
@@ -120,12 +121,7 @@ def metrics(outcome: Outcome) -> dict[str, float]:
         over = outcome.scores
         figures |= {f"pass@{k}": over.over_tasks[k] for k in places}
         figures |= {f"pass@{k}_test_inputs": over.over_test_inputs[k] for k in places}
-    accuracy_is_fair = not outcome.stopped_early
-    if accuracy_is_fair and outcome.accuracy is not None and outcome.accuracy.num_scored:
-        exact, cell = (
-            sums / outcome.accuracy.num_scored
-            for sums in (outcome.accuracy.exact, outcome.accuracy.cell)
-        )
-        figures |= {"exact_accuracy": float(exact[-1]), "cell_accuracy": float(cell[-1])}
-        figures |= {f"exact_accuracy_step{s}": float(v) for s, v in enumerate(exact, start=1)}
+    is_fair = not outcome.stopped_early
+    if is_fair and outcome.figures is not None and outcome.figures.num_scored:
+        figures |= outcome.figures.means()
     return figures | dict(outcome.passes)

@@ -16,15 +16,16 @@ from pydantic import Field
 from torch import Tensor
 
 from common.settings import Settings
-from dataset.canvas import PAD, canvas_side, read_extents
+from dataset.canvas import ARC_COLOURS, canvas_side, read_extents
 from dataset.loading import HostSegment, SegmentMaker, one_ahead
 from dataset.windows import areas, choose_cells, lengths_for
+from evaluation.figures import Measurement, figure_names, sum_figures
 from evaluation.predictions import Predictions
-from evaluation.results import RankResult, StepAnswers, accuracy_of
+from evaluation.results import RankResult, StepAnswers
 from evaluation.test_set import EvaluationSet, Rows
 from evaluation.voting import grid_mask
 from models.objective import log_stablemax
-from models.supervision import ImprovementSteps
+from models.steps import ImprovementSteps
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -71,6 +72,10 @@ class EvalConfig(Settings):
     guidance_weight: float = Field(
         description="w in (1-w) l_u + w l_c (DIS eq. 5); 1 is plain decoding"
     )
+    diagnostics: bool = Field(
+        description="also measure after each step how far the answers are from solution and "
+        "target, how many cells changed, and the advantage margin (models/diagnostics.py)"
+    )
     weights: Literal["auto", "raw", "ema"] = Field(
         description="which weights are scored; auto: the running mean if there is one, else raw"
     )
@@ -87,8 +92,8 @@ class Answers(NamedTuple):
     """[n, S, cells] after each step."""
     confidence: npt.NDArray[np.float32]
     """[n] mean probability of the last answer over the grid that it shows; 0 without one."""
-    share_right: npt.NDArray[np.float32]
-    """[n, S] right cells among those of the solution that are not PAD; NaN if it is hidden."""
+    figures: npt.NDArray[np.float32]
+    """[n, S, K], see `evaluation.figures`; NaN if the solution is hidden."""
 
 
 class Predictor:
@@ -99,15 +104,22 @@ class Predictor:
         test_set: whose rows are predicted.
         batch_size: see `EvalConfig`.
         canvas: "whole" or "window".
+        diagnostics: also measure distances and margins, see `models.diagnostics`.
     """
 
     def __init__(
-        self, steps: ImprovementSteps, test_set: EvaluationSet, batch_size: int, canvas: str
+        self,
+        steps: ImprovementSteps,
+        test_set: EvaluationSet,
+        batch_size: int,
+        canvas: str,
+        diagnostics: bool = False,
     ) -> None:
         self.steps = steps
         self.test_set = test_set
         self.batch_size = batch_size
         self.canvas = canvas
+        self.diagnostics = diagnostics
         self.maker = SegmentMaker(test_set.split, steps.device)
         self.num_cells = test_set.split.metadata.seq_len
         self.side = canvas_side(self.num_cells)
@@ -118,7 +130,9 @@ class Predictor:
         """Predict the given rows [N]; the result is in their order."""
         last = np.zeros((len(rows), self.num_cells), dtype=np.uint8)
         confidence = np.zeros(len(rows), dtype=np.float32)
-        share_right = np.zeros((len(rows), self.steps.num_steps), dtype=np.float32)
+        figures = np.zeros(
+            (len(rows), self.steps.num_steps, len(figure_names(self.diagnostics))), np.float32
+        )
         is_original = self.test_set.is_original(rows)
         place = np.cumsum(is_original) - 1  # Of an original among the originals.
         developed = np.zeros(
@@ -139,7 +153,7 @@ class Predictor:
                 answers = on_the_way.arrive()
                 last[batch] = answers.canvas[:, -1]
                 confidence[batch] = answers.confidence
-                share_right[batch] = answers.share_right
+                figures[batch] = answers.figures
                 chosen = is_original[batch]
                 developed[place[batch[chosen]]] = answers.canvas[chosen]
 
@@ -156,7 +170,7 @@ class Predictor:
         return RankResult(
             self._predictions(rows, last, confidence),
             self._step_answers(rows[is_original], developed),
-            accuracy_of(share_right),
+            sum_figures(figures, self.diagnostics),
             len(outgrown),
         )
 
@@ -200,18 +214,20 @@ class Predictor:
         if chosen is not None:
             cells = chosen.to(self.maker.device, non_blocking=True).long()
         inputs = segment.inputs if cells is None else segment.inputs.gather(1, cells)
+        measured = Measurement(segment, self.steps, ARC_COLOURS, self.diagnostics)
         shown: list[Tensor] = []
         # Not inference_mode, whose tensors are of another kind: training's graphs serve here.
         with torch.no_grad():
-            for logits in self.steps.run(inputs, segment.puzzle_ids, cells):
-                answer = logits.argmax(dim=-1).to(torch.uint8)
-                shown.append(_on_canvas(answer, cells, self.num_cells))
-            probability = _on_canvas(
-                log_stablemax(logits).amax(dim=-1).exp(), cells, self.num_cells
-            )
-            answers = torch.stack(shown, dim=1)[:count]
-            share_right = _share_right(answers, segment.labels[:count])
-        return _OnTheWay(answers, probability[:count], share_right)
+            for step in self.steps.run(inputs, segment.puzzle_ids, cells, self.diagnostics):
+                answer = _on_canvas(step.logits.argmax(dim=-1), cells, self.num_cells)
+                measured.add(answer, step, cells)
+                shown.append(answer.to(torch.uint8))
+            certainty = log_stablemax(step.logits).amax(dim=-1).exp()
+        return _OnTheWay(
+            torch.stack(shown, dim=1)[:count],
+            _on_canvas(certainty, cells, self.num_cells)[:count],
+            measured.values()[:count],
+        )
 
     def _predictions(
         self, rows: Rows, canvas: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]
@@ -246,9 +262,9 @@ def one_behind(items: Iterable[Item]) -> Iterator[Item]:
 class _OnTheWay:
     """Results of a batch, from the device to the host."""
 
-    def __init__(self, answers: Tensor, probability: Tensor, share_right: Tensor) -> None:
-        """Start copying answers [n, S, cells], probabilities [n, cells], shares [n, S]."""
-        self._tensors = [answers, probability, share_right]
+    def __init__(self, answers: Tensor, probability: Tensor, figures: Tensor) -> None:
+        """Start copying answers [n, S, cells], probabilities [n, cells], figures [n, S, K]."""
+        self._tensors = [answers, probability, figures]
         self._arrived = None
         if answers.is_cuda:
             # Page-locked, and an event of their own: waiting for the copies is not to wait for the
@@ -264,8 +280,8 @@ class _OnTheWay:
         """Wait for the results."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        canvases, probability, share_right = (tensor.numpy() for tensor in self._tensors)
-        return Answers(canvases, _mean_inside(probability, canvases[:, -1]), share_right)
+        canvases, probability, figures = (tensor.numpy() for tensor in self._tensors)
+        return Answers(canvases, _mean_inside(probability, canvases[:, -1]), figures)
 
 
 def _on_canvas(values: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
@@ -284,13 +300,6 @@ def _outgrows(
     """
     grids = np.stack(read_extents(canvases), axis=1)
     return np.any((grids >= extents) & (extents < side), axis=1)
-
-
-def _share_right(answers: Tensor, labels: Tensor) -> Tensor:
-    """Right cells [n, S] of answers [n, S, cells], as a share of those that count; NaN if none."""
-    counted = labels != PAD
-    right = (answers == labels.unsqueeze(1)) & counted.unsqueeze(1)
-    return right.sum(dim=2) / counted.sum(dim=1, keepdim=True)
 
 
 def _mean_inside(

@@ -6,7 +6,8 @@ the votes without the model.
 
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,24 @@ def _are_in_range(predictions: Predictions) -> bool:
         and predictions.dihedral.min(initial=0) >= 0
         and predictions.dihedral.max(initial=0) < NUM_DIHEDRALS
     )
+
+
+def first_variants(predictions: Predictions, max_variants: int) -> Predictions:
+    """The predictions of each task's first variants, by identifier: the original comes first."""
+    kept = np.zeros(len(predictions), dtype=bool)
+    for task_id in np.unique(predictions.task_id):
+        rows = predictions.task_id == task_id
+        first = np.unique(predictions.identifier[rows])[:max_variants]
+        kept |= rows & np.isin(predictions.identifier, first)
+    return predictions.select(kept)
+
+
+def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Join predictions, numbering the checkpoints they come from through."""
+    numbered, first = [], 0
+    for part in parts:
+        numbered.append(replace(part, checkpoint=(part.checkpoint + first).astype(np.int16)))
+        first += int(part.checkpoint.max(initial=0)) + 1
+    if len({part.canvas.shape[1] for part in parts}) > 1:
+        raise UserError("predictions: the files have canvases of different sizes")
+    return concatenate(numbered)

@@ -50,6 +50,8 @@ class ReportCase:
     attempts: tuple[Attempt, ...]  # At most two, best first.
     step_answers: tuple[Grid | None, ...]
     """The unaugmented input's answer after steps 1..S; None where the canvas shows no grid."""
+    num_attempts: int = 2
+    """How many answers there could have been."""
 
 
 class Verdict(StrEnum):
@@ -99,7 +101,10 @@ def write_report(
 def _view(case: ReportCase) -> CaseView:
     assert len(case.attempts) <= 2, f"{case.task_id}: {len(case.attempts)} attempts, two at most"
     attempts = [_attempt(number, a, case.solution) for number, a in enumerate(case.attempts, 1)]
-    unused = [Figure(f"attempt {number}", "no answer") for number in (1, 2)][len(attempts) :]
+    unused = [
+        Figure(f"attempt {number}", "no answer")
+        for number in range(len(attempts) + 1, case.num_attempts + 1)
+    ]
     verdict, solution = Verdict.NOT_SCORED, Figure("solution", alt="hidden")
     if case.solution is not None:
         solution = _figure("solution", case.solution)

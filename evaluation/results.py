@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from evaluation.figures import StepFigures, add_figures
 from evaluation.predictions import Predictions, concatenate
 
 
@@ -28,36 +29,19 @@ class StepAnswers:
         )
 
 
-class StepAccuracy(NamedTuple):
-    """Sums over predictions with a known solution; cells whose solution is PAD do not count."""
-
-    num_scored: int
-    exact: npt.NDArray[np.float64]
-    """[S] predictions that are right in every cell after each step."""
-    cell: npt.NDArray[np.float64]
-    """[S] sum of the shares of right cells after each step."""
-
-
 class RankResult(NamedTuple):
     """One rank's share of an evaluation."""
 
     predictions: Predictions
     step_answers: StepAnswers
-    accuracy: StepAccuracy
+    figures: StepFigures
     whole_canvas_again: int
     """Predictions whose answer outgrew its window."""
-
-
-def accuracy_of(share_right: npt.NDArray[np.float32]) -> StepAccuracy:
-    """Sums over the shares of right cells [N, S], NaN where the solution is hidden."""
-    known = share_right[~np.isnan(share_right[:, -1])].astype(np.float64)
-    return StepAccuracy(len(known), (known == 1).sum(axis=0), known.sum(axis=0))
 
 
 def join(results: list[RankResult]) -> RankResult:
     """One result from those of several ranks or rounds, in order."""
     answers = [result.step_answers for result in results]
-    accuracy = [result.accuracy for result in results]
     return RankResult(
         concatenate([result.predictions for result in results]),
         StepAnswers(
@@ -65,10 +49,6 @@ def join(results: list[RankResult]) -> RankResult:
             np.concatenate([a.test_index for a in answers]),
             np.concatenate([a.canvas for a in answers]),
         ),
-        StepAccuracy(
-            sum(a.num_scored for a in accuracy),
-            np.sum([a.exact for a in accuracy], axis=0),
-            np.sum([a.cell for a in accuracy], axis=0),
-        ),
+        add_figures([result.figures for result in results]),
         sum(result.whole_canvas_again for result in results),
     )

@@ -3,10 +3,14 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.errors import UserError
 from models.attention import fastest_backend, runs_here
+from models.halting import HaltingSupervision
+from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import ArchConfig, TinyRecursiveModel
+from models.supervision import DeepImprovementSupervision, Supervision, SupervisionConfig
 
 ATTENTION_ROWS = 64
 """Rows of the batch that attention backends are timed on: enough to fill a GPU."""
@@ -86,11 +90,28 @@ def choose_attention(
     return attention
 
 
+def build_supervision(
+    config: SupervisionConfig,
+    model: TinyRecursiveModel,
+    network: nn.Module,
+    puzzle_embedding: PuzzleEmbedding,
+    colours: range,
+    diagnostics: bool,
+) -> Supervision:
+    """The scheme that `config` asks for; see there and `DeepImprovementSupervision`."""
+    if config.halting:
+        return HaltingSupervision(config, model, network, puzzle_embedding, diagnostics)
+    return DeepImprovementSupervision(
+        config, model, network, puzzle_embedding, colours, diagnostics
+    )
+
+
 def describe(model: TinyRecursiveModel, num_puzzles: int) -> dict[str, Any]:
     """Sizes that go with every claim: the two kinds of parameters apart, and network calls."""
     config = model.config
     return {
         "network_parameters": model.num_parameters,
         "puzzle_embedding_parameters": num_puzzles * config.hidden_size,
-        "network_calls_per_batch": config.network_calls,
+        "network_calls_per_answer": config.network_calls,
+        "network_calls_with_gradient": config.network_calls_with_gradient,
     }

@@ -132,3 +132,18 @@ class Block(nn.Module):
     def forward(self, h: Tensor, rotation: Rotation) -> Tensor:
         h = rms_norm(h + self.attention(h, rotation), self.norm_eps)
         return rms_norm(h + self.swiglu(h), self.norm_eps)
+
+
+class HaltingHead(nn.Module):
+    """The logit of "this answer is right" from one position [B, D] -> [B] (TRM §2.3).
+
+    Starts at -5 whatever it sees: nothing halts before it has learned when to.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.tensor(-5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() @ self.weight + self.bias

@@ -2,6 +2,7 @@
 
     paper            here
     f                `TinyRecursiveModel.blocks`: one network for both updates
+    f_L, f_H (HRM)   `blocks` for z and `answer_blocks` for y, with separate_networks
     x, y, z          embedded question, answer state, latent state
     n                num_latent_updates: times z is updated before y is
     T                num_recursions: cycles, of which only the last has a gradient
@@ -9,6 +10,7 @@
 
 - one supervision step is one `forward`: embed, recurse, read out
 - a step of n latent updates and one answer update, T times, calls f T * (n + 1) times
+- a halting logit (TRM) says whether the model takes its answer for right; see `models.halting`
 - (y, z) are detached on the way out: no gradient crosses supervision steps
 - the puzzle's embedding comes in as an argument; its table is no part of the network (see
   `models.puzzle_embedding`), which is why "0.86M parameters" does not count it
@@ -26,7 +28,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from common.settings import Settings
-from models.layers import Attention, Block, Embedding, Linear, RotaryEmbedding, Rotation
+from models.layers import (
+    Attention,
+    Block,
+    Embedding,
+    HaltingHead,
+    Linear,
+    RotaryEmbedding,
+    Rotation,
+)
 
 
 class ArchConfig(Settings):
@@ -42,6 +52,16 @@ class ArchConfig(Settings):
     )
     num_latent_updates: int = Field(gt=0, description="n: updates of z before each update of y")
     num_supervision_steps: int = Field(gt=0, description="N_sup: improvement steps a batch")
+    separate_networks: bool = Field(
+        description="two networks of num_layers blocks, one for z and one for y (as in HRM, "
+        "arXiv 2506.21734), instead of one for both"
+    )
+    step_embedding: bool = Field(
+        description="tell the network which supervision step it is at (DIS does, TRM does not)"
+    )
+    halting_head: bool = Field(
+        description="read a halting logit from the first position; supervision.halting trains it"
+    )
     prefix_length: int = Field(gt=0, description="positions before the canvas, first the puzzle")
     rope_base: float = Field(gt=0, description="base of the rotary frequencies")
     norm_eps: float = Field(gt=0, description="epsilon of the RMSNorm")
@@ -57,8 +77,13 @@ class ArchConfig(Settings):
 
     @property
     def network_calls(self) -> int:
-        """Evaluations of f that one batch costs: N_sup * T * (n + 1)."""
+        """Evaluations of f until the last answer: N_sup * T * (n + 1)."""
         return self.num_supervision_steps * self.num_recursions * (self.num_latent_updates + 1)
+
+    @property
+    def network_calls_with_gradient(self) -> int:
+        """Of these, the ones that a backward pass goes through: N_sup * (n + 1)."""
+        return self.network_calls // self.num_recursions
 
 
 class RecursiveState(NamedTuple):
@@ -78,6 +103,8 @@ class StepOutput(NamedTuple):
     """l_c [B, L, V], fp32: the readout after the step."""
     reference_logits: Tensor | None
     """l_u [B, L, V], fp32: the readout of the incoming answer; None unless asked for."""
+    halting_logits: Tensor | None
+    """[B], fp32: above 0 where the model takes its answer for right; None without a head."""
 
 
 class TinyRecursiveModel(nn.Module):
@@ -98,12 +125,13 @@ class TinyRecursiveModel(nn.Module):
         self.compute_dtype = compute_dtype
         width = config.hidden_size
         self.token_embedding = Embedding(vocab_size, width)
-        self.step_embedding = Embedding(config.num_supervision_steps, width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.num_heads, config.expansion, config.norm_eps)
-            for _ in range(config.num_layers)
+        self.step_embedding = (
+            Embedding(config.num_supervision_steps, width) if config.step_embedding else None
         )
+        self.blocks = self._new_network()
+        self.answer_blocks = self._new_network() if config.separate_networks else None
         self.readout = Linear(width, vocab_size)
+        self.halting_head = HaltingHead(width) if config.halting_head else None
         self.rotary = RotaryEmbedding(
             width // config.num_heads, config.prefix_length + seq_len, config.rope_base
         )
@@ -111,6 +139,13 @@ class TinyRecursiveModel(nn.Module):
         self.register_buffer("y_init", torch.randn(width))
         self.register_buffer("z_init", torch.randn(width))
         self.seq_len = seq_len
+
+    def _new_network(self) -> nn.ModuleList:
+        config = self.config
+        return nn.ModuleList(
+            Block(config.hidden_size, config.num_heads, config.expansion, config.norm_eps)
+            for _ in range(config.num_layers)
+        )
 
     def use_attention(self, backend: str) -> None:
         """Compute attention by one of `models.attention.BACKENDS`."""
@@ -147,8 +182,8 @@ class TinyRecursiveModel(nn.Module):
             state: what the step before left, or `initial_state`.
             inputs: [B, L] int64 tokens.
             puzzle_vectors: [B, D] the puzzles' embeddings.
-            supervision_step: int64 scalar tensor, 1..N_sup; beyond that, the last is used (a
-                tensor, so that one compiled graph serves all steps).
+            supervision_step: int64, 1..N_sup; beyond that, the last is used. A scalar for all
+                examples (a tensor, so that one compiled graph serves all steps), or [B].
             cells: [B, L] int64, which cells of the canvas the tokens are; None: all, in order.
             with_reference: also read out the incoming answer.
         """
@@ -161,7 +196,10 @@ class TinyRecursiveModel(nn.Module):
                 y, z = self.latent_recursion(x, y, z, rotation)
         y, z = self.latent_recursion(x, y, z, rotation)
         return StepOutput(
-            RecursiveState(y.detach(), z.detach()), self.read_out(y), reference_logits
+            RecursiveState(y.detach(), z.detach()),
+            self.read_out(y),
+            reference_logits,
+            self.halting_head(y[:, 0]) if self.halting_head is not None else None,
         )
 
     def embed(self, inputs: Tensor, puzzle_vectors: Tensor, supervision_step: Tensor) -> Tensor:
@@ -171,8 +209,10 @@ class TinyRecursiveModel(nn.Module):
             len(inputs), self.config.prefix_length - 1, self.config.hidden_size
         )
         x = torch.cat([puzzle_vectors.unsqueeze(1), prefix, cells], dim=1)
-        last_step = self.config.num_supervision_steps
-        x = x + self.step_embedding(supervision_step.clamp(max=last_step) - 1)
+        if self.step_embedding is not None:
+            last_step = self.config.num_supervision_steps
+            step = self.step_embedding(supervision_step.clamp(max=last_step) - 1)
+            x = x + step.unsqueeze(-2)  # [D] or [B, D], the same at all positions.
         return (x * math.sqrt(self.config.hidden_size)).to(self.compute_dtype)
 
     def _positions(self, cells: Tensor) -> Tensor:
@@ -187,16 +227,39 @@ class TinyRecursiveModel(nn.Module):
         """n times z = f(z + (y + x)), then y = f(y + z)."""
         question_and_answer = y + x
         for _ in range(self.config.num_latent_updates):
-            z = self.apply_network(z + question_and_answer, rotation)
-        y = self.apply_network(y + z, rotation)
+            z = apply_network(self.blocks, z + question_and_answer, rotation)
+        y = apply_network(self.answer_blocks or self.blocks, y + z, rotation)
         return y, z
-
-    def apply_network(self, h: Tensor, rotation: Rotation) -> Tensor:
-        """f: [B, T, D] -> [B, T, D]."""
-        for block in self.blocks:
-            h = block(h, rotation)
-        return h
 
     def read_out(self, y: Tensor) -> Tensor:
         """Logits [B, L, V] in fp32 at the canvas positions of an answer state."""
         return self.readout(y[:, self.config.prefix_length :]).float()
+
+
+def apply_network(blocks: nn.ModuleList, h: Tensor, rotation: Rotation) -> Tensor:
+    """f: [B, T, D] -> [B, T, D]."""
+    for block in blocks:
+        h = block(h, rotation)
+    return h
+
+
+def run_step(
+    network: nn.Module,
+    puzzle_vectors: Tensor,
+    state: RecursiveState,
+    inputs: Tensor,
+    supervision_step: int | Tensor,
+    cells: Tensor | None = None,
+    with_reference: bool = False,
+) -> StepOutput:
+    """Call the network (bare, compiled or wrapped by DDP) for one supervision step.
+
+    See `TinyRecursiveModel.forward`; `supervision_step` may be a number, the same for all examples.
+    """
+    if isinstance(supervision_step, int):
+        # A fill on the device: copying the number from the host would wait for the device.
+        supervision_step = torch.full((), supervision_step, device=inputs.device)
+    output: StepOutput = network(
+        state, inputs, puzzle_vectors, supervision_step, cells, with_reference
+    )
+    return output

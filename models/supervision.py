@@ -3,7 +3,7 @@
 For a batch, a target generator lays out y†_1 ... y†_S; step s is trained towards y†_s, and an
 optimizer step follows each. The loop is a generator of steps: the trainer applies each loss before
 it asks for the next, so step s + 1 sees weights that step s has changed, and the trainer knows
-nothing of what is supervised how. Another scheme (halting, say) is another class with `run`.
+nothing of what is supervised how. Another scheme is another class with `run`: see `models.halting`.
 
     paper                  here
     Phi                    `models.targets.TARGETS[config.targets]`
@@ -18,22 +18,21 @@ Two readings of the published method differ, and both can be selected:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from common.segments import Segment
 from common.settings import Settings
-from models.objective import IGNORE, guided_logits, stablemax_cross_entropy
+from models.diagnostics import Figures, accuracy, margins, movement
+from models.objective import IGNORE, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
 from models.randomness import CellRandom
-from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel
+from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel, run_step
 from models.targets import TARGETS
-
-PAD = 0
-"""Token of cells without content, in every dataset of this family."""
+from models.targets.request import PAD, TargetRequest
 
 
 class SupervisionConfig(Settings):
@@ -54,6 +53,19 @@ class SupervisionConfig(Settings):
     step_weights: Literal["uniform", "rising"] = Field(
         description="weight of step s: 1, or rising linearly with s at mean 1 (paper §5.3)"
     )
+    halting: bool = Field(
+        description="an example leaves the batch when the network takes its answer for right, and "
+        "a fresh one takes its place (TRM); false: all take N_sup steps"
+    )
+    halting_loss_weight: float = Field(
+        ge=0, description="with halting: weight of the halting logit's cross-entropy"
+    )
+    halting_exploration: float = Field(
+        ge=0,
+        le=1,
+        description="with halting: probability that an example may not leave before a random step "
+        "from 2 to N_sup",
+    )
 
     @field_validator("targets")
     @classmethod
@@ -62,38 +74,51 @@ class SupervisionConfig(Settings):
             raise ValueError(f"no such target generator, there are {', '.join(sorted(TARGETS))}")
         return name
 
+    @model_validator(mode="after")
+    def _halting_knows_the_solution(self) -> "SupervisionConfig":
+        if self.halting and (self.targets, self.objective) != ("final", "dis"):
+            raise ValueError(
+                f"supervision.halting=true needs supervision.targets=final and objective=dis, as "
+                f"examples leave when the whole answer is right; targets={self.targets} and "
+                f"objective={self.objective} ask for less before the last step"
+            )
+        return self
+
 
 class StepResult(NamedTuple):
-    """One supervision step, ready for its backward pass."""
+    """One optimizer step's worth of supervision, ready for its backward pass."""
 
-    supervision_step: int
-    """1..S."""
     loss: Tensor
-    """Scalar with gradient: mean over the batch, step weight applied."""
+    """Scalar with gradient: mean over the batch, step weights applied."""
     puzzle_ids: Tensor
     """[B] rows of the puzzle embedding that the step used ..."""
     puzzle_vectors: Tensor
     """... and the leaf [B, D] that collects their gradient."""
-    cell_accuracy: Tensor
-    """Share of counted solution cells that are right, mean over the batch; no gradient."""
-    exact_accuracy: Tensor
-    """Share of examples whose every counted solution cell is right; no gradient."""
+    supervision_steps: Tensor
+    """int64 [B] the step that each example has just taken, 1..S."""
+    finished: Tensor
+    """bool [B] whether it was the example's last."""
+    figures: Figures
+    """What the step did to each example, see `models.diagnostics`."""
 
 
-def run_step(
-    network: nn.Module,
-    puzzle_vectors: Tensor,
-    state: RecursiveState,
-    inputs: Tensor,
-    supervision_step: int,
-    cells: Tensor | None,
-    with_reference: bool,
-) -> StepOutput:
-    """Call the network (bare, compiled or wrapped by DDP) for one supervision step."""
-    # A fill on the device: copying the number from the host would wait for the device.
-    step = torch.full((), supervision_step, device=inputs.device)
-    output: StepOutput = network(state, inputs, puzzle_vectors, step, cells, with_reference)
-    return output
+class Supervision(Protocol):
+    """A scheme: what becomes of a batch."""
+
+    steps_per_batch: int
+    """Optimizer steps that one batch serves."""
+
+    def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
+        """Yield the optimizer steps of one batch; `seed` decides what is random about it."""
+        ...
+
+    def carried(self) -> dict[str, Tensor]:
+        """What the next batch depends on, [B, ...] each: a resumed run needs it."""
+        ...
+
+    def restore(self, carried: dict[str, Tensor]) -> None:
+        """Go on from what `carried` returned."""
+        ...
 
 
 class DeepImprovementSupervision:
@@ -104,6 +129,8 @@ class DeepImprovementSupervision:
         model: the bare model, for its shapes and initial state.
         network: the same model as it is to be called, e.g. wrapped by DDP.
         puzzle_embedding: the table that the batch's rows are read from, anew at each step.
+        colours: tokens of cells with content, see `TargetRequest`.
+        diagnostics: also measure distances and margins.
     """
 
     def __init__(
@@ -112,12 +139,16 @@ class DeepImprovementSupervision:
         model: TinyRecursiveModel,
         network: nn.Module,
         puzzle_embedding: PuzzleEmbedding,
+        colours: range,
+        diagnostics: bool,
     ) -> None:
         self.config = config
         self.model = model
         self.network = network
         self.puzzle_embedding = puzzle_embedding
-        self.num_steps = model.config.num_supervision_steps
+        self.colours = colours
+        self.diagnostics = diagnostics
+        self.num_steps = self.steps_per_batch = model.config.num_supervision_steps
         self.step_weights = step_weights(config.step_weights, self.num_steps)
 
     def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
@@ -129,46 +160,66 @@ class DeepImprovementSupervision:
             # Read anew: the optimizer step that follows each supervision step changes these rows.
             vectors = self.puzzle_embedding.lookup(puzzle_ids)
             parts = zip(pupils, vectors.split(sizes), strict=True)
-            columns = zip(*(self._step(pupil, part, s) for pupil, part in parts), strict=True)
-            losses, cell_accuracy, exact_accuracy = (torch.cat(column) for column in columns)
+            taken = [self._step(pupil, part, s) for pupil, part in parts]
+            losses = torch.cat([losses for losses, _ in taken])
             yield StepResult(
-                s,
                 losses.mean() * self.step_weights[s - 1],
                 puzzle_ids,
                 vectors,
-                cell_accuracy.mean(),
-                exact_accuracy.mean(),
+                torch.full_like(puzzle_ids, s),
+                torch.full_like(puzzle_ids, s == self.num_steps, dtype=torch.bool),
+                joined([figures for _, figures in taken]),
             )
+
+    def carried(self) -> dict[str, Tensor]:
+        """Nothing: a batch is done when its steps are."""
+        return {}
+
+    def restore(self, carried: dict[str, Tensor]) -> None:
+        """Nothing to go on from."""
+        assert not carried, "another scheme's"
 
     def _begin(self, segment: Segment, seed: int) -> "_Pupil":
         """Targets and states of a segment before its first step."""
         inputs, labels = segment.inputs, segment.labels
+        targets = segment_targets(
+            self.config, segment, self.num_steps, self.model.seq_len, self.colours, seed
+        )
         return _Pupil(
-            targets=segment_targets(self.config, segment, self.num_steps, self.model.seq_len, seed),
+            targets=targets,
             solution=labels.masked_fill(labels == PAD, IGNORE),
             cells=segment.cells,
             state=self.model.initial_state(*inputs.shape),
             inputs=inputs,
+            answer=inputs,
         )
 
-    def _step(
-        self, pupil: "_Pupil", puzzle_vectors: Tensor, s: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take step s; loss with gradient, cell accuracy and exactness [B] of each example."""
+    def _step(self, pupil: "_Pupil", puzzle_vectors: Tensor, s: int) -> tuple[Tensor, Figures]:
+        """Take step s; loss with gradient [B] and figures of each example."""
         dual = self.config.objective == "dual"
         output = run_step(
-            self.network, puzzle_vectors, pupil.state, pupil.inputs, s, pupil.cells, dual
+            self.network,
+            puzzle_vectors,
+            pupil.state,
+            pupil.inputs,
+            s,
+            pupil.cells,
+            with_reference=dual or self.diagnostics,
         )
-        losses = stablemax_cross_entropy(output.conditional_logits, pupil.targets[:, s])
-        if output.reference_logits is not None:
-            losses = losses + stablemax_cross_entropy(
-                output.reference_logits, pupil.targets[:, s - 1]
-            )
+        target = pupil.targets[:, s]
+        losses = stablemax_cross_entropy(output.conditional_logits, target)
+        if dual:
+            assert output.reference_logits is not None, "it was asked for"
+            before = pupil.targets[:, s - 1]
+            losses = losses + stablemax_cross_entropy(output.reference_logits, before)
         answer = output.conditional_logits.detach().argmax(dim=-1)
-        pupil.state = output.state
+        figures = accuracy(answer, pupil.solution)
+        if self.diagnostics:
+            figures |= measure(output, pupil.answer, answer, target, pupil.solution)
+        pupil.state, pupil.answer = output.state, answer
         if self.config.next_input == "answer":
             pupil.inputs = answer
-        return losses, *accuracy(answer, pupil.solution)
+        return losses, figures
 
 
 @dataclass
@@ -183,90 +234,62 @@ class _Pupil:
     state: RecursiveState
     inputs: Tensor
     """[B, L] what the next step reads."""
+    answer: Tensor
+    """[B, L] of the step before; at first, the input."""
 
 
-class ImprovementSteps:
-    """The same steps at test time: no targets, no gradient, optional guidance.
+def measure(
+    output: StepOutput, previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor
+) -> Figures:
+    """The diagnostics of one training step, see `models.diagnostics`."""
+    assert output.reference_logits is not None, "margins need it"
+    reference, conditional = output.reference_logits.detach(), output.conditional_logits.detach()
+    return movement(previous, answer, target, solution) | margins(
+        reference, conditional, solution, guidance_weight=1.0
+    )
 
-    Args:
-        model: compiled or not, but not wrapped: it is called on each rank apart.
-        puzzle_embedding: the table that the puzzles' vectors are read from.
-        next_input: as the model was trained, see `SupervisionConfig`.
-        num_steps: improvement steps; None for as many as trained.
-        guidance_weight: w of DIS eq. 5.
-    """
 
-    def __init__(
-        self,
-        model: TinyRecursiveModel,
-        puzzle_embedding: PuzzleEmbedding,
-        next_input: str,
-        num_steps: int | None = None,
-        guidance_weight: float = 1.0,
-    ) -> None:
-        self.model = model
-        self.puzzle_embedding = puzzle_embedding
-        self.next_input = next_input
-        self.num_steps = num_steps or model.config.num_supervision_steps
-        self.guidance_weight = guidance_weight
-        self.device = puzzle_embedding.weight.device
-
-    def run(
-        self, inputs: Tensor, puzzle_ids: Tensor, cells: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        """Yield the (guided) logits [B, L, V] after each step.
-
-        Args:
-            inputs: int64 [B, L] tokens.
-            puzzle_ids: int64 [B] identifiers.
-            cells: int64 [B, L] cells of the canvas that the tokens are; None: all, in order.
-        """
-        guided = self.guidance_weight != 1.0
-        vectors = self.puzzle_embedding.weight[puzzle_ids]
-        state = self.model.initial_state(*inputs.shape)
-        for s in range(1, self.num_steps + 1):
-            output = run_step(self.model, vectors, state, inputs, s, cells, guided)
-            logits = output.conditional_logits
-            if output.reference_logits is not None:
-                logits = guided_logits(output.reference_logits, logits, self.guidance_weight)
-            yield logits
-            state = output.state
-            if self.next_input == "answer":
-                inputs = logits.argmax(dim=-1)
+def joined(parts: Sequence[Figures]) -> Figures:
+    """One segment's figures after the other's."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def segment_targets(
-    config: SupervisionConfig, segment: Segment, num_steps: int, num_cells: int, seed: int
+    config: SupervisionConfig,
+    segment: Segment,
+    num_steps: int,
+    num_cells: int,
+    colours: range,
+    seed: int,
 ) -> Tensor:
     """`step_targets` [B, S + 1, L] of a segment: those of its whole canvases, at its cells.
 
     They are drawn on the whole canvas of `num_cells`, where cells that were dropped are PAD: these
     have a place on the path too if PAD is counted until it is replaced.
     """
-    inputs, labels, _, rows, cells = segment
+    cells, rows = segment.cells, segment.rows
     random = CellRandom(seed, rows, torch.arange(num_cells, device=rows.device))
-    if cells is None:
-        return step_targets(config, inputs, labels, num_steps, random)
-    empty = inputs.new_full((len(inputs), num_cells), PAD)
-    inputs, labels = (empty.scatter(1, cells, tokens) for tokens in (inputs, labels))
-    targets = step_targets(config, inputs, labels, num_steps, random)
-    return targets.take_along_dim(cells.unsqueeze(1), dim=2)
+    canvases = (segment.inputs, segment.labels)
+    if cells is not None:
+        empty = segment.inputs.new_full((len(rows), num_cells), PAD)
+        canvases = (empty.scatter(1, cells, canvases[0]), empty.scatter(1, cells, canvases[1]))
+    request = TargetRequest(*canvases, num_steps, random, colours, segment.path)
+    targets = step_targets(config, request)
+    return targets if cells is None else targets.take_along_dim(cells.unsqueeze(1), dim=2)
 
 
-def step_targets(
-    config: SupervisionConfig, inputs: Tensor, labels: Tensor, num_steps: int, random: CellRandom
-) -> Tensor:
+def step_targets(config: SupervisionConfig, request: TargetRequest) -> Tensor:
     """y†_0 = x, y†_1 ... y†_S [B, S + 1, L], IGNORE where a cell is not counted at that step."""
-    pad = labels == PAD
+    pad = request.solution == PAD
     generate = TARGETS[config.targets]
+    question = request.inputs.unsqueeze(1)
     if config.pad_cells == "ignored":
-        path = generate(inputs, labels, num_steps, random)
-        frames = torch.cat([inputs.unsqueeze(1), path], dim=1)
+        frames = torch.cat([question, generate(request)], dim=1)
         return frames.masked_fill(pad.unsqueeze(1), IGNORE)
     # The solution's PAD is blanked before the path is drawn: such a cell always differs from the
     # input, and is counted, towards the input's token, until the path replaces it by the blank.
-    path = generate(inputs, labels.masked_fill(pad, IGNORE), num_steps, random)
-    return torch.cat([inputs.unsqueeze(1), path], dim=1)
+    blanked = request._replace(solution=request.solution.masked_fill(pad, IGNORE))
+    return torch.cat([question, generate(blanked)], dim=1)
 
 
 def step_weights(kind: str, num_steps: int) -> list[float]:
@@ -274,13 +297,3 @@ def step_weights(kind: str, num_steps: int) -> list[float]:
     if kind == "uniform":
         return [1.0] * num_steps
     return [2 * s / (num_steps + 1) for s in range(1, num_steps + 1)]
-
-
-def accuracy(answer: Tensor, solution: Tensor) -> tuple[Tensor, Tensor]:
-    """Cell accuracy [B] and exactness [B] (0 or 1) of answers [B, L] over the counted cells."""
-    counted = solution != IGNORE
-    right = (answer == solution) & counted
-    num_counted = counted.sum(dim=1)
-    num_right = right.sum(dim=1)
-    exact = (num_right == num_counted) & (num_counted > 0)
-    return num_right / num_counted.clamp(min=1), exact.float()

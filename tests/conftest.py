@@ -118,7 +118,9 @@ def _build_quickly(factory: pytest.TempPathFactory, prefix: str, **options: Any)
 
 
 def _build_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_arc_dataset, "_executor", lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr(
+        build_arc_dataset, "worker_processes", lambda workers: ThreadPoolExecutor(1)
+    )
 
 
 @pytest.fixture

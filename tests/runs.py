@@ -1,5 +1,6 @@
 """Training runs and evaluations as tests start them: in this process, tiny, on real tasks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,9 @@ TINY = (
     "wandb.mode=disabled",
 )
 
+HALTING = ("supervision=trm", "arch.halting_head=true")
+"""Overrides for the TRM baseline on the tiny network."""
+
 
 def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
     """Command-line arguments of a tiny run of 12 optimizer steps."""
@@ -54,6 +58,7 @@ def eval_config(**changes: Any) -> EvalConfig:
         "voting_seed": 0,
         "num_supervision_steps": None,
         "guidance_weight": 1.0,
+        "diagnostics": False,
         "weights": "auto",
     }
     return EvalConfig(**{**values, **changes})
@@ -77,6 +82,11 @@ class InProcess:
     def _call(self, main: Callable[[], None], arguments: list[str]) -> None:
         self.monkeypatch.setattr(sys, "argv", ["script", *arguments])
         main()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:

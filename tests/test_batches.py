@@ -271,6 +271,7 @@ def test_a_part_of_a_selection_keeps_its_columns_together(write_split: WriteSpli
 def test_what_is_out_of_range_is_refused(key: str, value: Any, limit: str) -> None:
     sound = {
         "path": None,
+        "trajectories": None,
         "epochs_per_pass": 1,
         "canvas": "window",
         "window_margin": 0,

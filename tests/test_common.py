@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import (
     atomic_directory,
+    atomic_file,
     atomic_write,
     require_creatable,
     require_new_directory,
@@ -286,6 +287,50 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
         atomic_write(path, "newest")
     assert path.read_bytes() == "new é".encode()
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_appears_only_when_it_is_complete_and_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(path.read_text()))
+    with atomic_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert flushed == ["old"]
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_error_while_a_file_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    """Whether or not there is a new one yet."""
+
+    def work(writes: bool) -> None:
+        with atomic_file(tmp_path / "file") as partial:
+            if writes:
+                partial.write_text("half")
+            raise KeyboardInterrupt
+
+    (tmp_path / "file").write_text("old")
+    for writes in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            work(writes)
+        assert os.listdir(tmp_path) == ["file"]
+        assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_disk_that_fills_up_while_a_file_is_written_is_reported_with_its_name(
+    tmp_path: Path,
+) -> None:
+    def work() -> None:
+        with atomic_file(tmp_path / "file"):
+            raise OSError(errno.ENOSPC, "full")  # As of a file that is open.
+
+    with pytest.raises(OSError, match="full") as error:
+        work()
+    assert error.value.filename == str(tmp_path / f"file.{os.getpid()}.partial")
 
 
 def test_a_mount_point_cannot_be_the_output(

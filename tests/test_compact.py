@@ -32,7 +32,7 @@ SHARED = ("puzzle_identifiers", "puzzle_indices", "group_indices")
 
 def build_in_process(prefix: str, folder: Path, **options: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_arc_dataset, "_executor", lambda workers: ThreadPoolExecutor(1))
+        patch.setattr(build_arc_dataset, "worker_processes", lambda workers: ThreadPoolExecutor(1))
         options = {"layout": "compact", **options}
         build(BuildOptions(prefix, folder, ("training", "evaluation"), ("evaluation",), **options))
     return folder

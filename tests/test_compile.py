@@ -9,9 +9,11 @@ from tiny import SEQ_LEN, random_table, random_tokens, tiny_arch, tiny_model, ti
 from torch import Tensor
 
 from common.segments import Segment
+from dataset.canvas import ARC_COLOURS
 from models.build import COMPILED_GRAPHS, build_model
-from models.recursive import StepOutput, TinyRecursiveModel
-from models.supervision import DeepImprovementSupervision, ImprovementSteps, run_step
+from models.recursive import StepOutput, TinyRecursiveModel, run_step
+from models.steps import ImprovementSteps
+from models.supervision import DeepImprovementSupervision
 
 pytestmark = pytest.mark.long
 
@@ -45,6 +47,30 @@ def test_the_compiled_network_computes_the_same_in_one_graph_for_all_steps(backe
     with torch.no_grad():
         steps(compiled, inputs)
     assert graphs.frame_count == 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"separate_networks": True, "step_embedding": False}])
+def test_the_compiled_baseline_computes_the_same_with_examples_at_steps_of_their_own(
+    changes: dict[str, bool],
+) -> None:
+    """In one graph, whatever the steps are."""
+    torch._dynamo.reset()
+    model, compiled = (tiny_model(halting_head=True, num_recursions=2, **changes) for _ in "12")
+    for network in (model, compiled):
+        network.halting_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    compiled.compile(backend=graphs)
+    inputs, vectors = random_tokens(0, rows=3), torch.ones(3, model.config.hidden_size)
+    state = model.initial_state(*inputs.shape)
+    for at in ([1, 1, 1], [1, 2, 2], [3, 1, 3]):
+        expected, output = (
+            run_step(network, vectors, state, inputs, torch.tensor(at))
+            for network in (model, compiled)
+        )
+        torch.testing.assert_close(output.conditional_logits, expected.conditional_logits)
+        torch.testing.assert_close(output.halting_logits, expected.halting_logits)
+        state = expected.state
+    assert graphs.frame_count == 1
 
 
 class Window(NamedTuple):
@@ -107,10 +133,11 @@ def test_training_and_evaluating_shapes_of_all_kinds_makes_a_few_graphs_and_then
     # What counts is what is traced; no need to generate code for it.
     graphs = torch._dynamo.testing.CompileCounterWithBackend("eager")
     model.compile(backend=graphs)
+    config = tiny_supervision(objective="dual", next_input="answer")
     supervision = DeepImprovementSupervision(
-        tiny_supervision(objective="dual", next_input="answer"), model, model, table
+        config, model, model, table, ARC_COLOURS, diagnostics=False
     )
-    steps = ImprovementSteps(model, table, "answer")
+    steps = ImprovementSteps(model, table, config)
 
     def train(*shapes: tuple[int, int]) -> None:
         for result in supervision.run([segment(*shape) for shape in shapes], seed=0):

@@ -25,6 +25,9 @@ CHOICES = [
     for path in sorted((CONFIG_DIR / group).glob("*.yaml"))
 ]
 
+GO_TOGETHER = ("arch.halting_head=true", "supervision.halting=true", "supervision.targets=final")
+"""The baseline's halting: the head, and what trains it."""
+
 
 def train(*overrides: str) -> TrainConfig:
     return load_config("train", TrainConfig, "", overrides)
@@ -98,7 +101,8 @@ def test_overrides_are_plain_key_value() -> None:
 def test_every_file_of_every_group_composes_validates_and_takes_effect(choice: str) -> None:
     group, _, option = choice.partition("=")
     written = yaml.safe_load((CONFIG_DIR / group / f"{option}.yaml").read_text())
-    config = train(choice).model_dump(mode="json")
+    together = GO_TOGETHER if written.get("halting_head") or written.get("halting") else ()
+    config = train(*{choice, *together}).model_dump(mode="json")
     section = config if group == "experiment" else config[group]
 
     def check(values: dict[str, Any], found: dict[str, Any], where: str) -> None:
@@ -152,11 +156,20 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
         ("data.canvas=auto", ["data.canvas", "'auto'", "'whole' or 'window'"]),
         ("eval.voting=some", ["eval.voting", "'some'", "'full', 'exact' or 'sequential'"]),
         ("train.attention=fast", ["train.attention", "'fast'", "'efficient' or 'matmul'"]),
-        ("supervision.targets=mask", ["supervision.targets", "'mask'", "final, linear"]),
+        (
+            "supervision.targets=blur",
+            ["supervision.targets", "'blur'", "final, linear"],
+        ),
         # Combinations.
         ("arch.num_heads=7", ["arch.hidden_size=256", "arch.num_heads=7"]),
         ("arch.num_heads=256", ["arch.hidden_size=256", "arch.num_heads=256", "even"]),
         ("data.path=null", ["data.path=null"]),
+        ("arch.halting_head=true", ["supervision.halting", "arch.halting_head", "both"]),
+        ("arch=trm", ["supervision.halting", "arch.halting_head", "both"]),
+        ("supervision=trm", ["supervision.halting", "arch.halting_head", "both"]),
+        ("supervision.halting=true", ["halting=true", "targets=linear", "targets=final"]),
+        ("supervision.targets=file", ["supervision.targets=file", "data.trajectories=None"]),
+        ("data.trajectories=a.npz", ["supervision.targets=linear", "data.trajectories=a.npz"]),
         # Hydra's own grammar.
         ("run_dir=runs/a=b", ["runs/a=b", "quotes"]),
     ],
@@ -167,6 +180,42 @@ def test_what_is_wrong_is_named_with_its_value_and_limit(override: str, parts: l
     for part in parts:
         assert part in str(refused.value)
     assert "errors.pydantic.dev" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("supervision.targets=linear", ["targets=linear", "needs supervision.targets=final"]),
+        ("supervision.targets=mask", ["targets=mask", "needs supervision.targets=final"]),
+        ("supervision.objective=dual", ["objective=dual", "objective=dis"]),
+        ("data.canvas=window", ["data.canvas=whole", "not window", "equally long"]),
+        ("arch.halting_head=false", ["arch.halting_head", "both"]),
+        ("supervision.halting=false", ["supervision.halting", "both"]),
+        ("supervision.halting_exploration=1.1", ["halting_exploration", "1.1", "less than or eq"]),
+        ("supervision.halting_loss_weight=-1", ["halting_loss_weight", "-1", "greater than or"]),
+    ],
+)
+def test_halting_is_refused_with_what_it_cannot_go_with(override: str, parts: list[str]) -> None:
+    baseline = ("arch=trm", "supervision=trm")
+    assert train(*baseline).supervision.halting
+    with pytest.raises(UserError) as refused:
+        train(*baseline, override)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+def test_the_baseline_is_configured_as_published() -> None:
+    """T=3, n=6, up to 16 steps; loss weight 0.5, exploration 0.1; nobody tells it the step."""
+    config = train("arch=trm", "supervision=trm")
+    arch, supervision = config.arch, config.supervision
+    assert (arch.hidden_size, arch.num_layers) == (512, 2)
+    assert (arch.num_recursions, arch.num_latent_updates, arch.num_supervision_steps) == (3, 6, 16)
+    assert (supervision.halting_loss_weight, supervision.halting_exploration) == (0.5, 0.1)
+    assert (supervision.targets, supervision.objective) == ("final", "dis")
+    assert (supervision.next_input, supervision.pad_cells) == ("question", "ignored")
+    assert not arch.step_embedding and not arch.separate_networks
+    assert train("arch=trm_compact", "supervision=trm").arch.hidden_size == 256
+    assert train("arch=hrm", "supervision=trm").arch.separate_networks
 
 
 def test_quotes_help_where_the_error_says_so() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import BaseModel
-from runs import InProcess
+from runs import HALTING, InProcess
 
 import demo
 import evaluate
@@ -58,7 +58,8 @@ def test_the_trainer_reads_every_key(
 ) -> None:
     """In a run from scratch and one that starts from its weights and counts its epochs.
 
-    The second also trains on windows and votes in rounds: only then do their settings matter.
+    The second also trains on windows and votes in rounds, and the third lets examples halt: only
+    then do their settings matter.
     `device` is read by `main`, before the part that is watched.
     """
     torch.set_num_threads(1)
@@ -76,6 +77,7 @@ def test_the_trainer_reads_every_key(
         "eval.voting=sequential",
         "wandb.mode=offline",
     )
+    scripts.train(tiny_dataset, tmp_path / "third", "train.max_steps=1", *HALTING)
     assert set(leaves(TrainConfig)) - read == set()
 
 

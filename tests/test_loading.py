@@ -51,7 +51,7 @@ def either(request: pytest.FixtureRequest) -> Split:
 
 def data_config(**changes: Any) -> DataConfig:
     values = {"path": None, "epochs_per_pass": 2, "canvas": "window", "window_margin": 2}
-    return DataConfig(**{**values, "whole_canvas_share": 0.0, **changes})
+    return DataConfig(**{**values, "trajectories": None, "whole_canvas_share": 0.0, **changes})
 
 
 def batches_of(split: Split, batch_size: int = 24, rank: int = 0, ranks: int = 1) -> Any:

@@ -38,6 +38,7 @@ from evaluation.predictions import Predictions
 from evaluation.report_cases import report_cases
 from evaluation.results import RankResult, join
 from evaluation.test_set import EvaluationSet
+from models.steps import Improvement
 
 CPU = torch.device("cpu")
 ALONE = Ranks(rank=0, world_size=1, device=CPU)
@@ -134,8 +135,12 @@ class LookedUp:
         self.batch_sizes: list[int] = []
 
     def run(
-        self, inputs: Tensor, puzzle_ids: Tensor, cells: Tensor | None = None
-    ) -> Iterator[Tensor]:
+        self,
+        inputs: Tensor,
+        puzzle_ids: Tensor,
+        cells: Tensor | None = None,
+        with_reference: bool = False,
+    ) -> Iterator[Improvement]:
         assert cells is None
         self.batch_sizes.append(len(inputs))
         assert not torch.is_grad_enabled()
@@ -145,17 +150,18 @@ class LookedUp:
         first = answers.clone()
         first[rows % 2 == 0, :2] = 1
         first[rows % 2 == 1, 8] = 7
-        yield self.logits(first)
-        yield self.logits(answers)
+        yield self.improvement(first)
+        yield self.improvement(answers)
 
-    def logits(self, answers: Tensor) -> Tensor:
+    def improvement(self, answers: Tensor) -> Improvement:
         """0 but for the answer's token: 9 in the first cell, 20 in cells of colour, else 99.
 
         By stablemax over 12 tokens their probabilities are 10/21, 21/32 and 100/111.
         """
         heights = torch.where(answers >= 2, 20.0, 99.0)
         heights[:, 0] = 9.0
-        return heights.unsqueeze(-1) * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
+        logits = heights.unsqueeze(-1) * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
+        return Improvement(logits, logits, None)
 
 
 def predicted(
@@ -217,7 +223,7 @@ def test_the_last_batch_is_padded_to_a_power_of_two_and_that_never_shows_up(
     result = predictor.predict(np.arange(8)[::-1])
     assert stub.batch_sizes == sizes
     assert result.predictions.identifier.tolist() == IDENTIFIERS[::-1]
-    assert result.accuracy.num_scored == 7
+    assert result.figures.num_scored == 7
 
 
 def test_a_batch_is_used_when_the_next_one_has_been_started() -> None:
@@ -235,7 +241,7 @@ def test_rows_are_predicted_in_the_order_asked_for(dataset: Path) -> None:
     assert np.array_equal(result.predictions.canvas, labels()[[6, 1, 4]])
     assert result.step_answers.task_id.tolist() == ["aaa", "bbb"]
     assert np.array_equal(result.step_answers.canvas[:, 1], labels()[[1, 4]])
-    assert result.accuracy.num_scored == 3
+    assert result.figures.num_scored == 3
 
 
 def test_of_no_rows_there_is_an_empty_result(dataset: Path) -> None:
@@ -243,19 +249,20 @@ def test_of_no_rows_there_is_an_empty_result(dataset: Path) -> None:
     for canvas in ("whole", "window"):
         result = Predictor(stub, EvaluationSet(dataset, None), 2, canvas).predict(np.arange(0))
         assert len(result.predictions) == len(result.step_answers.canvas) == 0
-        assert result.accuracy.num_scored == result.whole_canvas_again == 0
+        assert result.figures.num_scored == result.whole_canvas_again == 0
         both = join([result, predicted(dataset)])
         assert keyed(both.predictions) == keyed(predicted(dataset).predictions)
-        assert both.accuracy.exact.tolist() == [3, 7]
+        assert both.figures.sums["exact_accuracy"].tolist() == [3, 7]
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])
 def test_accuracy_by_step_by_hand(dataset: Path, batch_size: int) -> None:
-    accuracy = predicted(dataset, batch_size).accuracy
+    figures = predicted(dataset, batch_size).figures
     # Seven rows have a solution. After step 1 rows 1, 3, 5 are right, the other four 6/8.
-    assert accuracy.num_scored == 7
-    assert accuracy.exact.tolist() == [3, 7]
-    assert accuracy.cell.tolist() == [3 + 4 * 6 / 8, 7]
+    assert figures.num_scored == 7
+    assert figures.sums["exact_accuracy"].tolist() == [3, 7]
+    assert figures.sums["cell_accuracy"].tolist() == [3 + 4 * 6 / 8, 7]
+    assert set(figures.sums) == {"exact_accuracy", "cell_accuracy"}
 
 
 def test_confidence_is_the_mean_probability_over_the_shown_grid_alone(dataset: Path) -> None:
@@ -308,9 +315,10 @@ def test_the_ranks_together_predict_each_row_once(dataset: Path, world_size: int
     assert max(sizes) - min(sizes) <= 1
     together = join(shares)
     assert keyed(together.predictions) == keyed(alone.predictions)
-    assert together.accuracy.num_scored == 7
-    assert together.accuracy.exact.tolist() == alone.accuracy.exact.tolist()
-    assert together.accuracy.cell.tolist() == alone.accuracy.cell.tolist()
+    assert together.figures.num_scored == 7
+    assert together.figures.sums.keys() == alone.figures.sums.keys()
+    for name, sums in alone.figures.sums.items():
+        assert together.figures.sums[name].tolist() == sums.tolist()
     developed = {
         (str(task_id), int(index)): canvas.tolist()
         for task_id, index, canvas in zip(
@@ -377,6 +385,8 @@ def test_an_evaluation_predicts_votes_and_scores(dataset: Path) -> None:
         "cell_accuracy": 1.0,
         "exact_accuracy_step1": 3 / 7,
         "exact_accuracy_step2": 1.0,
+        "cell_accuracy_step1": (3 + 4 * 6 / 8) / 7,
+        "cell_accuracy_step2": 1.0,
     }
     assert figures["predicted_share"] == 1
     assert figures["whole_canvas_again"] == 0
@@ -461,14 +471,19 @@ class Seen:
         self.calls: list[tuple[Tensor, Tensor, bool]] = []
 
     def run(
-        self, inputs: Tensor, puzzle_ids: Tensor, cells: Tensor | None = None
-    ) -> Iterator[Tensor]:
+        self,
+        inputs: Tensor,
+        puzzle_ids: Tensor,
+        cells: Tensor | None = None,
+        with_reference: bool = False,
+    ) -> Iterator[Improvement]:
         everything = torch.arange(inputs.shape[1]).expand_as(inputs)
         places = everything if cells is None else cells
         self.calls.append((inputs, places, cells is None))
         answers = self.answer(inputs, places)
         # By stablemax the probability of the answer's token is 10/21.
-        yield 9.0 * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
+        logits = 9.0 * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
+        yield Improvement(logits, logits, None)
 
     def seen(self) -> list[tuple[bool, dict[int, int]]]:
         """Of every row of every batch: whether all was shown, and token by cell."""
@@ -577,7 +592,7 @@ def test_an_answer_that_fills_its_window_is_predicted_again_on_the_whole_canvas(
     assert again == {1, 3, 5, 7}
     # Rows 1 and 7 are originals.
     assert result.step_answers.canvas[[1, 3], 0].tolist() == [large.tolist()] * 2
-    assert result.accuracy.num_scored == 7
+    assert result.figures.num_scored == 7
 
 
 @pytest.mark.usefixtures("short_ladder")
@@ -617,14 +632,16 @@ def test_cells_of_the_solution_outside_the_window_count_as_wrong(dataset: Path) 
         return torch.where(places == 0, solution, 1)
 
     result = in_windows(dataset, Seen(answer))
-    assert result.accuracy.num_scored == 7
-    assert result.accuracy.exact.tolist() == [0]
-    assert result.accuracy.cell.tolist() == [7 * 1 / 8]
+    assert result.figures.num_scored == 7
+    assert result.figures.sums["exact_accuracy"].tolist() == [0]
+    assert result.figures.sums["cell_accuracy"].tolist() == [7 * 1 / 8]
     # The probability is that of the one cell that the grid has.
     assert result.predictions.confidence.tolist() == pytest.approx([10 / 21] * 7 + [0])
     stub: Any = Seen(answer)
     whole = Predictor(stub, EvaluationSet(dataset, None), 3, "whole").predict(np.arange(8))
-    assert whole.accuracy.cell.tolist() == [7 * 5 / 8], "there its border is right, too"
+    assert whole.figures.sums["cell_accuracy"].tolist() == [7 * 5 / 8], (
+        "there its border is right, too"
+    )
 
 
 @pytest.mark.usefixtures("short_ladder")
@@ -686,8 +703,13 @@ def test_results_do_not_depend_on_how_rows_are_batched_and_follow_their_order(
         assert np.array_equal(getattr(found.predictions, name), getattr(ordered, name)), name
     assert found.step_answers.task_id.tolist() == ["aaa", "ccc", "aaa", "bbb"]
     assert np.array_equal(found.step_answers.canvas, expected.step_answers.canvas[[0, 3, 1, 2]])
-    assert found.accuracy.exact.tolist() == expected.accuracy.exact.tolist()
-    assert found.accuracy.cell == pytest.approx(expected.accuracy.cell)
+    assert (
+        found.figures.sums["exact_accuracy"].tolist()
+        == expected.figures.sums["exact_accuracy"].tolist()
+    )
+    assert found.figures.sums["cell_accuracy"] == pytest.approx(
+        expected.figures.sums["cell_accuracy"]
+    )
 
 
 @pytest.mark.usefixtures("short_ladder")
@@ -730,7 +752,7 @@ def test_both_layouts_are_predicted_alike(roomy_dataset: Path, roomy_compact_dat
         test_set = EvaluationSet(path, None)
         result = Predictor(stub, test_set, 16, "window").predict(np.arange(len(test_set)))
         assert {whole for whole, _ in stub.seen()} == {False, True}
-        results.append((keyed(result.predictions), result.accuracy.cell.tolist()))
+        results.append((keyed(result.predictions), result.figures.sums["cell_accuracy"].tolist()))
     assert results[0] == results[1]
 
 

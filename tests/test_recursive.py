@@ -2,28 +2,31 @@
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-import yaml
 from tiny import SEQ_LEN, random_tokens, tiny_arch, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.settings import validate
+from config.loading import load_config
+from config.schema import TrainConfig
 from models.attention import BACKENDS, AttentionFunction
 from models.build import build_model, choose_attention, describe
 from models.layers import Attention
 from models.recursive import ArchConfig, RecursiveState, TinyRecursiveModel
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "config"
+WITH_HALTING = ("trm", "trm_compact", "hrm")
 CPU = torch.device("cpu")
 
 
 def published_arch(name: str) -> ArchConfig:
-    return ArchConfig(**yaml.safe_load((CONFIG_DIR / "arch" / f"{name}.yaml").read_text()))
+    """As the trainer composes it: the head goes with the supervision that trains it."""
+    supervision = "trm" if name in WITH_HALTING else "dis"
+    overrides = [f"arch={name}", f"supervision={supervision}", "data.path=data"]
+    return load_config("train", TrainConfig, "", overrides).arch
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -81,6 +84,28 @@ def test_medium_has_6831104_parameters() -> None:
     assert model.num_parameters == embeddings + 2 * (attention + swiglu) + 512 * 12 == 6_831_104
 
 
+def test_trm_has_6828545_parameters() -> None:
+    """Those of medium without steps, plus a halting head: a weight for each number, and a bias."""
+    model = TinyRecursiveModel(published_arch("trm"), vocab_size=12, seq_len=900)
+    attention = 4 * 512 * 512
+    swiglu = 3 * 512 * 1536
+    expected = 12 * 512 + 2 * (attention + swiglu) + 512 * 12 + (512 + 1)
+    assert model.num_parameters == expected == 6_828_545
+
+
+def test_trm_compact_has_858369_parameters() -> None:
+    model = TinyRecursiveModel(published_arch("trm_compact"), vocab_size=12, seq_len=900)
+    expected = 12 * 256 + 4 * 256 * 256 + 3 * 256 * 768 + 256 * 12 + (256 + 1)
+    assert model.num_parameters == expected == 858_369
+
+
+def test_hrm_has_27275777_parameters() -> None:
+    """Two networks of four blocks each: the 27M that HRM is known for."""
+    model = TinyRecursiveModel(published_arch("hrm"), vocab_size=12, seq_len=900)
+    of_network = 4 * (4 * 512 * 512 + 3 * 512 * 1536)
+    assert model.num_parameters == 12 * 512 + 2 * of_network + 512 * 12 + (512 + 1) == 27_275_777
+
+
 @pytest.mark.parametrize(
     ("recursions", "updates", "steps", "calls"),
     [(1, 2, 6, 18), (3, 6, 16, 336)],  # 6*1*(2+1), as DIS; 16*3*(6+1), as TRM
@@ -101,8 +126,32 @@ def test_a_batch_costs_steps_times_cycles_times_updates_calls_of_the_network(
     assert len(counted) == calls
 
 
-def test_the_published_configurations_cost_18_calls() -> None:
-    assert [published_arch(name).network_calls for name in ("compact", "medium")] == [18, 18]
+@pytest.mark.parametrize(
+    ("name", "calls", "with_gradient"),
+    [
+        ("compact", 18, 18),  # 6 * 1 * (2 + 1)
+        ("medium", 18, 18),
+        ("trm", 336, 112),  # 16 * 3 * (6 + 1), a third of them with a gradient
+        ("trm_compact", 48, 48),  # 16 * 1 * (2 + 1)
+        ("hrm", 96, 48),  # 16 * 2 * (2 + 1)
+    ],
+)
+def test_what_an_answer_of_the_published_configurations_costs(
+    name: str, calls: int, with_gradient: int
+) -> None:
+    arch = published_arch(name)
+    assert (arch.network_calls, arch.network_calls_with_gradient) == (calls, with_gradient)
+
+
+def test_the_calls_with_a_gradient_are_those_of_the_last_cycles() -> None:
+    model = tiny_model(num_recursions=3, num_latent_updates=2, separate_networks=True)
+    recorded = []
+    for blocks in (model.blocks, model.answer_blocks):
+        blocks[0].register_forward_hook(lambda *call: recorded.append(call[2].requires_grad))
+    for step in (1, 2, 3):
+        model(*question(step=step))
+    assert len(recorded) == model.config.network_calls == 3 * 3 * 3
+    assert sum(recorded) == model.config.network_calls_with_gradient == 3 * 3
 
 
 def dense_attention(layer: Attention, h: Tensor, positions: Tensor) -> Tensor:
@@ -128,7 +177,9 @@ def written_out(model: TinyRecursiveModel, given: Question) -> tuple[Tensor, Ten
     """One supervision step as the specification words it: y, z and logits; no gradient is cut."""
     config = model.config
     width = config.hidden_size
-    step_vector = model.step_embedding.weight[given.supervision_step - 1]
+    step_vector = torch.zeros(width)
+    if model.step_embedding is not None:
+        step_vector = model.step_embedding.weight[given.supervision_step - 1]
     sequences = []
     for tokens, puzzle in zip(given.inputs.tolist(), given.puzzle_vectors, strict=True):
         prefix = [puzzle] + [torch.zeros(width)] * (config.prefix_length - 1)
@@ -142,8 +193,8 @@ def written_out(model: TinyRecursiveModel, given: Question) -> tuple[Tensor, Ten
     def norm(h: Tensor) -> Tensor:
         return h / (h.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
 
-    def f(h: Tensor) -> Tensor:
-        for block in model.blocks:
+    def f(h: Tensor, blocks: nn.ModuleList) -> Tensor:
+        for block in blocks:
             h = norm(h + dense_attention(block.attention, h, positions))
             h = norm(h + block.swiglu(h))
         return h
@@ -153,18 +204,21 @@ def written_out(model: TinyRecursiveModel, given: Question) -> tuple[Tensor, Ten
         if cycle == config.num_recursions - 1:
             y, z = y.detach(), z.detach()
         for _ in range(config.num_latent_updates):
-            z = f(z + (y + x))
-        y = f(y + z)
+            z = f(z + (y + x), model.blocks)
+        y = f(y + z, model.blocks if model.answer_blocks is None else model.answer_blocks)
     return y, z, y[:, config.prefix_length :] @ model.readout.weight.T
 
 
+@pytest.mark.parametrize("changes", [{}, {"separate_networks": True}, {"step_embedding": False}])
 @pytest.mark.parametrize(
     ("recursions", "updates", "layers"), [(1, 2, 1), (1, 1, 2), (2, 2, 1), (3, 1, 2)]
 )
 def test_a_step_is_the_algorithm_of_the_specification(
-    recursions: int, updates: int, layers: int
+    recursions: int, updates: int, layers: int, changes: dict[str, bool]
 ) -> None:
-    model = tiny_model(num_recursions=recursions, num_latent_updates=updates, num_layers=layers)
+    model = tiny_model(
+        num_recursions=recursions, num_latent_updates=updates, num_layers=layers, **changes
+    )
     y, z, logits = written_out(model, question())
     output = model(*question())
     assert torch.allclose(output.state.y, y, atol=1e-4)
@@ -252,11 +306,12 @@ def test_an_examples_window_is_no_matter_of_the_others_in_the_batch() -> None:
         assert torch.allclose(together[one], alone.conditional_logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("windows", [False, True])
 @pytest.mark.parametrize("recursions", [1, 2, 3])
-def test_only_the_last_cycle_has_a_gradient(recursions: int, windows: bool) -> None:
+def test_only_the_last_cycle_has_a_gradient(recursions: int, windows: bool, separate: bool) -> None:
     """As if the state were detached before it; embeddings enter every cycle and count once."""
-    model = tiny_model(num_recursions=recursions)
+    model = tiny_model(num_recursions=recursions, separate_networks=separate)
     weights = list(model.parameters())
     given = window(question(), *WINDOWS) if windows else question()
     target = normal(*given.inputs.shape, 12, seed=9)
@@ -265,6 +320,32 @@ def test_only_the_last_cycle_has_a_gradient(recursions: int, windows: bool) -> N
     for gradient, reference in zip(ours, expected, strict=True):
         assert torch.allclose(gradient, reference, atol=1e-3, rtol=1e-3)
         assert reference.abs().max() > 0.01
+
+
+def test_one_network_thinks_and_the_other_answers() -> None:
+    """Where there are two: n updates of z by `blocks`, then one of y by `answer_blocks`."""
+    model = tiny_model(separate_networks=True, num_latent_updates=3, num_recursions=2)
+    assert model.answer_blocks is not None
+    called = []
+    model.blocks[0].register_forward_hook(lambda *_: called.append("z"))
+    model.answer_blocks[0].register_forward_hook(lambda *_: called.append("y"))
+    output = model(*question())
+    assert "".join(called) == "zzzyzzzy"
+    # The answer's network has no part in z before there is a y, and does not share its weights.
+    one_cycle = tiny_model(separate_networks=True)
+    before = one_cycle(*question())
+    with torch.no_grad():
+        for parameter in one_cycle.answer_blocks.parameters():
+            parameter.mul_(1.5)
+    after = one_cycle(*question())
+    assert torch.equal(before.state.z, after.state.z)
+    assert (before.state.y - after.state.y).abs().max() > 0.01
+    with torch.no_grad():
+        for parameter in one_cycle.blocks.parameters():
+            parameter.mul_(1.5)
+    assert (one_cycle(*question()).state.z - before.state.z).abs().max() > 0.01
+    assert output.halting_logits is None
+    assert tiny_model().answer_blocks is None
 
 
 def test_earlier_cycles_leave_no_graph_behind() -> None:
@@ -314,6 +395,37 @@ def test_the_step_changes_the_answer_and_steps_beyond_the_last_count_as_the_last
     assert (answers[2] - answers[3]).abs().max() > 0.01
     assert torch.equal(answers[3], answers[4])
     assert torch.equal(answers[3], answers[100])
+
+
+def test_without_a_step_embedding_every_step_is_the_same() -> None:
+    model = tiny_model(step_embedding=False)
+    first, second, beyond = (model(*question(step=s)).conditional_logits for s in (1, 2, 100))
+    assert torch.equal(first, second)
+    assert torch.equal(first, beyond)
+    assert not any("step" in name for name in model.state_dict())
+    x = model.embed(*question()[1:4])
+    assert torch.equal(x[:, 1:3], torch.zeros(2, 2, 16)), "nor has the empty prefix any content"
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_examples_at_steps_of_their_own_are_answered_as_in_batches_of_one_step(
+    windows: bool,
+) -> None:
+    """As with halting; a step beyond the last counts as the last."""
+    model = tiny_model(halting_head=True)
+    model.halting_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    given = question(batch=4)
+    if windows:
+        given = window(given, *WINDOWS, *WINDOWS)
+    steps = [2, 1, 3, 7]
+    mixed = model(*given._replace(supervision_step=torch.tensor(steps)))
+    for row, step in enumerate(steps):
+        alike = model(*given._replace(supervision_step=torch.tensor(step)))
+        assert torch.allclose(mixed.conditional_logits[row], alike.conditional_logits[row])
+        assert torch.allclose(mixed.halting_logits[row], alike.halting_logits[row])
+        assert torch.allclose(mixed.state.z[row], alike.state.z[row])
+        other = model(*given._replace(supervision_step=torch.tensor(step % 3 + 1)))
+        assert (other.conditional_logits[row] - alike.conditional_logits[row]).abs().max() > 0.01
 
 
 def test_every_example_and_position_starts_from_the_same_two_random_vectors() -> None:
@@ -463,7 +575,8 @@ def test_a_model_is_described_by_its_two_kinds_of_parameters_and_its_calls() -> 
     model = tiny_model()
     sizes = describe(model, num_puzzles=1000)
     assert sizes["puzzle_embedding_parameters"] == 16_000
-    assert sizes["network_calls_per_batch"] == 9
+    assert sizes["network_calls_per_answer"] == 9
+    assert sizes["network_calls_with_gradient"] == 9
     # Tokens, steps, readout; attention; SwiGLU of inner width 256.
     expected = (12 + 3 + 12) * 16 + 4 * 16 * 16 + 3 * 16 * 256
     assert sizes["network_parameters"] == expected

@@ -27,6 +27,7 @@ from evaluation.results import join
 from evaluation.rounds import answer_keys, predict_until_decided, shuffled_rows
 from evaluation.stopping import ExactRule, RunningVote, SequentialRule, simulate
 from evaluation.test_set import EvaluationSet
+from models.steps import Improvement
 
 CPU = torch.device("cpu")
 ALONE = Ranks(rank=0, world_size=1, device=CPU)
@@ -57,12 +58,17 @@ class Votes:
                     self.canvas[puzzle] = torch.from_numpy(place(square, 10)[0])
 
     def run(
-        self, inputs: Tensor, puzzle_ids: Tensor, cells: Tensor | None = None
-    ) -> Iterator[Tensor]:
+        self,
+        inputs: Tensor,
+        puzzle_ids: Tensor,
+        cells: Tensor | None = None,
+        with_reference: bool = False,
+    ) -> Iterator[Improvement]:
         answers = self.canvas[puzzle_ids]
         if cells is not None:
             answers = answers.gather(1, cells)
-        yield 9.0 * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
+        logits = 9.0 * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
+        yield Improvement(logits, logits, None)
 
 
 @pytest.fixture(scope="module", name="test_set")

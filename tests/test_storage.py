@@ -105,8 +105,9 @@ def remove(name: str) -> Callable[[Path], None]:
         (truncate("dataset.json", 0.5), r"dataset\.json is not valid JSON"),
         (change_metadata(seq_len="removed"), r"dataset\.json: key 'seq_len' is missing"),
         (change_metadata(seq_len="long"), r"dataset\.json: seq_len='long' is not allowed"),
-        (change_metadata(vocab_size=11), "vocab_size 11 and pad_id 0, expected 12 and 0"),
-        (change_metadata(pad_id=1), "vocab_size 12 and pad_id 1, expected 12 and 0"),
+        (change_metadata(vocab_size=1), "vocab_size 1 and pad_id 0, expected 2 to 255 and 0"),
+        (change_metadata(vocab_size=256), "vocab_size 256 and pad_id 0, expected 2 to 255 and 0"),
+        (change_metadata(pad_id=1), "vocab_size 12 and pad_id 1, expected 2 to 255 and 0"),
         (change_metadata(sets=["all", "more"]), r"sets \['all', 'more'\], only \['all'\]"),
         (change_metadata(seq_len=9), r"all__inputs\.npy: shape \(7, 4\), expected \[\*, 9\]"),
         (change_metadata(num_puzzle_identifiers=12), "all below num_puzzle_identifiers=12"),
@@ -164,9 +165,19 @@ def test_a_token_outside_the_vocabulary_is_found_when_it_is_read(
         split.read(np.array([0, 5]))
 
 
-def test_a_missing_folder_is_named_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.path=.*nowhere: no folder .*nowhere/test; build"):
-        open_split(tmp_path / "nowhere", "test")
+@pytest.mark.parametrize(
+    ("option", "named"), [({}, "data.path="), ({"option": "--dataset "}, "--dataset ")]
+)
+def test_a_missing_dataset_is_named_with_the_commands_that_make_one(
+    tmp_path: Path, option: dict[str, str], named: str
+) -> None:
+    path = tmp_path / "nowhere"
+    with pytest.raises(UserError) as error:
+        open_split(path, "test", **option)
+    assert str(error.value).startswith(f"{named}{path}: no dataset there")
+    assert f"no folder {path / 'test'};" in str(error.value)
+    for builder in ("dataset.build_arc_dataset", "build_nqueens_dataset", "build_sudoku_dataset"):
+        assert builder in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -8,29 +8,38 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SEQ_LEN, cell_random, random_table, random_tokens, tiny_model, tiny_supervision
+from tiny import (
+    SEQ_LEN,
+    cell_random,
+    random_table,
+    random_tokens,
+    target_request,
+    tiny_model,
+    tiny_supervision,
+)
 from torch import Tensor, nn
 
 from common.distributed import Ranks
 from common.errors import UserError
 from common.segments import Segment
 from common.settings import validate
+from dataset.canvas import ARC_COLOURS
+from models.diagnostics import accuracy
 from models.objective import IGNORE, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
 from models.randomness import CellRandom
-from models.recursive import ArchConfig, RecursiveState, StepOutput
+from models.recursive import ArchConfig, RecursiveState, StepOutput, run_step
+from models.steps import ImprovementSteps
 from models.supervision import (
     DeepImprovementSupervision,
-    ImprovementSteps,
     StepResult,
     SupervisionConfig,
-    accuracy,
-    run_step,
     segment_targets,
     step_targets,
     step_weights,
 )
 from models.targets import TARGETS
+from models.targets.stored import MISSING
 from training.sign_sgd import SparseSignSGD
 
 I = IGNORE  # noqa: E741
@@ -60,6 +69,7 @@ def window(segment: Segment, rows: Sequence[int], cells: Tensor) -> Segment:
         segment.puzzle_ids[chosen],
         segment.rows[chosen],
         cells,
+        None if segment.path is None else segment.path[chosen],
     )
 
 
@@ -121,7 +131,9 @@ class Training:
         self.table = random_table()
         self.config = tiny_supervision(**supervision)
         self.inputs, self.labels = random_tokens(1), random_tokens(2, lowest=1)
-        self.supervision = DeepImprovementSupervision(self.config, self.model, self.spy, self.table)
+        self.supervision = DeepImprovementSupervision(
+            self.config, self.model, self.spy, self.table, ARC_COLOURS, diagnostics=False
+        )
 
     def run(self, *segments: Segment) -> Any:
         """The given segments, or else the two examples on the whole canvas."""
@@ -131,7 +143,8 @@ class Training:
     def targets(self) -> Tensor:
         """What `run` trains towards: drawn from the same seed."""
         steps = self.model.config.num_supervision_steps
-        return step_targets(self.config, self.inputs, self.labels, steps, cell_random(2, seed=SEED))
+        random = cell_random(2, seed=SEED)
+        return step_targets(self.config, target_request(self.inputs, self.labels, steps, random))
 
 
 def frames(
@@ -143,10 +156,9 @@ def frames(
 ) -> list[list[int]]:
     targets = step_targets(
         config,
-        torch.tensor([inputs]),
-        torch.tensor([labels]),
-        num_steps,
-        ScriptedRandom([order]),
+        target_request(
+            torch.tensor([inputs]), torch.tensor([labels]), num_steps, ScriptedRandom([order])
+        ),
     )
     result: list[list[int]] = targets[0].tolist()
     return result
@@ -191,7 +203,7 @@ def test_the_last_frame_counts_exactly_the_solutions_cells(seed: int, reading: s
     inputs = random_tokens(seed) % 3
     labels = random_tokens(seed + 1) % 3
     config = tiny_supervision(pad_cells=reading)
-    targets = step_targets(config, inputs, labels, 4, cell_random(2, seed))
+    targets = step_targets(config, target_request(inputs, labels, 4, cell_random(2, seed)))
     assert targets.shape == (2, 5, 16)
     assert torch.equal(targets[:, 4], labels.masked_fill(labels == 0, IGNORE))
     ignored = targets == IGNORE
@@ -216,7 +228,9 @@ def test_uniform_weights_are_1_and_rising_weights_have_mean_1() -> None:
 def test_run_yields_one_result_a_step_in_order() -> None:
     training = Training()
     results = list(training.run())
-    assert [result.supervision_step for result in results] == [1, 2, 3]
+    assert [result.supervision_steps.tolist() for result in results] == [[1] * 2, [2] * 2, [3] * 2]
+    assert [result.finished.tolist() for result in results] == [[False] * 2] * 2 + [[True] * 2]
+    assert training.supervision.steps_per_batch == 3
     assert training.spy.steps == [1, 2, 3]
     for result in results:
         assert result.loss.shape == ()
@@ -360,10 +374,12 @@ def test_a_batch_in_two_segments_is_trained_as_in_one(
     batch = five_examples()
     runs = zip(one.run(batch), two.run(*(some(batch, rows) for rows in CUT)), strict=True)
     for s, (whole, cut) in enumerate(runs, start=1):
-        assert (whole.supervision_step, cut.supervision_step) == (s, s)
+        assert whole.supervision_steps.tolist() == cut.supervision_steps.tolist() == [s] * 5
+        assert whole.finished.tolist() == cut.finished.tolist() == [s == 3] * 5
         torch.testing.assert_close(cut.loss, whole.loss)
-        torch.testing.assert_close(cut.cell_accuracy, whole.cell_accuracy)
-        torch.testing.assert_close(cut.exact_accuracy, whole.exact_accuracy)
+        assert set(whole.figures) == {"cell_accuracy", "exact_accuracy"}
+        for name, values in whole.figures.items():
+            torch.testing.assert_close(cut.figures[name], values[ORDER])
         for training, result in ((one, whole), (two, cut)):
             training.model.zero_grad()
             result.loss.backward()
@@ -439,7 +455,11 @@ def windowed_canvases(draw: Any) -> tuple[Segment, Tensor]:
         more = draw(st.permutations(dropped))[: length - len(seen)]
         cells.append(draw(st.permutations(sorted(seen) + more)))
     rows = torch.tensor([draw(st.integers(0, 767)) for _ in range(2)])
-    return Segment(inputs, labels, PUZZLES, rows), torch.tensor(cells)
+    # Trajectories as a file may have them, for one of the two, both or none.
+    path = torch.stack([random_tokens(seed + s) for s in (2, 3, 4)] + [labels], dim=1)
+    path[draw(st.lists(st.booleans(), min_size=2, max_size=2))] = MISSING
+    path = draw(st.sampled_from([path.to(torch.uint8), None]))
+    return Segment(inputs, labels, PUZZLES, rows, path=path), torch.tensor(cells)
 
 
 @pytest.mark.parametrize("pad_cells", READINGS)
@@ -451,11 +471,13 @@ def test_the_targets_of_a_window_are_those_of_the_whole_canvas_at_its_cells(
 ) -> None:
     config = tiny_supervision(targets=name, pad_cells=pad_cells)
     whole, cells = case
+    random = CellRandom(seed, whole.rows, torch.arange(SEQ_LEN))
     expected = step_targets(
-        config, whole.inputs, whole.labels, 4, CellRandom(seed, whole.rows, torch.arange(SEQ_LEN))
+        config, target_request(whole.inputs, whole.labels, 4, random, stored=whole.path)
     )
-    assert torch.equal(segment_targets(config, whole, 4, SEQ_LEN, seed), expected)
-    seen = segment_targets(config, window(whole, [0, 1], cells), 4, SEQ_LEN, seed)
+    assert torch.equal(segment_targets(config, whole, 4, SEQ_LEN, ARC_COLOURS, seed), expected)
+    shown = window(whole, [0, 1], cells)
+    seen = segment_targets(config, shown, 4, SEQ_LEN, ARC_COLOURS, seed)
     assert torch.equal(seen, expected.take_along_dim(cells.unsqueeze(1), dim=2))
 
 
@@ -478,7 +500,7 @@ def test_dropped_pad_has_its_share_of_the_steps_where_it_is_counted(
             torch.tensor([0]),
             torch.tensor([[0]]),
         )
-        frames = segment_targets(config, segment, 3, 3, seed).flatten().tolist()
+        frames = segment_targets(config, segment, 3, 3, ARC_COLOURS, seed).flatten().tolist()
         changed_at.add(frames.index(7))
     assert changed_at == steps
 
@@ -514,7 +536,7 @@ class ByLength(nn.Module):
 
     def forward(self, state: RecursiveState, inputs: Tensor, *_: Any) -> StepOutput:
         logits = 9.0 * nn.functional.one_hot(self.answers[inputs.shape[1]], 12)
-        return StepOutput(state, logits.requires_grad_(), None)
+        return StepOutput(state, logits.requires_grad_(), None, None)
 
 
 def test_segments_of_different_lengths_weigh_as_many_as_their_examples_by_hand() -> None:
@@ -537,21 +559,23 @@ def test_segments_of_different_lengths_weigh_as_many_as_their_examples_by_hand()
     )
     network = ByLength([[3, 4]], [[5, 6, 11, 9], [5, 6, 7, 8]])
     config = tiny_supervision(targets="final", step_weights="rising")
-    supervision = DeepImprovementSupervision(config, tiny_model(), network, random_table())
+    supervision = DeepImprovementSupervision(
+        config, tiny_model(), network, random_table(), ARC_COLOURS, diagnostics=False
+    )
     results = list(supervision.run([one, two], seed=0))
     of_examples = [right, (2 * right + wrong) / 3, right]
     for weight, result in zip((0.5, 1, 1.5), results, strict=True):
         assert result.loss.item() == pytest.approx(weight * sum(of_examples) / 3)
-        assert result.cell_accuracy.item() == pytest.approx((1 + 2 / 3 + 1) / 3)
-        assert result.exact_accuracy.item() == pytest.approx(2 / 3)
+        assert result.figures["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 1])
+        assert result.figures["exact_accuracy"].tolist() == [1, 0, 1]
 
 
 def test_accuracy_by_hand() -> None:
     answer = torch.tensor([[2, 3, 4, 5], [2, 3, 4, 5], [2, 3, 4, 5], [2, 3, 4, 5]])
     solution = torch.tensor([[2, 3, 9, I], [2, 3, 4, I], [I, I, I, I], [9, 9, 9, 9]])
-    cell, exact = accuracy(answer, solution)
-    assert cell.tolist() == pytest.approx([2 / 3, 1, 0, 0])
-    assert exact.tolist() == [0, 1, 0, 0]
+    figures = accuracy(answer, solution)
+    assert figures["cell_accuracy"].tolist() == pytest.approx([2 / 3, 1, 0, 0])
+    assert figures["exact_accuracy"].tolist() == [0, 1, 0, 0]
 
 
 class Scripted(nn.Module):
@@ -563,7 +587,7 @@ class Scripted(nn.Module):
 
     def forward(self, state: RecursiveState, *rest: Any) -> StepOutput:
         logits = 9.0 * nn.functional.one_hot(self.answers[int(rest[2]) - 1], 12)
-        return StepOutput(state, logits.requires_grad_(), None)
+        return StepOutput(state, logits.requires_grad_(), None, None)
 
 
 @pytest.mark.parametrize("pad_cells", ["ignored", "counted_until_replaced"])
@@ -578,12 +602,22 @@ def test_accuracy_is_measured_against_the_solution_not_the_steps_target(pad_cell
         model,
         Scripted([labels, wrong, labels]),
         random_table(),
+        ARC_COLOURS,
+        diagnostics=False,
     )
     batch = [Segment(random_tokens(1), labels, PUZZLES, torch.arange(2))]
     results = list(supervision.run(batch, seed=0))
-    assert [result.exact_accuracy.item() for result in results] == [1, 0.5, 1]
+    assert [result.figures["exact_accuracy"].tolist() for result in results] == [
+        [1, 1],
+        [0, 1],
+        [1, 1],
+    ]
     # Half of the eight counted cells of one of the two examples are wrong.
-    assert [result.cell_accuracy.item() for result in results] == [1, 0.75, 1]
+    assert [result.figures["cell_accuracy"].tolist() for result in results] == [
+        [1, 1],
+        [0.5, 1],
+        [1, 1],
+    ]
 
 
 def decode(
@@ -595,13 +629,13 @@ def decode(
     steps = ImprovementSteps(
         training.spy,
         training.table,
-        training.config.next_input,
+        training.config,
         num_steps,
         guidance_weight,
     )
     inputs = training.inputs if cells is None else training.inputs.take_along_dim(cells, 1)
     with torch.no_grad():
-        return list(steps.run(inputs, PUZZLES, cells))
+        return [step.logits for step in steps.run(inputs, PUZZLES, cells)]
 
 
 @pytest.mark.parametrize("next_input", ["question", "answer"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import InProcess, checkpoint_tensors, torchrun, train_arguments
+from runs import HALTING, InProcess, checkpoint_tensors, read_metrics, torchrun, train_arguments
 
 import train_arc_tiny_corrupt
 from config.schema import TrainConfig
@@ -37,10 +37,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -
     with pytest.MonkeyPatch.context() as monkeypatch:
         run_dir = tmp_path_factory.mktemp("runs") / "finished"
         return InProcess(monkeypatch).train(tiny_dataset, run_dir)
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_config_metrics_and_whole_checkpoints(finished_run: Path) -> None:
@@ -79,7 +75,113 @@ def test_metrics_are_recorded_at_their_steps(finished_run: Path) -> None:
     assert math.isfinite(first["train/grad_norm"])
     assert first["train/grad_norm"] > 0
     assert first["train/lr"] == pytest.approx(1e-4)  # Warm-up is over after 2 steps.
-    assert set(first) >= {f"train/exact_accuracy_step{s}" for s in (1, 2, 3)}
+    assert set(first) >= {
+        f"train/{name}_accuracy{suffix}"
+        for name in ("cell", "exact")
+        for suffix in ("", "_step1", "_step2", "_step3")
+    }
+    # A batch of eight examples serves three optimizer steps.
+    assert first["train/examples_per_second"] / first["train/steps_per_second"] == pytest.approx(
+        8 / 3
+    )
+
+
+DIAGNOSED = {
+    f"{name}{suffix}"
+    for name in (
+        "distance_to_solution",
+        "distance_to_target",
+        "cells_changed",
+        "margin",
+        "margin_positive",
+    )
+    for suffix in ("", "_step1", "_step2", "_step3")
+}
+
+
+def diagnosed(run_dir: Path, prefix: str) -> list[dict[str, float]]:
+    """The diagnostics of each line that has any figures of that kind."""
+    return [
+        {
+            key.removeprefix(prefix): value
+            for key, value in line.items()
+            if key.removeprefix(prefix) in DIAGNOSED
+        }
+        for line in read_metrics(run_dir)
+        if f"{prefix}exact_accuracy" in line
+    ]
+
+
+@pytest.mark.parametrize("scheme", [(), HALTING], ids=["dis", "trm"])
+def test_diagnostics_are_recorded_for_every_step_where_they_are_asked_for(
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path, scheme: tuple[str, ...]
+) -> None:
+    """While training, while evaluating, in both or in neither; and they change nothing else."""
+    losses = []
+    for train, evaluation in ((False, False), (True, False), (False, True), (True, True)):
+        run_dir = scripts.train(
+            tiny_dataset,
+            tmp_path / f"{train}-{evaluation}",
+            *scheme,
+            f"train.diagnostics={str(train).lower()}",
+            f"eval.diagnostics={str(evaluation).lower()}",
+            "train.max_steps=6",
+        )
+        trained, evaluated = diagnosed(run_dir, "train/"), diagnosed(run_dir, "eval/")
+        assert len(evaluated) == 1
+        # The last line: by then slots have reached the last step.
+        assert set(trained[-1]) == (DIAGNOSED if train else set())
+        assert set(evaluated[0]) == (DIAGNOSED if evaluation else set())
+        for figures in (*trained, *evaluated):
+            for name, value in figures.items():
+                if "margin" not in name:
+                    assert 0 <= value <= 36, name
+                assert "positive" not in name or 0 <= value <= 1, name
+        losses.append([x["train/loss"] for x in read_metrics(run_dir) if "train/loss" in x])
+    assert losses == [losses[0]] * 4
+
+
+def test_diagnostics_are_of_all_ranks(
+    tiny_dataset: Path, scripts: InProcess, tmp_path: Path
+) -> None:
+    overrides = ("train.diagnostics=true", "eval.diagnostics=true", "train.max_steps=6")
+    one = scripts.train(tiny_dataset, tmp_path / "one", *overrides)
+    arguments = train_arguments(tiny_dataset, tmp_path / "two", *overrides)
+    process = torchrun(2, "train_arc_tiny_corrupt.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    for prefix in ("train/", "eval/"):
+        expected, found = diagnosed(one, prefix)[-1], diagnosed(tmp_path / "two", prefix)[-1]
+        assert set(found) == DIAGNOSED
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("scheme", "steps"), [((), 6), (HALTING, 4)], ids=["dis", "trm"])
+def test_a_run_is_as_long_as_the_batches_that_its_optimizer_steps_take(
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path, scheme: tuple[str, ...], steps: int
+) -> None:
+    """Four optimizer steps are two batches of three steps, or with halting four batches."""
+    arguments = ("train.max_steps=4", "train.eval_every=null")
+    run_dir = scripts.train(tiny_dataset, tmp_path / "run", *scheme, *arguments)
+    (newest,) = complete_checkpoints(run_dir / "checkpoints")
+    assert newest.name == f"step_{steps:08}"
+    assert read_metrics(run_dir)[-1]["step"] == steps
+
+
+@pytest.mark.parametrize("arch", ["trm", "trm_compact", "hrm"])
+def test_the_baselines_train_and_are_scored(
+    scripts: InProcess, tiny_dataset: Path, tmp_path: Path, arch: str
+) -> None:
+    """The published recursion and networks, on a width and a number of steps of a test's size."""
+    run_dir = scripts.train(
+        tiny_dataset, tmp_path / "run", f"arch={arch}", "supervision=trm", "train.max_steps=4"
+    )
+    last = [line for line in read_metrics(run_dir) if "train/loss" in line][-1]
+    assert math.isfinite(last["train/loss"])
+    assert last["train/steps_taken_step1"] == 1
+    assert {"train/exact_accuracy_step1", "train/halting_accuracy_step1"} <= set(last)
+    scored = [line for line in read_metrics(run_dir) if "eval/pass@2" in line]
+    assert [line["step"] for line in scored] == [4]
+    assert {f"eval/exact_accuracy_step{s}" for s in (1, 2, 3)} <= set(scored[0])
 
 
 def test_the_raw_and_averaged_weights_differ(finished_run: Path) -> None:
@@ -496,14 +598,16 @@ def test_a_truncated_array_is_refused(refuse: Refused, tiny_dataset: Path, tmp_p
     assert "truncated" in line
 
 
-def test_another_vocabulary_is_refused(refuse: Refused, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_that_bytes_cannot_hold_is_refused(
+    refuse: Refused, tiny_dataset: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "words"
     shutil.copytree(tiny_dataset, data)
     path = data / "train" / "dataset.json"
-    path.write_text(path.read_text().replace('"vocab_size":12', '"vocab_size":13'))
+    path.write_text(path.read_text().replace('"vocab_size":12', '"vocab_size":256'))
     line = refuse(f"data.path={data}")
-    assert "vocab_size 13" in line
-    assert "expected 12" in line
+    assert "vocab_size 256" in line
+    assert "expected 2 to 255" in line
 
 
 def test_an_existing_run_folder_is_kept(

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.canvas import VOCAB_SIZE
+from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
 from models.puzzle_embedding import PuzzleEmbedding
 from models.randomness import CellRandom
 from models.recursive import ArchConfig, TinyRecursiveModel
 from models.supervision import SupervisionConfig
+from models.targets.request import TargetRequest
 from training.optimizers import OptimConfig
 
 CANVAS_SIDE = 4
@@ -26,6 +27,9 @@ def tiny_arch(**changes: Any) -> ArchConfig:
         "num_recursions": 1,
         "num_latent_updates": 2,
         "num_supervision_steps": 3,
+        "separate_networks": False,
+        "step_embedding": True,
+        "halting_head": False,
         "prefix_length": 3,
         "rope_base": 10000.0,
         "norm_eps": 1e-5,
@@ -49,6 +53,9 @@ def tiny_supervision(**changes: Any) -> SupervisionConfig:
         "next_input": "question",
         "pad_cells": "ignored",
         "step_weights": "uniform",
+        "halting": False,
+        "halting_loss_weight": 0.5,
+        "halting_exploration": 0.1,
     }
     return SupervisionConfig(**{**values, **changes})
 
@@ -88,3 +95,10 @@ def cell_random(
 ) -> CellRandom:
     """Random numbers of whole canvases that stand one after the other in the global batch."""
     return CellRandom(seed, first_row + torch.arange(rows), torch.arange(num_cells))
+
+
+def target_request(
+    inputs: Tensor, solution: Tensor, num_steps: int, random: CellRandom, **more: Any
+) -> TargetRequest:
+    """What a generator is asked, with ARC's colours unless others are given."""
+    return TargetRequest(inputs, solution, num_steps, random, **{"colours": ARC_COLOURS, **more})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from common.distributed import Ranks
 from common.errors import UserError
@@ -21,6 +22,7 @@ FIXED_ON_RESUME = (
     "arch",
     "seed",
     "optim.name",
+    "supervision.halting",
     "data.epochs_per_pass",
     "train.global_batch_size",
 )
@@ -34,6 +36,18 @@ class DataStream(Protocol):
     position: tuple[int, int]
 
 
+class CarryingScheme(Protocol):
+    """What supervises: it may carry examples from one batch to the next."""
+
+    def carried(self) -> dict[str, Tensor]:
+        """[B, ...] each, of this rank's share of the batch."""
+        ...
+
+    def restore(self, carried: dict[str, Tensor]) -> None:
+        """Go on from what `carried` returned."""
+        ...
+
+
 @dataclass
 class TrainingState:
     """Weights, optimizer, average, place in the data, and the count of optimizer steps."""
@@ -43,6 +57,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     data: DataStream
+    supervision: CarryingScheme
     dataset: dict[str, Any]
     """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
     step: int = 0
@@ -65,6 +80,11 @@ class TrainingState:
             wandb_run_id: the W&B run that a resumed run should go on with.
         """
         rng_states = ranks.gather_objects(checkpoints.rng_state(ranks.device))
+        # In the order of the global batch, so that another number of ranks can go on.
+        carried = {
+            name: ranks.concatenate(tensor).cpu()
+            for name, tensor in self.supervision.carried().items()
+        }
         checkpoint = Checkpoint(
             self.model.state_dict(),
             self.average.weights if self.average is not None else None,
@@ -76,6 +96,7 @@ class TrainingState:
             "step": self.step,
             "position": tuple(self.data.position),
             "optimizer": self.optimizer.state_dict(),
+            "carried": carried,
             "rng_states": rng_states,
             "wandb_run_id": wandb_run_id,
         }
@@ -115,6 +136,12 @@ class TrainingState:
             saved.update({key: value for key, value in current.items() if key != "params"})
         self.optimizer.load_state_dict(rest["optimizer"])
         self.data.position = rest["position"]
+        self.supervision.restore(
+            {
+                name: tensor.chunk(ranks.world_size)[ranks.rank]
+                for name, tensor in rest["carried"].items()
+            }
+        )
         self.step = rest["step"]
         # With another number of ranks there is no state to restore for each; what the method
         # itself draws is a function of seed and step, and does not depend on these states.

@@ -1,0 +1,62 @@
+"""Worker processes for the commands that build datasets."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from common.errors import UserError
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use; macOS cannot tell, there it is all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def worker_processes(workers: int) -> Iterator[Executor]:
+    """So many processes to work in: they end with the `with` block, or when this one is killed.
+
+    They are spawned: a fork copies the locks that other threads (of a progress bar, of the executor
+    itself) hold at that moment, and nobody is there to release them. So what the processes are to
+    do must be importable, and a script must guard its entry point.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    executor = ProcessPoolExecutor(
+        max_workers=workers,
+        mp_context=get_context("spawn"),
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+    )
+    try:
+        with executor:
+            yield executor
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory: try fewer --workers"
+        ) from error
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let this worker end when its parent is killed.
+
+    By itself it would wait for work forever: every worker has the writing end of the pipe that work
+    comes through, too, so that none ever reads its end. A thread must watch, as the worker itself
+    is in that wait, or at work.
+    """
+
+    def watch() -> None:
+        # An orphan gets another parent.
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

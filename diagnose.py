@@ -1,0 +1,207 @@
+"""What a checkpoint does at each step, and with other steps, guidance and numbers of variants.
+
+    python diagnose.py checkpoint=runs/compact-seed0
+    python diagnose.py checkpoint=runs/compact-seed0 guidance_weights=[0.5,1,1.5,2] num_steps=12
+
+The output folder receives diagnosis.json and diagnosis.png:
+
+- accuracy, distance to solution and to the step's target, cells changed, and the advantage margin
+  (DIS prop. 4.1) after each step, for fewer steps than trained and for more
+- the guidance weight w (DIS eq. 5) swept
+- on tasks, pass@1 and pass@2 against the number of variants that vote
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from tqdm import tqdm
+
+from common.distributed import Ranks, start_ranks
+from common.errors import exit_cleanly
+from common.files import atomic_directory
+from config.loading import load_config
+from config.schema import DiagnoseConfig
+from dataset.tasks import Task
+from evaluate import default_output_dir, load_model, require_new_output, trained_on
+from evaluation.evaluator import vote
+from evaluation.predict import Predictor
+from evaluation.predictions import Predictions, concatenate
+from evaluation.scoring import Scores
+from evaluation.test_set import EvaluationSet
+from evaluation.validation import measure, open_test_set
+from models.steps import ImprovementSteps
+from training.run_folder import find_checkpoint
+from training.run_log import configure_logging
+
+Rows = list[dict[str, float]]
+
+log = logging.getLogger(__name__)
+
+
+@exit_cleanly
+def main() -> None:
+    config = load_config("diagnose", DiagnoseConfig, __doc__ or "", sys.argv[1:])
+    with start_ranks(config.device) as ranks:
+        configure_logging(ranks.is_main)
+        diagnose(config, ranks)
+
+
+def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
+    """Take all measurements of one checkpoint and write them."""
+    assert config.checkpoint is not None, "the schema requires one"
+    path = find_checkpoint(config.checkpoint, "checkpoint")
+    data_path = config.data.path or trained_on(path)
+    output_dir = config.output_dir or default_output_dir([path], "diagnosis")
+    ranks.from_main(lambda: require_new_output(output_dir))
+    test_set = open_test_set(data_path, config.eval.max_variants)
+    steps, about = load_model(config, path, data_path, test_set, ranks)
+    canvas: str = about["canvas"]
+
+    def measured(num_steps: int, weight: float, diagnostics: bool) -> dict[str, float]:
+        """The model's figures at so many steps and under guidance; empty beside the main rank."""
+        other = ImprovementSteps(
+            steps.model, steps.puzzle_embedding, steps.supervision, num_steps, weight
+        )
+        asked = config.eval.model_copy(update={"diagnostics": diagnostics})
+        return measure(other, test_set, asked, canvas, ranks) or {}
+
+    num_steps = config.num_steps or 2 * steps.num_steps
+    followed = measured(num_steps, 1.0, diagnostics=True)
+    weights = tqdm(config.guidance_weights, "guidance", disable=not ranks.is_main)
+    swept = [
+        {"guidance_weight": weight, **last_figures(measured(steps.num_steps, weight, True))}
+        for weight in weights
+    ]
+    variants: Rows = []
+    if isinstance(test_set, EvaluationSet):
+        predictor = Predictor(steps, test_set, config.eval.batch_size, canvas)
+        mine = np.arange(ranks.rank, len(test_set), ranks.world_size)
+        shares = ranks.gather_objects(predictor.predict(mine).predictions)
+        if shares is not None:
+            predictions = concatenate(shares)
+            variants = votes_by_variants(predictions, test_set.tasks, config.variant_draws)
+    if not ranks.is_main:
+        return
+    document = {
+        "checkpoint": about,
+        "trained_steps": steps.num_steps,
+        "steps": by_step(followed, num_steps),
+        "guidance": swept,
+        "variants": variants,
+    }
+    with atomic_directory(output_dir) as folder:
+        (folder / "diagnosis.json").write_text(json.dumps(document, indent=1))
+        draw(document, folder / "diagnosis.png")
+    log.info("Wrote %s", output_dir)
+
+
+def last_figures(figures: dict[str, float]) -> dict[str, float]:
+    """Those after the last step, without the developing ones."""
+    return {name: value for name, value in figures.items() if "_step" not in name}
+
+
+def by_step(figures: dict[str, float], num_steps: int) -> Rows:
+    """A row for each step from the figures named `NAME_step{s}`."""
+    rows: Rows = []
+    for s in range(1, num_steps + 1):
+        ending = f"_step{s}"
+        of_step = {
+            name.removesuffix(ending): value
+            for name, value in figures.items()
+            if name.endswith(ending)
+        }
+        rows.append({"step": s, **of_step})
+    return rows
+
+
+def votes_by_variants(predictions: Predictions, tasks: Sequence[Task], num_draws: int) -> Rows:
+    """Mean and standard deviation of pass@1 and pass@2 over random choices of the variants."""
+    variants = np.unique(
+        np.stack([predictions.task_id, predictions.identifier.astype(str)]), axis=1
+    )
+    most = int(np.unique(variants[0], return_counts=True)[1].max())
+    counts = [*(2**power for power in range(20) if 2**power < most), most]
+    rng = np.random.default_rng(0)
+    rows: Rows = []
+    for count in counts:
+        scores = [
+            vote(some_variants(predictions, count, rng), tasks).scores
+            for _ in range(num_draws if count < most else 1)
+        ]
+        rows.append({"variants": count} | spread([s for s in scores if s is not None]))
+    return rows
+
+
+def some_variants(predictions: Predictions, count: int, rng: np.random.Generator) -> Predictions:
+    """The predictions of `count` random variants of each task, all where it has no more."""
+    kept = np.zeros(len(predictions), dtype=bool)
+    for task_id in np.unique(predictions.task_id):
+        rows = predictions.task_id == task_id
+        variants = np.unique(predictions.identifier[rows])
+        chosen = rng.choice(variants, min(count, len(variants)), replace=False)
+        kept |= rows & np.isin(predictions.identifier, chosen)
+    return predictions.select(kept)
+
+
+def spread(scores: Sequence[Scores]) -> dict[str, float]:
+    """Mean and standard deviation of the first places' scores; nothing without scores."""
+    figures: dict[str, float] = {}
+    for k in (1, 2) if scores else ():
+        values = [score.over_tasks[k] for score in scores]
+        figures |= {f"pass@{k}": float(np.mean(values)), f"pass@{k}_std": float(np.std(values))}
+    return figures
+
+
+PANELS = (
+    ("steps", "step", "improvement steps", ("pass@1", "solved", "exact_accuracy", "cell_accuracy")),
+    (
+        "steps",
+        "step",
+        "improvement steps",
+        ("distance_to_solution", "distance_to_target", "cells_changed"),
+    ),
+    ("steps", "step", "improvement steps", ("margin", "margin_positive")),
+    (
+        "guidance",
+        "guidance_weight",
+        "guidance weight w",
+        ("pass@1", "pass@2", "solved", "exact_accuracy"),
+    ),
+    ("variants", "variants", "variants that vote", ("pass@1", "pass@2")),
+)
+"""Table, horizontal key, label and curves of each plot."""
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Plot every table that has rows."""
+    mpl.use("Agg")  # Only files are written: no display is needed.
+    from matplotlib import pyplot
+
+    panels = [panel for panel in PANELS if document[panel[0]]]
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.2), layout="constrained"
+    )
+    for plot, (table, key, label, names) in zip(axes, panels, strict=True):
+        rows = document[table]
+        for name in [name for name in names if name in rows[0]]:
+            values = [row[name] for row in rows]
+            plot.plot([row[key] for row in rows], values, marker=".", label=name.replace("_", " "))
+        if table == "steps":
+            plot.axvline(document["trained_steps"], color="0.7", linestyle="--", zorder=0)
+        if table == "variants":
+            plot.set_xscale("log", base=2)
+        plot.set_xlabel(label)
+        plot.grid(alpha=0.3)
+        plot.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`diagnose.py`: a checkpoint under other steps, guidance weights and numbers of variants."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import InProcess
+
+import diagnose
+from dataset.build_nqueens_dataset import BuildOptions, build
+from dataset.storage import TEST_PUZZLES_FILE
+from dataset.tasks import load_tasks
+from evaluation.evaluator import vote
+from evaluation.predictions import load_predictions
+
+SWEEP = ("device=cpu", "eval.batch_size=16", "guidance_weights=[0,1,2]")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+    """A tiny run of three supervision steps. Read-only."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("diagnose") / "run"
+        return InProcess(monkeypatch).train(tiny_dataset, folder)
+
+
+def diagnosed(monkeypatch: pytest.MonkeyPatch, run: Path, output: Path, *more: str) -> Any:
+    arguments = ["diagnose", f"checkpoint={run}", f"output_dir={output}", *SWEEP, *more]
+    monkeypatch.setattr("sys.argv", arguments)
+    diagnose.main()
+    with Image.open(output / "diagnosis.png") as image:
+        assert len(image.convert("L").getcolors()) > 2, "something is drawn"
+    return json.loads((output / "diagnosis.json").read_text())
+
+
+def test_each_step_weight_and_number_of_variants_agrees_with_an_evaluation(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = diagnosed(monkeypatch, run, tmp_path / "d")
+    assert found["trained_steps"] == 3
+    assert [row["step"] for row in found["steps"]] == [1, 2, 3, 4, 5, 6], "twice as many"
+
+    def evaluated(name: str, *overrides: str) -> dict[str, float]:
+        folder = InProcess(monkeypatch).evaluate(tmp_path / name, f"checkpoint={run}", *overrides)
+        return json.loads((folder / "metrics.json").read_text())
+
+    longer = evaluated("longer", "eval.num_supervision_steps=5", "eval.diagnostics=true")
+    for name in ("cell_accuracy", "distance_to_target", "margin"):
+        by_step = [row[name] for row in found["steps"]]
+        assert by_step[:5] == pytest.approx([longer[f"{name}_step{s}"] for s in range(1, 6)])
+    for row in found["guidance"]:
+        weight = row["guidance_weight"]
+        guided = evaluated(f"guided{weight}", f"eval.guidance_weight={weight}")
+        for name in ("pass@1", "pass@2", "cell_accuracy"):
+            assert row[name] == pytest.approx(guided[name])
+    plain = evaluated("plain")
+    last = found["variants"][-1]
+    assert (last["pass@1"], last["pass@2"]) == (plain["pass@1"], plain["pass@2"])
+    assert last["pass@1_std"] == 0, "there is one way to choose all"
+    assert [row["variants"] for row in found["variants"]] == [1, 2, 4, 7]
+
+
+def test_beyond_the_trained_steps_the_target_is_the_solution(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = diagnosed(monkeypatch, run, tmp_path / "d", "num_steps=5")["steps"]
+    assert all(row["distance_to_target"] == row["distance_to_solution"] for row in found[2:])
+    assert found[0]["distance_to_target"] != found[0]["distance_to_solution"]
+
+
+def test_some_variants_are_so_many_of_each_task(
+    run: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = InProcess(monkeypatch).evaluate(tmp_path / "r", f"checkpoint={run}")
+    predictions = load_predictions(results / "predictions.npz")
+    rng = np.random.default_rng(0)
+    chosen = [diagnose.some_variants(predictions, 2, rng) for _ in range(10)]
+    for some in chosen:
+        for task_id in np.unique(predictions.task_id):
+            assert len(np.unique(some.identifier[some.task_id == task_id])) == 2
+    assert len({tuple(np.unique(some.identifier)) for some in chosen}) > 1
+    tasks = load_tasks(tiny_dataset / TEST_PUZZLES_FILE)
+    assert vote(chosen[0], tasks).scores is not None
+
+
+def test_boards_have_no_votes_to_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(BuildOptions(tmp_path / "queens", num_train=16, num_test=4))
+    trained = InProcess(monkeypatch).train(tmp_path / "queens", tmp_path / "run")
+    found = diagnosed(monkeypatch, trained, tmp_path / "d")
+    assert found["variants"] == []
+    assert {"solved", "margin", "exact_accuracy"} <= set(found["steps"][0])
+    assert "solved" in found["guidance"][0]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.guidance_weight=2", "say what is swept"),
+        ("eval.voting=exact", "every variant votes"),
+        ("guidance_weights=[]", "guidance_weights"),
+    ],
+)
+def test_what_is_swept_is_not_fixed(
+    run: Path, tmp_path: Path, refused_in_process: Any, override: str, message: str
+) -> None:
+    line = refused_in_process(
+        diagnose.main, f"checkpoint={run}", f"output_dir={tmp_path / 'd'}", override
+    )
+    assert message in line
+
+
+def test_a_checkpoint_must_be_named(refused_in_process: Any) -> None:
+    assert "checkpoint=RUN_OR_CHECKPOINT" in refused_in_process(diagnose.main)
