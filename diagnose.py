@@ -20,6 +20,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from common.distributed import Ranks, start_ranks
@@ -59,7 +60,7 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     data_path = config.data.path or trained_on(path)
     output_dir = config.output_dir or default_output_dir([path], "diagnosis")
     ranks.from_main(lambda: require_new_output(output_dir))
-    test_set = open_test_set(data_path, config.eval.max_variants)
+    test_set = open_test_set(data_path, config.eval)
     steps, about = load_model(config, path, data_path, test_set, ranks)
     canvas: str = about["canvas"]
 
@@ -122,31 +123,27 @@ def by_step(figures: dict[str, float], num_steps: int) -> Rows:
 
 def votes_by_variants(predictions: Predictions, tasks: Sequence[Task], num_draws: int) -> Rows:
     """Mean and standard deviation of pass@1 and pass@2 over random choices of the variants."""
-    variants = np.unique(
-        np.stack([predictions.task_id, predictions.identifier.astype(str)]), axis=1
-    )
-    most = int(np.unique(variants[0], return_counts=True)[1].max())
+    variants = variants_by_task(predictions)
+    most = max(len(of_task) for of_task in variants)
     counts = [*(2**power for power in range(20) if 2**power < most), most]
     rng = np.random.default_rng(0)
     rows: Rows = []
     for count in counts:
-        scores = [
-            vote(some_variants(predictions, count, rng), tasks).scores
-            for _ in range(num_draws if count < most else 1)
-        ]
+        scores = []
+        for _ in range(num_draws if count < most else 1):
+            chosen = [rng.choice(of_task, min(count, len(of_task)), False) for of_task in variants]
+            kept = np.isin(predictions.identifier, np.concatenate(chosen))
+            scores.append(vote(predictions.select(kept), tasks).scores)
         rows.append({"variants": count} | spread([s for s in scores if s is not None]))
     return rows
 
 
-def some_variants(predictions: Predictions, count: int, rng: np.random.Generator) -> Predictions:
-    """The predictions of `count` random variants of each task, all where it has no more."""
-    kept = np.zeros(len(predictions), dtype=bool)
-    for task_id in np.unique(predictions.task_id):
-        rows = predictions.task_id == task_id
-        variants = np.unique(predictions.identifier[rows])
-        chosen = rng.choice(variants, min(count, len(variants)), replace=False)
-        kept |= rows & np.isin(predictions.identifier, chosen)
-    return predictions.select(kept)
+def variants_by_task(predictions: Predictions) -> list[npt.NDArray[np.int32]]:
+    """The identifiers of each task's variants; no two tasks share one."""
+    identifiers, first = np.unique(predictions.identifier, return_index=True)
+    _, task_of = np.unique(predictions.task_id[first], return_inverse=True)
+    order = np.argsort(task_of, kind="stable")
+    return np.split(identifiers[order], np.flatnonzero(np.diff(task_of[order])) + 1)
 
 
 def spread(scores: Sequence[Scores]) -> dict[str, float]:
@@ -159,7 +156,7 @@ def spread(scores: Sequence[Scores]) -> dict[str, float]:
 
 
 PANELS = (
-    ("steps", "step", "improvement steps", ("pass@1", "solved", "exact_accuracy", "cell_accuracy")),
+    ("steps", "step", "improvement steps", ("solved", "exact_accuracy", "cell_accuracy")),
     (
         "steps",
         "step",

@@ -79,9 +79,9 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     data_path = config.data.path or trained_on(found[0])
     output_dir = config.output_dir or default_output_dir(found)
     ranks.from_main(lambda: require_new_output(output_dir))
-    test_set = open_test_set(data_path, config.eval.max_variants)
-    if isinstance(test_set, BoardSet):
-        require_plain_voting(config, len(paths))
+    test_set = open_test_set(data_path, config.eval)
+    if isinstance(test_set, BoardSet) and len(paths) > 1:
+        raise UserError("checkpoint: nothing votes on boards, so several cannot be pooled there")
     answered: list[Outcome | BoardAnswers | None] = []
     facts: list[dict[str, Any]] = []
     for path in found:
@@ -203,7 +203,7 @@ def load_model(
         "canvas": canvas,
         "attention": attention,
         "weights": "ema" if use_average else "raw",
-        **describe(model, metadata.num_puzzle_identifiers),
+        **describe(model, metadata.num_puzzle_identifiers, steps.num_steps),
     }
     return steps, about
 
@@ -252,15 +252,6 @@ def require_all_variants(predictions: Path) -> None:
         raise UserError(
             f"eval.max_variants: {predictions} was made with eval.voting={voting}, it holds some "
             f"variants of each task and not the first ones"
-        )
-
-
-def require_plain_voting(config: EvaluateConfig, num_checkpoints: int) -> None:
-    """Raise UserError for what has no meaning on boards."""
-    if num_checkpoints > 1 or config.eval.voting != "full":
-        raise UserError(
-            "checkpoint: nothing votes on boards, so neither several checkpoints nor eval.voting="
-            f"{config.eval.voting} mean anything there; score one checkpoint with eval.voting=full"
         )
 
 

@@ -116,7 +116,7 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     )
     test_set = None
     if config.train.eval_every is not None:
-        test_set = open_test_set(config.data.path, config.eval.max_variants)
+        test_set = open_test_set(config.data.path, config.eval)
     start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
 
     run = build_run(config, ranks, batches)

@@ -4,10 +4,10 @@
     python -m benchmarks.step --data data/arc1concept-aug-1000 arch=medium --batch-size 512
 
 The first row is the plain way: whole canvas, eager, fp32, see `benchmarks.plain`. Each further row
-makes one more change, down to the trainer's own path with cells of PAD dropped. All rows see the
-same examples, drawn from the real mix, and are timed in turns, batch by batch. A batch serves all
-supervision steps; "examples/s" counts it once for each, as published figures do. Times are totals
-over the timed batches, as batches of windows differ in size.
+makes one more change, down to the trainer's own path with cells of PAD dropped, and at last with
+its diagnostics on. All rows see the same examples, drawn from the real mix, and are timed in turns,
+batch by batch. A batch serves all supervision steps; "examples/s" counts it once for each, as
+published figures do. Times are totals over the timed batches, as batches of windows differ in size.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.measure import (
 )
 from benchmarks.plain import DoubleLogits, RedrawnTargets, SynchronousLoader, UniqueSignSGD
 from common.distributed import Ranks, start_ranks
-from common.errors import CommandParser, exit_cleanly
+from common.errors import CommandParser, UserError, exit_cleanly
 from common.segments import Segment
 from config.loading import load_config
 from config.schema import TrainConfig
@@ -80,6 +80,8 @@ def changes(device: str) -> list[Change]:
     if device == "cpu":
         # On short sequences alone: on the whole canvas the scores do not fit the cache.
         add("+ attention by two products", "train.attention=matmul")
+    # What it costs to watch: the one row that should bring nothing and take little.
+    add("and diagnostics on", "train.diagnostics=true")
     return rows
 
 
@@ -126,6 +128,8 @@ def build_case(
         *arguments.overrides,
     ]
     config = load_config("train", TrainConfig, __doc__ or "", overrides)
+    if config.supervision.halting:
+        raise UserError("supervision.halting=true: the rows are of the loop without halting")
     assert config.data.path is not None, "it was given"
     batches = TrainingBatches(
         open_split(config.data.path, "train"),

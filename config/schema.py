@@ -88,8 +88,9 @@ class TrainConfig(Settings):
             raise ValueError("data.path=null: name the dataset to train on")
         if self.supervision.halting != self.arch.halting_head:
             raise ValueError(
-                "supervision.halting and arch.halting_head must both be true or both be false: the "
-                "head is trained by halting, and by nothing else"
+                f"arch={self.arch.name}: supervision.halting and arch.halting_head must both be "
+                f"true or both be false, as the head is trained by halting and by nothing else; "
+                f"with arch=trm, trm_compact or hrm goes supervision=trm"
             )
         if self.supervision.halting and self.data.canvas != "whole":
             raise ValueError(

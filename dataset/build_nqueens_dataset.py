@@ -14,6 +14,7 @@ different, and training boards are drawn as above from the others: the number of
 drawn before the board, so training has every number as often as without the split. The empty board
 is a single one and stays in training; test boards spread evenly over 1 to 7 queens, but for a limit
 of half of the boards that exist for a number (32 with one queen), so that training sees the rest.
+What is new about them are the given queens: of the 92 solutions, all stand among training labels.
 """
 
 import logging

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.segments import Segment
 from dataset.batches import DataConfig, Sample, TrainingBatches
-from dataset.canvas import canvas_side
+from dataset.canvas import VOCAB_SIZE, canvas_side
 from dataset.compact import CompactSplit, Recipes, expand
 from dataset.splits import Split, require_square
 from dataset.storage import PuzzleSplit
@@ -270,6 +271,12 @@ class BatchLoader:
     ) -> None:
         if config.canvas == "window":
             require_square(batches.split, "data.canvas=window")
+            vocab_size = batches.split.metadata.vocab_size
+            if vocab_size != VOCAB_SIZE:
+                raise UserError(
+                    f"data.canvas=window: windows are cut around ARC grids, of {VOCAB_SIZE} tokens;"
+                    f" {batches.split.path} has {vocab_size}: use data.canvas=whole"
+                )
         self.batches = batches
         self.config = config
         self.maker = SegmentMaker(batches.split, device)

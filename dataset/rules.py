@@ -10,7 +10,7 @@ from common.errors import UserError
 from dataset.boards import Boards
 from dataset.canvas import COLOUR_OFFSET
 from dataset.nqueens import EightQueens
-from dataset.storage import BUILD_FILE, read_json
+from dataset.storage import BUILD_FILE, read_json, require
 from dataset.sudoku import Sudoku
 
 
@@ -41,7 +41,9 @@ def puzzle_of(dataset_path: Path) -> str | None:
         UserError: `build.json` names a puzzle that is not known.
     """
     path = dataset_path / BUILD_FILE
-    puzzle: str | None = read_json(path).get("puzzle") if path.is_file() else None
+    record = read_json(path) if path.is_file() else {}
+    require(isinstance(record, dict), f"{path}: must be an object")
+    puzzle: str | None = record.get("puzzle")
     if puzzle is not None and puzzle not in RULES:
         raise UserError(f"{path}: no such puzzle as '{puzzle}', there are {', '.join(RULES)}")
     return puzzle

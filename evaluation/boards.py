@@ -106,6 +106,7 @@ def _answer_batch(
     rows: npt.NDArray[np.int64],
     diagnostics: bool,
 ) -> BoardAnswers:
+    """Answer the given rows of the set."""
     examples = board_set.examples.take(rows)
     selected = maker.source.select(examples.rows, np.zeros((len(rows), 2)))
     host_segment = maker.take(selected, np.arange(len(rows)), examples.puzzle_ids, rows, None)
@@ -133,7 +134,7 @@ def board_metrics(found: BoardAnswers) -> dict[str, float]:
 
     `solved` is the share of answers that are valid and keep what is given.
     """
-    metrics = found.figures.means()
+    metrics = found.figures.means() if found.figures.num_scored else {}
     if found.puzzle is None:
         return metrics
     rules = RULES[found.puzzle]

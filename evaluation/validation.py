@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.distributed import Ranks
+from common.errors import UserError
 from dataset.canvas import VOCAB_SIZE
 from dataset.rules import puzzle_of
 from dataset.splits import open_split
@@ -15,17 +16,22 @@ from models.steps import ImprovementSteps
 TestSet = EvaluationSet | BoardSet
 
 
-def open_test_set(dataset_path: Path, max_variants: int | None) -> TestSet:
+def open_test_set(dataset_path: Path, config: EvalConfig) -> TestSet:
     """Tasks whose variants vote, or boards.
 
     Raises:
-        UserError: a part is missing, damaged or does not fit the others.
+        UserError: a part is missing, damaged or does not fit the others, or asks boards to vote.
     """
     # Boards of other builders do not say whose rules hold, but their vocabulary is another.
     is_arc = open_split(dataset_path, "test").metadata.vocab_size == VOCAB_SIZE
     if puzzle_of(dataset_path) is None and is_arc:
-        return EvaluationSet(dataset_path, max_variants)
-    return BoardSet(dataset_path, max_variants)
+        return EvaluationSet(dataset_path, config.max_variants)
+    if config.voting != "full":
+        raise UserError(
+            f"eval.voting={config.voting}: nothing votes on boards, as those of {dataset_path}; "
+            f"use eval.voting=full"
+        )
+    return BoardSet(dataset_path, config.max_variants)
 
 
 def measure(

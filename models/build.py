@@ -106,12 +106,23 @@ def build_supervision(
     )
 
 
-def describe(model: TinyRecursiveModel, num_puzzles: int) -> dict[str, Any]:
-    """Sizes that go with every claim: the two kinds of parameters apart, and network calls."""
+def describe(
+    model: TinyRecursiveModel, num_puzzles: int, num_steps: int | None = None
+) -> dict[str, Any]:
+    """Sizes that go with every claim: the two kinds of parameters apart, and network calls.
+
+    Args:
+        model: bare.
+        num_puzzles: rows of the puzzle embedding.
+        num_steps: improvement steps until the last answer; None for as many as trained.
+    """
     config = model.config
+    steps = num_steps or config.num_supervision_steps
+    calls = config.network_calls, config.network_calls_with_gradient
+    per_answer, with_gradient = (n // config.num_supervision_steps * steps for n in calls)
     return {
         "network_parameters": model.num_parameters,
         "puzzle_embedding_parameters": num_puzzles * config.hidden_size,
-        "network_calls_per_answer": config.network_calls,
-        "network_calls_with_gradient": config.network_calls_with_gradient,
+        "network_calls_per_answer": per_answer,
+        "network_calls_with_gradient": with_gradient,
     }

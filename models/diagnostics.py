@@ -5,7 +5,8 @@
     margin (prop. 4.1)         advantage_margin
 
 Figures are of single examples [B], without gradient; means are taken by who collects them. Only
-cells whose solution is known and not PAD count.
+cells whose solution is known and not PAD count: on others, the answer is mostly left to chance.
+(To the distance to a step's target count the cells that count in its loss.)
 
 Shape letters: B batch, L canvas cells, V vocabulary.
 """
@@ -77,10 +78,11 @@ def movement(previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor)
         target: [B, L] the step's target, IGNORE where not counted.
         solution: [B, L] IGNORE where not counted.
     """
+    changed = (answer != previous) & (solution != IGNORE)
     return {
         "distance_to_solution": _distance(answer, solution),
         "distance_to_target": _distance(answer, target),
-        "cells_changed": (answer != previous).sum(dim=1).float(),
+        "cells_changed": changed.sum(dim=1).float(),
     }
 
 

@@ -48,7 +48,8 @@ class SupervisionConfig(Settings):
     )
     pad_cells: Literal["ignored", "counted_until_replaced"] = Field(
         description="cells whose solution is PAD: never counted, or counted at the steps whose "
-        "target still shows the input's token there (the published code)"
+        "target still shows the input's token there (the published code); the same where no "
+        "target ever does (targets final and replace)"
     )
     step_weights: Literal["uniform", "rising"] = Field(
         description="weight of step s: 1, or rising linearly with s at mean 1 (paper §5.3)"

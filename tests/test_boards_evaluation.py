@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import InProcess, eval_config
+from runs import InProcess, eval_config, train_arguments
 from torch import Tensor
 
 import evaluate
+import train_arc_tiny_corrupt
 from common.distributed import Ranks
 from common.errors import UserError
 from dataset.build_nqueens_dataset import BuildOptions, build
@@ -117,15 +118,15 @@ def test_ranks_share_the_boards_and_bring_them_back_in_order(queens: Path, world
 def test_which_kind_of_test_set_it_is_is_seen_from_the_dataset(
     queens: Path, tiny_dataset: Path
 ) -> None:
-    assert isinstance(open_test_set(queens, None), BoardSet)
-    assert isinstance(open_test_set(tiny_dataset, None), EvaluationSet)
+    assert isinstance(open_test_set(queens, eval_config()), BoardSet)
+    assert isinstance(open_test_set(tiny_dataset, eval_config()), EvaluationSet)
 
 
 def test_a_puzzle_whose_rules_are_not_known_is_refused(queens: Path, tmp_path: Path) -> None:
     (tmp_path / "test").symlink_to(queens / "test")
     (tmp_path / BUILD_FILE).write_text(json.dumps({"puzzle": "chess"}))
     with pytest.raises(UserError, match="no such puzzle as 'chess', there are nqueens, sudoku"):
-        open_test_set(tmp_path, None)
+        open_test_set(tmp_path, eval_config())
 
 
 def test_the_page_takes_any_right_completion_for_right() -> None:
@@ -140,6 +141,33 @@ def test_the_page_takes_any_right_completion_for_right() -> None:
     assert np.array_equal(cases[1].solution, stored.reshape(8, 8) - 1)
     assert [case.num_attempts for case in cases] == [1, 1]
     assert cases[0].test_input.max() == 0, "an empty cell is black"
+
+
+def test_hidden_solutions_are_scored_by_the_rules_alone() -> None:
+    answers = solutions()[:1, None]
+    hidden = BoardAnswers(
+        np.ones((1, 64), np.uint8),
+        np.zeros((1, 64), np.uint8),
+        answers,
+        np.zeros(1, np.float32),
+        StepFigures(0, {"exact_accuracy": np.zeros(1)}),
+        "nqueens",
+    )
+    assert set(board_metrics(hidden)) == {
+        "solved",
+        "solved_step1",
+        "valid",
+        "keeps_given",
+        "exact_ceiling",
+    }
+
+
+def test_windows_are_for_grids_and_not_for_boards(
+    queens: Path, tmp_path: Path, refused_in_process: Any
+) -> None:
+    arguments = train_arguments(queens, tmp_path / "run", *BOARDS, "data.canvas=window")
+    line = refused_in_process(train_arc_tiny_corrupt.main, *arguments)
+    assert "use data.canvas=whole" in line
 
 
 BOARDS = ("data.epochs_per_pass=1", "train.global_batch_size=8")
@@ -178,7 +206,10 @@ def test_voting_has_no_meaning_on_boards(
     line = refused_in_process(
         evaluate.main, f"checkpoint=[{run},{run}]", f"output_dir={tmp_path / 'r'}"
     )
-    assert "several checkpoints" in line
+    assert "several cannot be pooled" in line
+    arguments = train_arguments(queens, tmp_path / "other", *BOARDS, "eval.voting=sequential")
+    line = refused_in_process(train_arc_tiny_corrupt.main, *arguments)
+    assert "use eval.voting=full" in line
 
 
 def test_measuring_boards_gives_figures_on_the_main_rank_alone(queens: Path) -> None:

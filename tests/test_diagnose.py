@@ -1,6 +1,7 @@
 """`diagnose.py`: a checkpoint under other steps, guidance weights and numbers of variants."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from PIL import Image
 from runs import InProcess
 
 import diagnose
+from dataset.augmentation import transform
 from dataset.build_nqueens_dataset import BuildOptions, build
+from dataset.canvas import place
 from dataset.storage import TEST_PUZZLES_FILE
 from dataset.tasks import load_tasks
-from evaluation.evaluator import vote
 from evaluation.predictions import load_predictions
 
 SWEEP = ("device=cpu", "eval.batch_size=16", "guidance_weights=[0,1,2]")
@@ -71,19 +73,42 @@ def test_beyond_the_trained_steps_the_target_is_the_solution(
     assert found[0]["distance_to_target"] != found[0]["distance_to_solution"]
 
 
-def test_some_variants_are_so_many_of_each_task(
-    run: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_variants_of_each_task_are_told_apart(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = InProcess(monkeypatch).evaluate(tmp_path / "r", f"checkpoint={run}")
     predictions = load_predictions(results / "predictions.npz")
-    rng = np.random.default_rng(0)
-    chosen = [diagnose.some_variants(predictions, 2, rng) for _ in range(10)]
-    for some in chosen:
-        for task_id in np.unique(predictions.task_id):
-            assert len(np.unique(some.identifier[some.task_id == task_id])) == 2
-    assert len({tuple(np.unique(some.identifier)) for some in chosen}) > 1
+    expected = {
+        tuple(np.unique(predictions.identifier[predictions.task_id == task_id]))
+        for task_id in predictions.task_id
+    }
+    found = diagnose.variants_by_task(predictions)
+    assert {tuple(variants) for variants in found} == expected
+    assert len(found) == len(expected) > 1
+
+
+def test_one_variant_votes_for_what_it_says_on_average(
+    run: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many draws, pass@1 of one variant is the mean of all variants' being right."""
+    results = InProcess(monkeypatch).evaluate(tmp_path / "r", f"checkpoint={run}")
+    predictions = load_predictions(results / "predictions.npz")
     tasks = load_tasks(tiny_dataset / TEST_PUZZLES_FILE)
-    assert vote(chosen[0], tasks).scores is not None
+    # The untrained network solves nothing: let some variants be right.
+    solution = {(t.task_id, i): pair.output for t in tasks for i, pair in enumerate(t.test)}
+    right = np.arange(len(predictions)) % 3 == 0
+    canvases = predictions.canvas.copy()
+    side = round(canvases.shape[1] ** 0.5)
+    for row in np.flatnonzero(right):
+        key = (str(predictions.task_id[row]), int(predictions.test_index[row]))
+        colours = predictions.colour_permutation[row][solution[key]]
+        turned = transform(colours, int(predictions.dihedral[row]))
+        canvases[row] = place(turned[None], side)[0]
+    known = replace(predictions, canvas=canvases)
+    one, *_, everyone = diagnose.votes_by_variants(known, tasks, num_draws=200)
+    assert one["pass@1"] == pytest.approx(1 / 3, abs=0.08)
+    assert one["pass@1_std"] > 0
+    assert everyone["variants"] == 7
 
 
 def test_boards_have_no_votes_to_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY
+from tiny import cell_random, target_request
 
 from config.loading import load_config
-from config.schema import EvaluateConfig, TrainConfig
-from dataset import build_arc_dataset, import_arc
+from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
+from dataset import build_arc_dataset, build_nqueens_dataset, build_sudoku_dataset, import_arc
+from models.targets.request import TargetRequest, path_to_solution
+from study import __main__ as study
 
 OUTPUTS = ("data", "demo_output", "kaggle", "runs", "wandb")
 """Folders that the programs make."""
@@ -42,6 +47,39 @@ def test_every_training_command_is_a_valid_configuration(command: str) -> None:
 @pytest.mark.parametrize("command", commands("evaluate.py"))
 def test_every_evaluation_command_is_a_valid_configuration(command: str) -> None:
     load_config("evaluate", EvaluateConfig, "", arguments_of(command, "evaluate.py"))
+
+
+def test_the_diagnosis_command_is_a_valid_configuration() -> None:
+    (arguments,) = re.findall(r"`python diagnose.py ([^`]*)`", README)
+    load_config("diagnose", DiagnoseConfig, "", arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "program"),
+    [
+        (build_nqueens_dataset, "dataset.build_nqueens_dataset"),
+        (build_sudoku_dataset, "dataset.build_sudoku_dataset"),
+        (study, "study"),
+    ],
+)
+def test_every_other_command_parses(
+    module: Any, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = commands(f"-m {program}")
+    assert found
+    for command in found:
+        monkeypatch.setattr(sys, "argv", [program, *arguments_of(command, program)])
+        module.parse_arguments()
+
+
+def test_the_generator_that_the_readme_adds_works() -> None:
+    """Its class as printed, in a registry of one."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names = {"torch": torch, "TargetRequest": TargetRequest, "Tensor": torch.Tensor}
+    exec(code, names | {"path_to_solution": path_to_solution}, found := {})
+    inputs, solution = torch.full((1, 16), 2), torch.full((1, 16), 3)
+    frames = found["BackwardEdits"]()(target_request(inputs, solution, 4, cell_random(1)))
+    assert [(frame == 3).nonzero()[0].item() for frame in frames[0]] == [12, 8, 4, 0]
 
 
 def test_training_without_overrides_is_the_compact_model_on_arc_1() -> None:

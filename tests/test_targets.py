@@ -93,8 +93,11 @@ def test_paths_from_the_input_never_are_further_from_the_solution_than_it(
     name: str, case: TargetRequest
 ) -> None:
     first = TARGETS[name](case)[:, 0]
-    before, after = ((c != case.solution).sum(dim=1) for c in (case.inputs, first))
-    assert torch.equal(after, before - before // case.num_steps)
+    is_emptied = case.solution <= 0
+    # Edits empty cells beside the others, at the same pace.
+    for cells in (is_emptied, ~is_emptied) if "edits" in name else (torch.ones_like(is_emptied),):
+        before, after = (((c != case.solution) & cells).sum(dim=1) for c in (case.inputs, first))
+        assert torch.equal(after, before - before // case.num_steps)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "final"])
@@ -321,6 +324,18 @@ def test_components_end_at_the_edge_of_the_canvas() -> None:
         3, 2, 2,
     ]  # fmt: skip
     assert order_of_edits(ComponentEdits(), [2] * 9, solution) == [2, 3, 6, 5]
+
+
+@pytest.mark.parametrize("edits", [RowEdits(), ColourEdits(), ComponentEdits()])
+def test_emptying_cells_uses_up_no_step_in_which_others_could_be_edited(edits: Generator) -> None:
+    """Six cells to edit and ten to empty in two steps: three and five in the first."""
+    solution = torch.tensor([[3, 4, 0, 0, 5, 6, 0, 0, 7, 8, 0, 0, 0, 0, 0, 0]])
+    request = target_request(torch.full((1, 16), 2), solution, 2, cell_random(1))
+    first = edits(request)[0, 0]
+    assert ((first != 2) & (solution[0] != 0)).sum() == 3
+    assert ((first != 2) & (solution[0] == 0)).sum() == 5
+    counted = step_targets(tiny_supervision(targets="linear"), request)[0, 1] >= 0
+    assert counted.sum() == 6
 
 
 def test_edits_are_spread_evenly_over_fewer_steps_by_hand() -> None:

@@ -109,7 +109,7 @@ class CheckpointFolder:
             state_bytes = io.BytesIO()
             torch.save(training_state, state_bytes)
             with named_in_errors(folder / STATE_FILE):
-                (folder / STATE_FILE).write_bytes(state_bytes.getvalue())
+                (folder / STATE_FILE).write_bytes(state_bytes.getbuffer())
         best = self._best()
         if score is not None and (best is None or score.figures > tuple(best["score"])):
             best = {"checkpoint": path.name, "score": score.figures, "weights": score.weights}

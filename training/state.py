@@ -81,10 +81,11 @@ class TrainingState:
         """
         rng_states = ranks.gather_objects(checkpoints.rng_state(ranks.device))
         # In the order of the global batch, so that another number of ranks can go on.
-        carried = {
-            name: ranks.concatenate(tensor).cpu()
-            for name, tensor in self.supervision.carried().items()
-        }
+        carried = {}
+        for name, tensor in self.supervision.carried().items():
+            joined = ranks.concatenate(tensor)
+            if ranks.is_main:  # The states of a large batch are a gigabyte: one copy will do.
+                carried[name] = joined.cpu()
         checkpoint = Checkpoint(
             self.model.state_dict(),
             self.average.weights if self.average is not None else None,

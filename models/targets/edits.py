@@ -1,31 +1,31 @@
 """Programmed orders of editing the input into the solution: no randomness, the same every time.
 
 Cells are replaced in the order that the class says, evenly over the steps: a unit (row, component,
-colour) that is larger than a step's share is spread over steps, small ones share a step.
+colour) that is larger than a step's share is spread over steps, small ones share a step. Cells that
+become PAD are emptied in the same order beside: where PAD is not counted, they would otherwise use
+up whole steps in which nothing that counts changes.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.targets.request import TargetRequest, path_to_solution
+from models.targets.request import PAD, TargetRequest, path_to_solution
 
 
 class RowEdits:
     """Row by row from the top, each from left to right."""
 
     def __call__(self, request: TargetRequest) -> Tensor:
-        inputs, solution, num_steps, *_ = request
-        return path_to_solution(inputs, solution, _places(inputs), num_steps)
+        return _edit(request, _places(request.inputs))
 
 
 class ColourEdits:
     """One colour of the solution at a time, from the lowest token up, each from the top."""
 
     def __call__(self, request: TargetRequest) -> Tensor:
-        inputs, solution, num_steps, *_ = request
-        priority = solution * inputs.shape[1] + _places(inputs)
-        return path_to_solution(inputs, solution, priority, num_steps)
+        _, solution, *_ = request
+        return _edit(request, solution * solution.shape[1] + _places(solution))
 
 
 class ComponentEdits:
@@ -36,10 +36,20 @@ class ComponentEdits:
     """
 
     def __call__(self, request: TargetRequest) -> Tensor:
-        inputs, solution, num_steps, *_ = request
+        inputs, solution, *_ = request
         first = first_cells(inputs != solution, solution)
-        priority = first * inputs.shape[1] + _places(inputs)
-        return path_to_solution(inputs, solution, priority, num_steps)
+        return _edit(request, first * inputs.shape[1] + _places(inputs))
+
+
+def _edit(request: TargetRequest, priority: Tensor) -> Tensor:
+    """The path [B, S, L] that replaces cells of low priority [B, L] first."""
+    inputs, solution, num_steps, *_ = request
+    is_emptied = solution <= PAD
+    filling, emptying = (
+        path_to_solution(inputs, torch.where(takes_part, solution, inputs), priority, num_steps)
+        for takes_part in (~is_emptied, is_emptied)
+    )
+    return torch.where(is_emptied.unsqueeze(1), emptying, filling)
 
 
 def _places(canvases: Tensor) -> Tensor:
@@ -58,7 +68,7 @@ def first_cells(member: Tensor, colour: Tensor) -> Tensor:
     side = round(cells**0.5)
     assert side * side == cells, f"components need a square canvas, {cells} cells are none"
     # A colour of their own keeps cells outside all components apart, and cells beyond the edge.
-    outside = int(colour.max()) + 1 if colour.numel() else 0
+    outside = torch.iinfo(colour.dtype).max
     kind = colour.masked_fill(~member, outside).view(count, side, side)
     first = _places(member).view(count, side, side)
     is_member = member.view(count, side, side)

@@ -1,0 +1,284 @@
+"""The study: its grid, what is kept of a run, its tables and plots, and the page with them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from config.loading import load_config
+from config.schema import DemoConfig, TrainConfig
+from study import __main__ as command
+from study.grid import GRID_FILE, Comparison, Grid, Point, TaskSpec, Variant, load_grid
+from study.points import Record, read_curve, train_command
+from study.tables import blocks, comparison_table, fill, mean_and_spread
+
+GRID = load_grid(GRID_FILE)
+
+
+def small_grid(**changes: Any) -> Grid:
+    """Two variants on one task, the second for two seeds as well."""
+    values = {
+        "seeds": [0, 1],
+        "tasks": {
+            "queens": TaskSpec(
+                title="Queens",
+                experiment="study_nqueens",
+                steps=4,
+                evaluations=2,
+                measure="solved",
+                beside=["exact_accuracy"],
+                build=[
+                    "dataset.build_nqueens_dataset --output-dir {data} --num-train 16 --num-test 4"
+                ],
+            )
+        },
+        "variants": {
+            "dis": Variant(title="DIS", overrides=[], diagnose=True),
+            "trm": Variant(title="TRM", overrides=["arch.num_recursions=3"]),
+        },
+        "comparisons": {
+            "methods": Comparison(
+                question="?", tasks=["queens"], variants=["dis", "trm"], curves=True
+            )
+        },
+    }
+    return Grid(**{**values, **changes})
+
+
+def record(variant: str, seed: int, solved: float, seconds: float = 10, **more: Any) -> Record:
+    values = {
+        "command": "train",
+        "parameters": 1234,
+        "calls_per_answer": 48,
+        "calls_per_step": 12 if variant == "trm" else 3,
+        "calls_with_gradient_per_step": 3,
+        "curve": [
+            {"step": 500, "seconds": seconds / 2, "solved": 0.0, "exact_accuracy": 0.0},
+            {"step": 1000, "seconds": seconds, "solved": solved, "exact_accuracy": solved / 2},
+        ],
+        "diagnosis": None,
+    }
+    return Record("queens", variant, seed, **{**values, **more})
+
+
+def diagnosis(solved: float) -> dict[str, Any]:
+    figures = {
+        "cell_accuracy": 0.5,
+        "distance_to_solution": 8.0,
+        "distance_to_target": 4.0,
+        "cells_changed": 2.0,
+        "margin": 0.25,
+        "margin_positive": 0.75,
+    }
+    return {
+        "trained_steps": 1,
+        "steps": [{"step": s, "solved": solved / s, **figures} for s in (1, 2)],
+        "guidance": [
+            {"guidance_weight": w, "solved": w * solved, "margin": -w} for w in (1.0, 1.5)
+        ],
+        "variants": [],
+    }
+
+
+@pytest.mark.parametrize("point", list(GRID.points())[: len(list(GRID.points())) // 3])
+def test_every_point_is_a_valid_configuration(point: Point) -> None:
+    """Those of the first seed; the others differ by it alone."""
+    arguments = train_command(GRID, point, Path("study_output"))[1:]
+    config = load_config("train", TrainConfig, "", arguments)
+    assert config.seed == point.seed
+    assert config.train.eval_every is not None
+
+
+def test_every_point_is_run_once_and_the_first_seeds_come_first() -> None:
+    points = list(GRID.points())
+    assert len(points) == len(set(points))
+    seeds = [point.seed for point in points]
+    assert seeds == sorted(seeds)
+    assert len(GRID.seeds) >= 3
+    for key, comparison in GRID.comparisons.items():
+        for task in comparison.tasks:
+            for variant in comparison.variants:
+                assert Point(task, variant, GRID.seeds[-1]) in points, key
+
+
+def test_all_variants_of_a_task_differ(tmp_path: Path) -> None:
+    """Two variants with the same configuration would be compared with themselves."""
+    for task in GRID.tasks:
+        configs = {}
+        for point in GRID.points():
+            if point.task == task and point.seed == 0:
+                arguments = [*train_command(GRID, point, tmp_path)[1:], "run_dir=x"]
+                config = load_config("train", TrainConfig, "", arguments).model_dump_json()
+                assert config not in configs, (point.variant, configs[config])
+                configs[config] = point.variant
+
+
+def test_every_method_has_the_same_compute() -> None:
+    """A call of f with its backward pass costs three without."""
+    for task in GRID.tasks:
+        budgets = {}
+        for variant in GRID.comparisons["methods"].variants:
+            arguments = train_command(GRID, Point(task, variant, 0), Path("x"))[1:]
+            config = load_config("train", TrainConfig, "", arguments)
+            steps = config.train.max_steps
+            assert steps is not None
+            arch = config.arch
+            calls = arch.network_calls + 2 * arch.network_calls_with_gradient
+            budgets[variant] = steps * calls / arch.num_supervision_steps
+        assert max(budgets.values()) < 1.01 * min(budgets.values()), (task, budgets)
+
+
+def test_the_arc_tasks_are_the_demos() -> None:
+    (build,) = (c for c in GRID.tasks["arc"].build if "build_arc_dataset" in c)
+    assert build.split("--task-ids ")[1].split() == load_config("demo", DemoConfig, "", []).task_ids
+
+
+def test_a_comparison_of_what_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no 'chess'"):
+        small_grid(comparisons={"a": Comparison(question="?", tasks=["chess"], variants=["dis"])})
+
+
+def test_a_curve_has_a_row_for_each_evaluation_and_counts_training_seconds_alone(
+    tmp_path: Path,
+) -> None:
+    """100 steps at 10 a second and 100 at 5 are 30 s; an evaluation in between takes none."""
+    lines = [
+        {"step": 100, "train/steps_per_second": 10.0, "train/loss": 1.0},
+        {"step": 100, "eval/solved": 0.25, "eval/solved_step1": 0.5},
+        {"step": 200, "train/steps_per_second": 5.0},
+        {"step": 200, "eval/solved": 0.75},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert read_curve(path) == [
+        {"step": 100, "seconds": 10.0, "solved": 0.25},
+        {"step": 200, "seconds": 30.0, "solved": 0.75},
+    ]
+
+
+def test_means_and_spreads_are_those_of_the_seeds() -> None:
+    assert mean_and_spread([0.25]) == "0.250"
+    assert mean_and_spread([0.1, 0.2, 0.3]) == "0.200 ± 0.100"
+
+
+def test_a_table_by_hand() -> None:
+    """Standard deviation 0.3 * sqrt(2) of each, so a standard error of 0.3 * sqrt(2)."""
+    records = [
+        record("trm", 1, 0.7),
+        record("dis", 0, 0.2),
+        record("trm", 0, 0.1),
+        record("dis", 1, 0.8, seconds=30),
+    ]
+    grid = small_grid()
+    table = comparison_table(grid, grid.comparisons["methods"], "queens", records)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[0][:3] == ["variant", "solved", "exact accuracy"]
+    assert rows[2] == ["DIS", "0.500 ± 0.424", "0.250 ± 0.212", "", "2", "1,234", "48", "1,000",
+                       "3.0 (3.0)", "20"]  # fmt: skip
+    assert rows[3] == ["TRM", "0.400 ± 0.424", "0.200 ± 0.212", "-0.100 ± 0.424", "2", "1,234",
+                       "48", "1,000", "12.0 (3.0)", "10"]  # fmt: skip
+
+
+def test_diagnoses_become_tables_by_step_and_by_guidance_weight() -> None:
+    records = [record("dis", s, 0.5, diagnosis=diagnosis(v)) for s, v in enumerate((0.4, 0.6))]
+    texts = blocks(small_grid(), [*records, record("trm", 0, 0.5)])
+    assert set(texts) == {
+        "methods on queens",
+        "guidance of dis on queens",
+        "steps of dis on queens",
+    }
+    assert "| 1.5 | 0.750 ± 0.212 | -1.500 ± 0.000 |" in texts["guidance of dis on queens"]
+    steps = texts["steps of dis on queens"].splitlines()
+    assert steps[2].startswith("| 1 (last trained) | 0.500 ± 0.141 |")
+    assert steps[3].startswith("| 2 | 0.250 ± 0.071 |")
+
+
+def test_only_what_stands_between_markers_is_replaced() -> None:
+    page = "a <!-- begin t -->old\n<!-- end t --> b"
+    assert fill(page, {"t": "new"}) == "a <!-- begin t -->\nnew\n<!-- end t --> b"
+    with pytest.raises(UserError, match="nothing is known of 't'"):
+        fill(page, {"u": "new"})
+
+
+def test_results_are_written_and_reported_again_from_the_records_alone(tmp_path: Path) -> None:
+    grid, page, folder = small_grid(), tmp_path / "RESULTS.md", tmp_path / "results"
+    page.write_text("<!-- begin methods on queens --><!-- end methods on queens -->")
+    records = [record("dis", s, 0.5, diagnosis=diagnosis(0.5)) for s in (0, 1)]
+    records += [record("trm", 0, 0.25)]
+    command.write_results(grid, records, {"cpu": "x"}, page, folder)
+    text = page.read_text()
+    assert "| DIS | 0.500 ± 0.000 |" in text
+    for name in ("methods.png", "diagnosis_dis.png"):
+        with Image.open(folder / name) as image:
+            assert len(image.convert("L").getcolors()) > 2, "something is drawn"
+    read, facts = command.read_records(folder)
+    assert (read, facts) == (records, {"cpu": "x"})
+    command.write_results(grid, read, facts, page, folder)
+    assert page.read_text() == text
+
+
+def test_reporting_before_anything_ran_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run the grid first"):
+        command.read_records(tmp_path)
+
+
+SHORT = [
+    "arch.hidden_size=16",
+    "arch.num_heads=2",
+    "arch.num_supervision_steps=2",
+    "train.global_batch_size=8",
+    "train.log_every=2",
+    "wandb.mode=disabled",
+    "device=cpu",
+]
+
+
+def test_a_point_is_trained_diagnosed_and_recorded_once(tmp_path: Path) -> None:
+    """By the real commands; the second time its record is read, another command is refused."""
+    variants = {"dis": Variant(title="DIS", overrides=SHORT, diagnose=True)}
+    comparisons = {"methods": Comparison(question="?", tasks=["queens"], variants=["dis"])}
+    grid = small_grid(variants=variants, comparisons=comparisons, seeds=[3])
+    (found,), complaints = command.run_grid(grid, list(grid.points()), tmp_path, workers=1)
+    assert complaints == []
+    assert str(tmp_path) not in found.command, "what is kept names no folder of this machine"
+    assert [row["step"] for row in found.curve] == [2, 4]
+    assert set(found.final) >= {"seconds", "solved", "exact_accuracy", "exact_ceiling"}
+    assert (found.calls_per_step, found.calls_with_gradient_per_step) == (3, 3)
+    assert found.diagnosis is not None
+    assert [row["step"] for row in found.diagnosis["steps"]] == [1, 2, 3, 4]
+    folder = tmp_path / "queens" / "dis" / "seed3"
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
+    (again,), _ = command.run_grid(grid, list(grid.points()), tmp_path, workers=1)
+    assert again == found
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+    other = {"dis": Variant(title="DIS", overrides=[*SHORT, "optim.lr=2e-3"], diagnose=True)}
+    changed = small_grid(variants=other, comparisons=comparisons, seeds=[3])
+    records, (complaint,) = command.run_grid(changed, list(changed.points()), tmp_path, workers=1)
+    assert records == []
+    assert "holds a run of another configuration" in complaint
+
+
+def test_a_run_that_fails_says_where_its_log_is(tmp_path: Path) -> None:
+    variants = {"dis": Variant(title="DIS", overrides=[*SHORT, "init_from=nowhere"])}
+    comparisons = {"methods": Comparison(question="?", tasks=["queens"], variants=["dis"])}
+    grid = small_grid(variants=variants, comparisons=comparisons, seeds=[3])
+    records, (complaint,) = command.run_grid(grid, list(grid.points()), tmp_path, workers=1)
+    assert records == []
+    assert re.search(r"failed, see .*seed3.log.txt: error: .*nowhere", complaint)
+
+
+def test_the_list_shows_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused_in_process: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["study", "--list", "--only", "nqueens/final/seed1"])
+    command.main()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        "nqueens/final/seed1: python train_arc_tiny_corrupt.py experiment=study_nqueens "
+        "supervision=final train.max_steps="
+    )
+    assert "no point's name starts so" in refused_in_process(command.main, "--only", "chess")
