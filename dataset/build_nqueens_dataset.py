@@ -26,7 +26,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import CommandParser, UserError, exit_cleanly
+from common.errors import CommandParser, UserError, exit_cleanly, require_in_range
 from common.files import atomic_directory, require_new_directory
 from dataset.boards import BoardSplit, write_build_record, write_split
 from dataset.nqueens import (
@@ -121,9 +121,8 @@ def _check(options: BuildOptions) -> None:
         ("--num-test", options.num_test, 1),
         ("--seed", options.seed, 0),
     )
-    for flag, value, low in limits:
-        if value < low:
-            raise UserError(f"{flag} {value}: must be {low} or more")
+    for limit in limits:
+        require_in_range(*limit)
     most = int(_held_out_limits().sum())
     if options.split == "disjoint" and options.num_test > most:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, require_in_range
 from common.files import require_new_directory
 from dataset.canvas import CANVAS_SIDE
 from dataset.tasks import Pair, Task, load_subset
@@ -78,16 +78,14 @@ def check_options(options: BuildOptions) -> None:
         if name not in options.subsets:
             raise UserError(f"{flag} {name} is not among --subsets {' '.join(options.subsets)}")
     limits = (
-        ("--num-aug", options.num_aug, 0, None),
-        ("--puzzle-identifiers-start", options.puzzle_identifiers_start, 1, None),
+        ("--num-aug", options.num_aug, 0),
+        ("--puzzle-identifiers-start", options.puzzle_identifiers_start, 1),
         ("--canvas-side", options.canvas_side, 1, CANVAS_SIDE),
-        ("--workers", options.workers, 1, None),
-        ("--seed", options.seed, 0, None),
+        ("--workers", options.workers, 1),
+        ("--seed", options.seed, 0),
     )
-    for flag, value, low, high in limits:
-        if value < low or (high is not None and value > high):
-            limit = f"{low} to {high}" if high is not None else f"{low} or more"
-            raise UserError(f"{flag} {value}: must be {limit}")
+    for limit in limits:
+        require_in_range(*limit)
     require_new_directory(options.output_dir, "--output-dir", "remove it or choose another folder")
 
 

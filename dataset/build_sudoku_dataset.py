@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_cleanly
+from common.errors import CommandParser, UserError, exit_cleanly, require_in_range
 from common.files import atomic_directory, require_new_directory
 from common.processes import num_cpus, worker_processes
 from dataset.boards import EMPTY, Boards, BoardSplit, write_build_record, write_split
@@ -165,9 +165,8 @@ def _check(options: BuildOptions) -> None:
         ("--seed", options.seed, 0),
         ("--workers", options.workers, 1),
     )
-    for flag, value, low in limits:
-        if value < low:
-            raise UserError(f"{flag} {value}: must be {low} or more")
+    for limit in limits:
+        require_in_range(*limit)
     fewest, most = options.clues
     if not FEWEST_CLUES <= fewest <= most < CELLS:
         raise UserError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from boards import boards_of, contents, opened
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,8 +29,6 @@ from dataset.nqueens import (
     solutions,
 )
 from dataset.rules import RULES, puzzle_of
-from dataset.splits import open_split
-from dataset.storage import PuzzleSplit
 
 RULES_OF_QUEENS = EightQueens()
 DIFFERENT_BOARDS = [1, 64, 1052, 4032, 6040, 5072, 2568, 736]
@@ -226,24 +225,6 @@ def build_queens(tmp_path: Path) -> Build:
         return options.output_dir, build(options)
 
     return run
-
-
-def opened(folder: Path, half: str) -> PuzzleSplit:
-    split = open_split(folder, half)
-    assert isinstance(split, PuzzleSplit)
-    return split
-
-
-def boards_of(folder: Path, half: str) -> list[bytes]:
-    return [board.tobytes() for board in opened(folder, half).inputs]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("kind", ["paper", "disjoint"])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from boards import boards_of, contents, opened
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -25,8 +26,6 @@ from dataset.boards import keeps_given
 from dataset.build_sudoku_dataset import BuildOptions, Summary, build, main, parse_arguments
 from dataset.loading import BatchLoader
 from dataset.rules import RULES, puzzle_of
-from dataset.splits import open_split
-from dataset.storage import PuzzleSplit
 from dataset.sudoku import Sudoku, Symmetries, draw_symmetries, generate, solve
 
 # A puzzle that singles solve, and one that they do not (both are from Project Euler 96).
@@ -368,24 +367,6 @@ def build_sudokus(tmp_path: Path, in_this_process: None) -> Build:
         return options.output_dir, build(options)
 
     return run
-
-
-def opened(folder: Path, half: str) -> PuzzleSplit:
-    split = open_split(folder, half)
-    assert isinstance(split, PuzzleSplit)
-    return split
-
-
-def boards_of(folder: Path, half: str) -> list[bytes]:
-    return [tokens.tobytes() for tokens in opened(folder, half).inputs]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def test_training_puzzles_are_grouped_with_their_variants_and_test_puzzles_stand_alone(
