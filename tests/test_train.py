@@ -177,7 +177,7 @@ def test_the_baselines_train_and_are_scored(
     )
     last = [line for line in read_metrics(run_dir) if "train/loss" in line][-1]
     assert math.isfinite(last["train/loss"])
-    assert last["train/steps_taken_step1"] == 1
+    assert "train/steps_taken_step1" not in last, "of step 1 it is 1"
     assert {"train/exact_accuracy_step1", "train/halting_accuracy_step1"} <= set(last)
     scored = [line for line in read_metrics(run_dir) if "eval/pass@2" in line]
     assert [line["step"] for line in scored] == [4]

@@ -36,7 +36,7 @@ class TrainingMetrics(NamedTuple):
             f"{name}_step{s}": value
             for name, values in self.by_step.items()
             for s, value in enumerate(values, start=1)
-            if not math.isnan(value)
+            if not math.isnan(value) and name != "steps_taken"  # Of step s it is s.
         }
         figures = {
             "loss": self.loss,
