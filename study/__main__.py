@@ -3,7 +3,8 @@
     python -m study                                # all of study/grid.yaml, then RESULTS.md
     python -m study --list                         # the points, and the command of each
     python -m study --only nqueens/dis             # some points alone
-    python -m study --report                       # tables and plots again, from the records kept
+    python -m study --so-far                       # tables and plots of the points recorded so far
+    python -m study --report                       # the same from the records kept
 
 Every point is one training run on one thread, --workers of them at a time; a point that is
 recorded is not run again, and an interrupted one goes on from its last checkpoint. The records of a
@@ -33,6 +34,7 @@ from study.points import (
     Record,
     build_dataset,
     configuration,
+    is_recorded,
     run_point,
     train_command,
 )
@@ -120,6 +122,7 @@ def parse_arguments() -> argparse.Namespace:
         help="only points whose name starts so; writes no results",
     )
     add("--list", action="store_true", help="show points and commands, run nothing")
+    add("--so-far", action="store_true", help="write results of what is recorded, run nothing")
     add("--report", action="store_true", help="only write tables and plots, from the records kept")
     add("--page", type=Path, default=RESULTS_PAGE, help="page whose tables are filled")
     add("--results", type=Path, default=RESULTS_FOLDER, help="folder of plots and records")
@@ -149,6 +152,8 @@ def main() -> None:
     if not arguments.only and not arguments.page.is_file():
         raise UserError(f"--page {arguments.page} does not exist: its tables are to be filled")
     output = REPOSITORY / arguments.output
+    if arguments.so_far:
+        points = [point for point in points if is_recorded(point, output)]
     records, complaints = run_grid(grid, points, output, arguments.workers)
     if not arguments.only:
         facts = machine(torch.device("cpu"))

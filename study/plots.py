@@ -62,31 +62,33 @@ def draw_curves(grid: Grid, comparison: Comparison, records: Sequence[Record], p
             ):
                 plot.set_xlabel(label)
                 plot.grid(alpha=0.3)
-        axes[0][0].legend(fontsize=7)
+        if axes[0][0].lines:
+            axes[0][0].legend(fontsize=7)
 
 
 def draw_factors(grid: Grid, keys: Sequence[str], records: Sequence[Record], path: Path) -> None:
     """For each comparison and task, a dot for every seed's final measure and a bar at the mean."""
-    tasks = list(dict.fromkeys(t for key in keys for t in grid.comparisons[key].tasks))
-    with _figure(path, len(keys), len(tasks)) as axes:
-        for row, key in zip(axes, keys, strict=True):
-            comparison = grid.comparisons[key]
-            for plot, task in zip(row, tasks, strict=True):
-                if task not in comparison.tasks:
-                    plot.set_axis_off()
-                    continue
-                measure = grid.tasks[task].measure
-                for place, variant in enumerate(comparison.variants):
-                    values = [r.final[measure] for r in select(records, task, variant)]
-                    if values:
-                        plot.plot(values, [place] * len(values), "o", color=f"C{place}", alpha=0.6)
-                        plot.plot(statistics.mean(values), place, "|k", markersize=14)
-                titles = [grid.variants[variant].title for variant in comparison.variants]
-                plot.set_yticks(range(len(titles)), titles, fontsize=7)
-                plot.invert_yaxis()
-                plot.grid(alpha=0.3)
-                plot.set_title(f"{grid.tasks[task].title}: {key}", fontsize=8)
-                plot.set_xlabel(measure.replace("_", " "), fontsize=8)
+    panels = [(key, task) for key in keys for task in grid.comparisons[key].tasks]
+    with _figure(path, -(-len(panels) // 3), 3) as axes:
+        places = axes.flatten()
+        for plot in places:
+            plot.set_axis_off()
+        for plot, (key, task) in zip(places, panels, strict=False):
+            plot.set_axis_on()
+            variants, measure = grid.comparisons[key].variants, grid.tasks[task].measure
+            for row, variant in enumerate(variants):
+                values = [r.final[measure] for r in select(records, task, variant)]
+                if values:
+                    plot.plot(values, [row] * len(values), "o", color=f"C{row}", alpha=0.6)
+                    plot.plot(statistics.mean(values), row, "|k", markersize=14)
+            titles = [grid.variants[variant].title for variant in variants]
+            plot.set_yticks(range(len(titles)), titles, fontsize=7)
+            plot.set_ylim(len(titles) - 0.5, -0.5)
+            # From 0, so that small differences look small.
+            plot.set_xlim(left=0)
+            plot.grid(alpha=0.3)
+            plot.set_title(f"{key.replace('_', ' ')}: {grid.tasks[task].title}", fontsize=8)
+            plot.set_xlabel(measure.replace("_", " "), fontsize=8)
 
 
 def draw_diagnoses(grid: Grid, variant: str, records: Sequence[Record], path: Path) -> None:

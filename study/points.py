@@ -123,7 +123,7 @@ def run_point(grid: Grid, point: Point, config: TrainConfig, output: Path) -> Re
     if identity_path.is_file() and identity_path.read_text() != identity:
         raise UserError(f"{folder} holds a run of another configuration: remove it, or choose "
                         f"another --output")  # fmt: skip
-    if (folder / RECORD_FILE).is_file():
+    if is_recorded(point, output):
         return read_record(folder / RECORD_FILE)
     identity_path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(identity_path, identity)
@@ -160,6 +160,11 @@ def diagnose(run_dir: Path, log: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "diagnosis.json").read_text())
     del found["checkpoint"]  # Its path is of this machine; the rest stands in the record.
     return found
+
+
+def is_recorded(point: Point, output: Path) -> bool:
+    """Whether the point has been run to its end."""
+    return (output / point.name / RECORD_FILE).is_file()
 
 
 def read_record(path: Path) -> Record:

@@ -262,6 +262,21 @@ def test_a_point_is_trained_diagnosed_and_recorded_once(tmp_path: Path) -> None:
     assert "holds a run of another configuration" in complaint
 
 
+def test_results_so_far_are_of_the_points_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of none: the page is written, and nothing is run."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin machine --><!-- end machine -->")
+    folders = {"--output": tmp_path / "out", "--page": page, "--results": tmp_path / "results"}
+    flags = [word for flag, path in folders.items() for word in (flag, str(path))]
+    monkeypatch.setattr("sys.argv", ["study", "--so-far", *flags])
+    command.main()
+    assert "threads 1 a run, 2 runs at a time" in page.read_text()
+    assert command.read_records(tmp_path / "results")[0] == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_fails_says_where_its_log_is(tmp_path: Path) -> None:
     variants = {"dis": Variant(title="DIS", overrides=[*SHORT, "init_from=nowhere"])}
     comparisons = {"methods": Comparison(question="?", tasks=["queens"], variants=["dis"])}
@@ -282,3 +297,13 @@ def test_the_list_shows_what_to_type(
         "supervision=final train.max_steps="
     )
     assert "no point's name starts so" in refused_in_process(command.main, "--only", "chess")
+
+
+def test_the_page_shows_what_the_records_say(tmp_path: Path) -> None:
+    """RESULTS.md and docs/results/points.json belong together: no figure is typed by hand."""
+    page = command.RESULTS_PAGE
+    records, facts = command.read_records(command.RESULTS_FOLDER)
+    copy = tmp_path / "RESULTS.md"
+    copy.write_text(page.read_text())
+    command.write_results(GRID, records, facts, copy, tmp_path)
+    assert copy.read_text() == page.read_text()
