@@ -85,7 +85,7 @@ def draw_factors(grid: Grid, keys: Sequence[str], records: Sequence[Record], pat
             plot.set_yticks(range(len(titles)), titles, fontsize=7)
             plot.set_ylim(len(titles) - 0.5, -0.5)
             # From 0, so that small differences look small.
-            plot.set_xlim(left=0)
+            plot.set_xlim(0, 1.05 * plot.get_xlim()[1])
             plot.grid(alpha=0.3)
             plot.set_title(f"{key.replace('_', ' ')}: {grid.tasks[task].title}", fontsize=8)
             plot.set_xlabel(measure.replace("_", " "), fontsize=8)
