@@ -42,7 +42,6 @@ class Variant(Settings):
 class Comparison(Settings):
     """Variants side by side; the first one is what the others are compared with."""
 
-    question: str = Field(description="heading of its table")
     tasks: list[str] = Field(min_length=1, description="names in `tasks`")
     variants: list[str] = Field(min_length=1, description="names in `variants`")
     curves: bool = Field(

@@ -1,7 +1,13 @@
 """What tests of both builders of boards look at."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from common.errors import UserError
 from dataset.splits import open_split
 from dataset.storage import PuzzleSplit
 
@@ -24,3 +30,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def existing_folder_is_kept(build: Callable[[], Any], folder: Path) -> None:
+    """Assert that building into a folder that exists is refused and leaves it as it is."""
+    folder.mkdir()
+    (folder / "mine").write_text("content")
+    with pytest.raises(UserError, match=r"--output-dir .* exists already"):
+        build()
+    assert os.listdir(folder) == ["mine"]

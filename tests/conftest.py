@@ -16,6 +16,7 @@ from hypothesis import settings
 from dataset import build_arc_dataset
 from dataset.build_arc_dataset import build
 from dataset.build_plan import BuildOptions
+from dataset.sudoku import generate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -144,6 +145,14 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def generated_sudokus() -> tuple[np.ndarray, np.ndarray]:
+    """Puzzles and solutions [60, 81] of 24 to 40 clues."""
+    pairs = [generate((24, 40), np.random.default_rng([7, index])) for index in range(60)]
+    puzzles, solutions = zip(*pairs, strict=True)
+    return np.stack(puzzles), np.stack(solutions)
 
 
 def _error_line(stderr: str) -> str:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from boards import boards_of, contents, opened
+from boards import boards_of, contents, existing_folder_is_kept, opened
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import UserError
 from dataset.batches import DataConfig, TrainingBatches
 from dataset.boards import keeps_given
 from dataset.build_nqueens_dataset import BuildOptions, Summary, build, main, spread_evenly
@@ -369,11 +368,7 @@ def test_bad_options_end_in_one_line_and_leave_no_folder(
 
 
 def test_an_existing_folder_is_kept_as_it_is(build_queens: Build, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("content")
-    with pytest.raises(UserError, match=r"--output-dir .* exists already"):
-        build_queens()
-    assert os.listdir(tmp_path / "out") == ["mine"]
+    existing_folder_is_kept(build_queens, tmp_path / "out")
 
 
 def test_the_command_that_users_know_builds_the_dataset(

@@ -41,9 +41,7 @@ def small_grid(**changes: Any) -> Grid:
             "trm": Variant(title="TRM", overrides=["arch.num_recursions=3"]),
         },
         "comparisons": {
-            "methods": Comparison(
-                question="?", tasks=["queens"], variants=["dis", "trm"], curves=True
-            )
+            "methods": Comparison(tasks=["queens"], variants=["dis", "trm"], curves=True)
         },
     }
     return Grid(**{**values, **changes})
@@ -139,7 +137,7 @@ def test_the_arc_tasks_are_the_demos() -> None:
 
 def test_a_comparison_of_what_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no 'chess'"):
-        small_grid(comparisons={"a": Comparison(question="?", tasks=["chess"], variants=["dis"])})
+        small_grid(comparisons={"a": Comparison(tasks=["chess"], variants=["dis"])})
 
 
 def test_a_curve_has_a_row_for_each_evaluation_and_counts_training_seconds_alone(
@@ -240,7 +238,7 @@ SHORT = [
 def test_a_point_is_trained_diagnosed_and_recorded_once(tmp_path: Path) -> None:
     """By the real commands; the second time its record is read, another command is refused."""
     variants = {"dis": Variant(title="DIS", overrides=SHORT, diagnose=True)}
-    comparisons = {"methods": Comparison(question="?", tasks=["queens"], variants=["dis"])}
+    comparisons = {"methods": Comparison(tasks=["queens"], variants=["dis"])}
     grid = small_grid(variants=variants, comparisons=comparisons, seeds=[3])
     (found,), complaints = command.run_grid(grid, list(grid.points()), tmp_path, workers=1)
     assert complaints == []
@@ -279,7 +277,7 @@ def test_results_so_far_are_of_the_points_recorded(
 
 def test_a_run_that_fails_says_where_its_log_is(tmp_path: Path) -> None:
     variants = {"dis": Variant(title="DIS", overrides=[*SHORT, "init_from=nowhere"])}
-    comparisons = {"methods": Comparison(question="?", tasks=["queens"], variants=["dis"])}
+    comparisons = {"methods": Comparison(tasks=["queens"], variants=["dis"])}
     grid = small_grid(variants=variants, comparisons=comparisons, seeds=[3])
     records, (complaint,) = command.run_grid(grid, list(grid.points()), tmp_path, workers=1)
     assert records == []
