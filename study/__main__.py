@@ -7,8 +7,8 @@
     python -m study --report                       # the same from the records kept
 
 Every point is one training run on one thread, --workers of them at a time; a point that is
-recorded is not run again, and an interrupted one goes on from its last checkpoint. The records of a
-complete grid are kept in docs/results/points.json, from which --report works on any machine.
+recorded is not run again, and an interrupted one goes on from its last checkpoint. What tables and
+plots show is kept in docs/results/points.json, from which --report works on any machine.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from study.points import (
     Record,
     build_dataset,
     configuration,
-    is_recorded,
+    recorded,
     run_point,
     train_command,
 )
@@ -79,7 +79,13 @@ def run_grid(
 def write_results(
     grid: Grid, records: Sequence[Record], facts: dict[str, Any], page: Path, folder: Path
 ) -> None:
-    """Keep the records, draw the plots, and fill the page's tables."""
+    """Keep the records, draw the plots, and fill the page's tables.
+
+    Raises:
+        UserError: the page asks for what these records do not show; nothing is written then.
+    """
+    texts = blocks(grid, records) | {"machine": ", ".join(f"{k} {v}" for k, v in facts.items())}
+    text = fill(page.read_text(encoding="utf-8"), texts)
     folder.mkdir(parents=True, exist_ok=True)
     document = {"machine": facts, "points": [asdict(record) for record in records]}
     atomic_write(folder / RECORDS_FILE, json.dumps(document))
@@ -92,8 +98,7 @@ def write_results(
     for key, variant in grid.variants.items():
         if variant.diagnose and any(r.diagnosis for r in records if r.variant == key):
             draw_diagnoses(grid, key, records, folder / f"diagnosis_{key}.png")
-    texts = blocks(grid, records) | {"machine": ", ".join(f"{k} {v}" for k, v in facts.items())}
-    atomic_write(page, fill(page.read_text(encoding="utf-8"), texts))
+    atomic_write(page, text)
 
 
 def read_records(folder: Path) -> tuple[list[Record], dict[str, Any]]:
@@ -153,7 +158,7 @@ def main() -> None:
         raise UserError(f"--page {arguments.page} does not exist: its tables are to be filled")
     output = REPOSITORY / arguments.output
     if arguments.so_far:
-        points = [point for point in points if is_recorded(point, output)]
+        points = [point for point in points if recorded(grid, point, output)]
     records, complaints = run_grid(grid, points, output, arguments.workers)
     if not arguments.only:
         facts = machine(torch.device("cpu"))

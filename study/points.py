@@ -43,7 +43,8 @@ class Record:
     calls_with_gradient_per_step: int
     """... and those among them that a backward pass goes through."""
     curve: list[Row]
-    """For each evaluation `step`, `seconds` of training until then, and its figures."""
+    """For each evaluation its figures, and until then `step`, `seconds` of training and `examples`
+    that took their last supervision step."""
     diagnosis: dict[str, Any] | None
     """What diagnose.py found, if the variant asks for it."""
 
@@ -65,7 +66,7 @@ def build_dataset(grid: Grid, task: str, output: Path) -> None:
     folder, commands = data_path(output, task), grid.tasks[task].build
     built_by = folder.with_name(f"{task}.build.txt")
     if folder.exists():
-        if built_by.read_text() != "\n".join(commands):
+        if not built_by.is_file() or built_by.read_text() != "\n".join(commands):
             raise UserError(f"{folder} was built by other commands: remove {output} or choose "
                             f"another --output")  # fmt: skip
         return
@@ -104,7 +105,7 @@ def configuration(grid: Grid, point: Point) -> TrainConfig:
 
 
 def run_point(grid: Grid, point: Point, config: TrainConfig, output: Path) -> Record:
-    """Train and record a point; one that is recorded is only read.
+    """Train and record a point; one that is recorded is only read, or diagnosed if it was not.
 
     Args:
         grid: that the point is of.
@@ -118,20 +119,18 @@ def run_point(grid: Grid, point: Point, config: TrainConfig, output: Path) -> Re
     folder = output / point.name
     command = train_command(grid, point, output)
     # The whole configuration, as a group's file may have changed while the command has not.
-    identity = json.dumps([config.model_dump(mode="json"), grid.tasks[point.task].build], indent=1)
+    identity = [config.model_dump(mode="json"), grid.tasks[point.task].build]
     identity_path = folder.with_name(f"{folder.name}.{IDENTITY_FILE}")
-    if identity_path.is_file() and identity_path.read_text() != identity:
+    if identity_path.is_file() and json.loads(identity_path.read_text()) != identity:
         raise UserError(f"{folder} holds a run of another configuration: remove it, or choose "
                         f"another --output")  # fmt: skip
-    if is_recorded(point, output):
-        return read_record(folder / RECORD_FILE)
+    if known := recorded(grid, point, output):
+        return known
     identity_path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(identity_path, identity)
+    atomic_write(identity_path, json.dumps(identity, indent=1))
     log = folder.with_name(f"{folder.name}.{LOG_FILE}")
     _run(command, log)
-    diagnosis = None
-    if grid.variants[point.variant].diagnose:
-        diagnosis = diagnose(folder, log)
+    diagnosis = diagnose(folder, log) if grid.variants[point.variant].diagnose else None
     metadata = open_split(data_path(output, point.task), "train").metadata
     model = TinyRecursiveModel(config.arch, metadata.vocab_size, metadata.seq_len)
     num_steps = config.arch.num_supervision_steps
@@ -162,13 +161,14 @@ def diagnose(run_dir: Path, log: Path) -> dict[str, Any]:
     return found
 
 
-def is_recorded(point: Point, output: Path) -> bool:
-    """Whether the point has been run to its end."""
-    return (output / point.name / RECORD_FILE).is_file()
-
-
-def read_record(path: Path) -> Record:
-    return Record(**json.loads(path.read_text()))
+def recorded(grid: Grid, point: Point, output: Path) -> Record | None:
+    """The record of a point that has been run to its end, with all that the grid asks of it."""
+    path = output / point.name / RECORD_FILE
+    if not path.is_file():
+        return None
+    record = Record(**json.loads(path.read_text()))
+    is_complete = record.diagnosis is not None or not grid.variants[point.variant].diagnose
+    return record if is_complete else None
 
 
 def read_curve(metrics_path: Path) -> list[Row]:
@@ -177,12 +177,14 @@ def read_curve(metrics_path: Path) -> list[Row]:
     Seconds are those of training alone: steps over steps a second, line by line.
     """
     curve: list[Row] = []
-    seconds, before = 0.0, 0
+    seconds, examples, before = 0.0, 0.0, 0
     for line in metrics_path.read_text().splitlines():
         metrics = json.loads(line)
         step = metrics.pop("step")
         if "train/steps_per_second" in metrics:
-            seconds += (step - before) / metrics["train/steps_per_second"]
+            taken = (step - before) / metrics["train/steps_per_second"]
+            seconds += taken
+            examples += taken * metrics["train/examples_per_second"]
             before = step
         figures = {
             key.removeprefix("eval/"): value
@@ -190,7 +192,8 @@ def read_curve(metrics_path: Path) -> list[Row]:
             if key.startswith("eval/") and "_step" not in key
         }
         if figures:
-            curve.append({"step": step, "seconds": round(seconds, 3), **figures})
+            until = {"step": step, "seconds": round(seconds, 3), "examples": round(examples)}
+            curve.append(until | figures)
     return curve
 
 

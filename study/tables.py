@@ -60,6 +60,7 @@ def comparison_table(
         "parameters",
         "calls an answer",
         "optimizer steps",
+        "examples",
         "network calls (with gradient), thousands",
         "training, s",
     ]
@@ -81,6 +82,7 @@ def comparison_table(
             f"{runs[0].parameters:,}",
             str(runs[0].calls_per_answer),
             f"{steps:,.0f}",
+            f"{statistics.median(r.final['examples'] for r in runs):,.0f}",
             f"{calls:.1f} ({with_gradient:.1f})",
             f"{statistics.median(r.final['seconds'] for r in runs):.0f}",
         ]
@@ -98,6 +100,17 @@ def guidance_table(grid: Grid, task: str, variant: str, records: Sequence[Record
         cells = [mean_and_spread([of[name] for of in of_seeds]) for name in (measure, "margin")]
         rows.append([f"{row['guidance_weight']:g}", *cells])
     return markdown(["w", _spaced(measure), "margin of the last step"], rows)
+
+
+def variants_table(task: str, variant: str, records: Sequence[Record]) -> str:
+    """Scores against the number of variants that vote."""
+    found = diagnoses(records, task, variant)
+    rows = []
+    for index, row in enumerate(found[0]["variants"]):
+        of_seeds = [of["variants"][index] for of in found]
+        cells = [mean_and_spread([of[name] for of in of_seeds]) for name in ("pass@1", "pass@2")]
+        rows.append([str(row["variants"]), *cells])
+    return markdown(["variants that vote", "pass@1", "pass@2"], rows)
 
 
 def steps_table(grid: Grid, task: str, variant: str, records: Sequence[Record]) -> str:
@@ -141,6 +154,8 @@ def blocks(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
             if diagnoses(records, task, key):
                 found[f"guidance of {key} on {task}"] = guidance_table(grid, task, key, records)
                 found[f"steps of {key} on {task}"] = steps_table(grid, task, key, records)
+                if diagnoses(records, task, key)[0]["variants"]:  # Nothing votes on boards.
+                    found[f"votes of {key} on {task}"] = variants_table(task, key, records)
     return found
 
 

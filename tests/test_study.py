@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from config.loading import load_config
 from config.schema import DemoConfig, TrainConfig
 from study import __main__ as command
 from study.grid import GRID_FILE, Comparison, Grid, Point, TaskSpec, Variant, load_grid
-from study.points import Record, read_curve, train_command
+from study.points import Record, build_dataset, read_curve, recorded, train_command
 from study.tables import blocks, comparison_table, fill, mean_and_spread
 
 GRID = load_grid(GRID_FILE)
@@ -55,16 +56,20 @@ def record(variant: str, seed: int, solved: float, seconds: float = 10, **more: 
         "calls_per_step": 12 if variant == "trm" else 3,
         "calls_with_gradient_per_step": 3,
         "curve": [
-            {"step": 500, "seconds": seconds / 2, "solved": 0.0, "exact_accuracy": 0.0},
-            {"step": 1000, "seconds": seconds, "solved": solved, "exact_accuracy": solved / 2},
+            {"step": 500, "seconds": seconds / 2, "examples": 600} | figures(0.0),
+            {"step": 1000, "seconds": seconds, "examples": 1200} | figures(solved),
         ],
         "diagnosis": None,
     }
     return Record("queens", variant, seed, **{**values, **more})
 
 
+def figures(solved: float) -> dict[str, float]:
+    return {"solved": solved, "exact_accuracy": solved / 2}
+
+
 def diagnosis(solved: float) -> dict[str, Any]:
-    figures = {
+    of_step = {
         "cell_accuracy": 0.5,
         "distance_to_solution": 8.0,
         "distance_to_target": 4.0,
@@ -74,7 +79,7 @@ def diagnosis(solved: float) -> dict[str, Any]:
     }
     return {
         "trained_steps": 1,
-        "steps": [{"step": s, "solved": solved / s, **figures} for s in (1, 2)],
+        "steps": [{"step": s, "solved": solved / s, **of_step} for s in (1, 2)],
         "guidance": [
             {"guidance_weight": w, "solved": w * solved, "margin": -w} for w in (1.0, 1.5)
         ],
@@ -143,18 +148,21 @@ def test_a_comparison_of_what_is_not_there_is_refused() -> None:
 def test_a_curve_has_a_row_for_each_evaluation_and_counts_training_seconds_alone(
     tmp_path: Path,
 ) -> None:
-    """100 steps at 10 a second and 100 at 5 are 30 s; an evaluation in between takes none."""
+    """100 steps at 10 a second and 100 at 5 are 30 s; an evaluation in between takes none.
+
+    In them, 10 * 80 and 20 * 20 examples were done with.
+    """
     lines = [
-        {"step": 100, "train/steps_per_second": 10.0, "train/loss": 1.0},
+        {"step": 100, "train/steps_per_second": 10.0, "train/examples_per_second": 80.0},
         {"step": 100, "eval/solved": 0.25, "eval/solved_step1": 0.5},
-        {"step": 200, "train/steps_per_second": 5.0},
+        {"step": 200, "train/steps_per_second": 5.0, "train/examples_per_second": 20.0},
         {"step": 200, "eval/solved": 0.75},
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     assert read_curve(path) == [
-        {"step": 100, "seconds": 10.0, "solved": 0.25},
-        {"step": 200, "seconds": 30.0, "solved": 0.75},
+        {"step": 100, "seconds": 10.0, "examples": 800, "solved": 0.25},
+        {"step": 200, "seconds": 30.0, "examples": 1200, "solved": 0.75},
     ]
 
 
@@ -176,9 +184,9 @@ def test_a_table_by_hand() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0][:3] == ["variant", "solved", "exact accuracy"]
     assert rows[2] == ["DIS", "0.500 ± 0.424", "0.250 ± 0.212", "", "2", "1,234", "48", "1,000",
-                       "3.0 (3.0)", "20"]  # fmt: skip
+                       "1,200", "3.0 (3.0)", "20"]  # fmt: skip
     assert rows[3] == ["TRM", "0.400 ± 0.424", "0.200 ± 0.212", "-0.100 ± 0.424", "2", "1,234",
-                       "48", "1,000", "12.0 (3.0)", "10"]  # fmt: skip
+                       "48", "1,000", "1,200", "12.0 (3.0)", "10"]  # fmt: skip
 
 
 def test_diagnoses_become_tables_by_step_and_by_guidance_weight() -> None:
@@ -193,6 +201,14 @@ def test_diagnoses_become_tables_by_step_and_by_guidance_weight() -> None:
     steps = texts["steps of dis on queens"].splitlines()
     assert steps[2].startswith("| 1 (last trained) | 0.500 ± 0.141 |")
     assert steps[3].startswith("| 2 | 0.250 ± 0.071 |")
+
+
+def test_votes_become_a_table_where_variants_vote() -> None:
+    votes = [{"variants": n, "pass@1": n / 10, "pass@2": n / 5} for n in (1, 2)]
+    records = [record("dis", 0, 0.5, diagnosis=diagnosis(0.5) | {"variants": votes})]
+    table = blocks(small_grid(), records)["votes of dis on queens"].splitlines()
+    assert table[0] == "| variants that vote | pass@1 | pass@2 |"
+    assert table[2:] == ["| 1 | 0.100 | 0.200 |", "| 2 | 0.200 | 0.400 |"]
 
 
 def test_only_what_stands_between_markers_is_replaced() -> None:
@@ -275,6 +291,41 @@ def test_results_so_far_are_of_the_points_recorded(
     assert not (tmp_path / "out").exists()
 
 
+def test_records_are_kept_where_the_page_asks_for_what_is_missing(tmp_path: Path) -> None:
+    grid, page, folder = small_grid(), tmp_path / "page.md", tmp_path / "results"
+    page.write_text("<!-- begin methods on queens --><!-- end methods on queens -->")
+    command.write_results(grid, [record("dis", 0, 0.5)], {}, page, folder)
+    page.write_text("<!-- begin steps of dis on queens --><!-- end steps of dis on queens -->")
+    with pytest.raises(UserError, match="nothing is known of 'steps of dis on queens'"):
+        command.write_results(grid, [], {}, page, folder)
+    assert command.read_records(folder)[0] == [record("dis", 0, 0.5)]
+
+
+def test_a_dataset_of_other_commands_is_refused(tmp_path: Path) -> None:
+    """Also one that was built by hand in the same place."""
+    (tmp_path / "data" / "queens").mkdir(parents=True)
+    with pytest.raises(UserError, match="built by other commands"):
+        build_dataset(small_grid(), "queens", tmp_path)
+
+
+def test_a_record_lacks_a_diagnosis_that_the_grid_asks_for(tmp_path: Path) -> None:
+    grid = small_grid()
+    for variant in ("dis", "trm"):
+        folder = tmp_path / "queens" / variant / "seed0"
+        folder.mkdir(parents=True)
+        (folder / "point.json").write_text(json.dumps(asdict(record(variant, 0, 0.5))))
+    assert recorded(grid, Point("queens", "dis", 0), tmp_path) is None
+    assert recorded(grid, Point("queens", "trm", 0), tmp_path) == record("trm", 0, 0.5)
+    assert recorded(grid, Point("queens", "trm", 1), tmp_path) is None
+
+
+def test_an_experiment_alone_is_as_long_as_in_the_grid() -> None:
+    for task in GRID.tasks.values():
+        config = load_config("train", TrainConfig, "", [f"experiment={task.experiment}"])
+        assert config.train.max_steps == task.steps
+        assert config.train.eval_every == task.steps // task.evaluations
+
+
 def test_a_run_that_fails_says_where_its_log_is(tmp_path: Path) -> None:
     variants = {"dis": Variant(title="DIS", overrides=[*SHORT, "init_from=nowhere"])}
     comparisons = {"methods": Comparison(tasks=["queens"], variants=["dis"])}
@@ -298,7 +349,7 @@ def test_the_list_shows_what_to_type(
 
 
 def test_the_page_shows_what_the_records_say(tmp_path: Path) -> None:
-    """RESULTS.md and docs/results/points.json belong together: no figure is typed by hand."""
+    """RESULTS.md and docs/results/points.json belong together: no table is typed by hand."""
     page = command.RESULTS_PAGE
     records, facts = command.read_records(command.RESULTS_FOLDER)
     copy = tmp_path / "RESULTS.md"
