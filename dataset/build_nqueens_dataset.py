@@ -14,7 +14,8 @@ different, and training boards are drawn as above from the others: the number of
 drawn before the board, so training has every number as often as without the split. The empty board
 is a single one and stays in training; test boards spread evenly over 1 to 7 queens, but for a limit
 of half of the boards that exist for a number (32 with one queen), so that training sees the rest.
-What is new about them are the given queens: of the 92 solutions, all stand among training labels.
+What is new about them are the given queens: of the 92 solutions, all stand among training labels,
+and most test boards are a training board turned or reflected, which the summary counts.
 """
 
 import logging
@@ -36,6 +37,7 @@ from dataset.nqueens import (
     draw_distinct_rows,
     draw_rows,
     partial_boards,
+    symmetric_images,
 )
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ class Summary:
     test_boards: int
     different_test_boards: int
     test_boards_among_training_boards: int
+    test_boards_turned_among_training_boards: int
+    """Those that are a training board, or one turned or reflected."""
     exact_ceiling: float
     """The best exact match that can be expected on the test half."""
     by_given_queens: dict[str, GivenSummary]
@@ -84,7 +88,10 @@ class Summary:
         """One line of text for each figure."""
         yield f"  train boards: {self.train_boards:,} ({self.different_train_boards:,} different)"
         yield f"  test boards: {self.test_boards:,} ({self.different_test_boards:,} different)"
-        yield f"  test boards among training boards: {self.test_boards_among_training_boards:,}"
+        yield (
+            f"  test boards among training boards: {self.test_boards_among_training_boards:,}, "
+            f"{self.test_boards_turned_among_training_boards:,} if turned or reflected"
+        )
         yield f"  exact match on the test half, at best: {self.exact_ceiling:.1%}"
         for given, boards in self.by_given_queens.items():
             line = f"  {given} given: {boards.train_boards:,} train, {boards.test_boards:,} test"
@@ -187,12 +194,16 @@ def _summarise(train: Rows, test: Rows) -> Summary:
             exact_ceiling=float(ceilings[of_test].mean()) if of_test.any() else None,
         )
     train_ids, test_ids = boards.board_ids[train], boards.board_ids[test]
+    seen = {board.tobytes() for board in boards.inputs[train]}
+    looks = symmetric_images(boards.inputs[test]).swapaxes(0, 1)
+    turned = [any(board.tobytes() in seen for board in of_board) for of_board in looks]
     return Summary(
         train_boards=len(train),
         different_train_boards=len(np.unique(train_ids)),
         test_boards=len(test),
         different_test_boards=len(np.unique(test_ids)),
         test_boards_among_training_boards=int(np.count_nonzero(np.isin(test_ids, train_ids))),
+        test_boards_turned_among_training_boards=sum(turned),
         exact_ceiling=float(ceilings.mean()),
         by_given_queens=by_given,
     )

@@ -10,7 +10,8 @@ the board of a training puzzle or variant. All that is random about a generated 
 (seed, half, number), so the bytes do not depend on the number of workers.
 
 A CSV file has a header, a column with puzzles and one with solutions: 81 digits row by row, '.' or
-'0' for an empty cell. The defaults are the columns of Sudoku-Extreme. Every row is checked.
+'0' for an empty cell. The defaults are the columns of Sudoku-Extreme. Every row's
+solution is checked; that there is no other takes a search, done for 1,000 puzzles of each half.
 `--num-train` and `--num-test` different puzzles are drawn from the rows: both halves from the files
 of `--csv`, which must have so many, or the test half from `--test-csv`; then a half has all puzzles
 of its files where they are fewer, and training leaves out what is in the test half.

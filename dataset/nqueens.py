@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dataset.augmentation import NUM_DIHEDRALS, transform
 from dataset.boards import EMPTY, Boards
 
 SIDE = 8
@@ -44,6 +45,14 @@ def solutions() -> Boards:
     found = boards[EightQueens().is_valid(boards)]
     found.flags.writeable = False
     return found
+
+
+def symmetric_images(boards: Boards) -> Boards:
+    """The boards [8, N, 64] as they are, turned and reflected: a solution's are solutions."""
+    grids = boards.reshape(-1, SIDE, SIDE)
+    return np.stack(
+        [transform(grids, dihedral).reshape(-1, CELLS) for dihedral in range(NUM_DIHEDRALS)]
+    )
 
 
 class EightQueens:

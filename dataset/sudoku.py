@@ -49,7 +49,7 @@ class Sudoku:
         return np.all(shown == _ALL_DIGITS, axis=1)
 
     def exact_ceiling(self, inputs: Boards) -> npt.NDArray[np.float64]:
-        """1 for each of the puzzles [N]: their solutions are unique."""
+        """1 for each of the puzzles [N]: a Sudoku has one solution."""
         return np.ones(len(inputs))
 
 

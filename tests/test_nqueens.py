@@ -26,6 +26,7 @@ from dataset.nqueens import (
     draw_rows,
     partial_boards,
     solutions,
+    symmetric_images,
 )
 from dataset.rules import RULES, puzzle_of
 
@@ -265,6 +266,28 @@ def test_the_disjoint_split_tests_on_boards_that_are_not_trained_on(
     assert summary.test_boards_among_training_boards == 0
     # The empty board is one to train on.
     assert train.count(bytes([1] * 64)) > 800
+
+
+@pytest.mark.parametrize("kind", ["paper", "disjoint"])
+def test_the_summary_counts_test_boards_that_are_training_boards_turned_or_reflected(
+    build_queens: Build, kind: str
+) -> None:
+    folder, summary = build_queens(split=kind, num_train=400)
+    train = set(boards_of(folder, "train"))
+
+    def is_known(board: bytes) -> bool:
+        grid = np.frombuffer(board, np.uint8).reshape(8, 8)
+        looks = [np.rot90(g, k) for g in (grid, np.fliplr(grid)) for k in range(4)]
+        return any(look.tobytes() in train for look in looks)
+
+    counted = summary.test_boards_turned_among_training_boards
+    assert counted == sum(map(is_known, boards_of(folder, "test")))
+    assert summary.test_boards_among_training_boards < counted < 200
+
+
+def test_symmetric_images_of_solutions_are_solutions() -> None:
+    for images in symmetric_images(solutions()):
+        assert {board.tobytes() for board in images} == {b.tobytes() for b in solutions()}
 
 
 def test_disjoint_test_boards_spread_evenly_and_in_no_order(build_queens: Build) -> None:
