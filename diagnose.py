@@ -30,12 +30,11 @@ from config.loading import load_config
 from config.schema import DiagnoseConfig
 from dataset.tasks import Task
 from evaluate import default_output_dir, load_model, require_new_output, trained_on
-from evaluation.evaluator import vote
-from evaluation.predict import Predictor
-from evaluation.predictions import Predictions, concatenate
+from evaluation.evaluator import Outcome, vote
+from evaluation.predictions import Predictions
 from evaluation.scoring import Scores
 from evaluation.test_set import EvaluationSet
-from evaluation.validation import measure, open_test_set
+from evaluation.validation import Answered, answer_test_set, figures_of, open_test_set
 from models.steps import ImprovementSteps
 from training.run_folder import find_checkpoint
 from training.run_log import configure_logging
@@ -60,35 +59,30 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     data_path = config.data.path or trained_on(path)
     output_dir = config.output_dir or default_output_dir([path], "diagnosis")
     ranks.from_main(lambda: require_new_output(output_dir))
-    test_set = open_test_set(data_path, config.eval)
-    steps, about = load_model(config, path, data_path, test_set, ranks)
+    asked = config.evaluation
+    test_set = open_test_set(data_path, asked)
+    steps, about = load_model(config, asked, path, data_path, test_set, ranks)
     canvas: str = about["canvas"]
 
-    def measured(num_steps: int, weight: float, diagnostics: bool) -> dict[str, float]:
-        """The model's figures at so many steps and under guidance; empty beside the main rank."""
+    def answered(num_steps: int, weight: float) -> Answered | None:
+        """What is answered after so many steps and under guidance; all ranks must call it."""
         other = ImprovementSteps(
             steps.model, steps.puzzle_embedding, steps.supervision, num_steps, weight
         )
-        asked = config.eval.model_copy(update={"diagnostics": diagnostics})
-        return measure(other, test_set, asked, canvas, ranks) or {}
+        return answer_test_set(other, test_set, asked, canvas, ranks)
 
     num_steps = config.num_steps or 2 * steps.num_steps
-    followed = measured(num_steps, 1.0, diagnostics=True)
-    weights = tqdm(config.guidance_weights, "guidance", disable=not ranks.is_main)
-    swept = [
-        {"guidance_weight": weight, **last_figures(measured(steps.num_steps, weight, True))}
-        for weight in weights
-    ]
-    variants: Rows = []
-    if isinstance(test_set, EvaluationSet):
-        predictor = Predictor(steps, test_set, config.eval.batch_size, canvas)
-        mine = np.arange(ranks.rank, len(test_set), ranks.world_size)
-        shares = ranks.gather_objects(predictor.predict(mine).predictions)
-        if shares is not None:
-            predictions = concatenate(shares)
-            variants = votes_by_variants(predictions, test_set.tasks, config.variant_draws)
+    followed = figures_of(answered(num_steps, 1.0))
+    plain = answered(steps.num_steps, 1.0)
+    swept: Rows = []
+    for weight in tqdm(config.guidance_weights, "guidance", disable=not ranks.is_main):
+        found = plain if weight == 1.0 else answered(steps.num_steps, weight)
+        swept.append({"guidance_weight": weight, **last_figures(figures_of(found))})
     if not ranks.is_main:
         return
+    variants: Rows = []
+    if isinstance(test_set, EvaluationSet) and isinstance(plain, Outcome):
+        variants = votes_by_variants(plain.predictions, test_set.tasks, config.variant_draws)
     document = {
         "checkpoint": about,
         "trained_steps": steps.num_steps,

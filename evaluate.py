@@ -26,11 +26,13 @@ from common.files import require_new_directory
 from common.settings import validate
 from config.loading import load_config
 from config.schema import CheckpointConfig, EvaluateConfig
+from dataset.batches import DataConfig
 from dataset.storage import TEST_PUZZLES_FILE, fingerprint, read_json
 from dataset.tasks import Task, load_tasks
 from dataset.windows import typical_length
-from evaluation.boards import BoardAnswers, BoardSet, answer_boards
-from evaluation.evaluator import Outcome, evaluate, metrics, vote
+from evaluation.boards import BoardAnswers, BoardSet
+from evaluation.evaluator import Outcome, metrics, vote
+from evaluation.predict import EvalConfig
 from evaluation.predictions import (
     first_variants,
     load_predictions,
@@ -42,7 +44,7 @@ from evaluation.results_folder import (
     write_board_results,
     write_results,
 )
-from evaluation.validation import TestSet, open_test_set
+from evaluation.validation import Answered, TestSet, answer_test_set, open_test_set
 from models.build import build_model, choose_attention, describe
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import ArchConfig
@@ -82,20 +84,17 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     test_set = open_test_set(data_path, config.eval)
     if isinstance(test_set, BoardSet) and len(paths) > 1:
         raise UserError("checkpoint: nothing votes on boards, so several cannot be pooled there")
-    answered: list[Outcome | BoardAnswers | None] = []
+    answered: list[Answered | None] = []
     facts: list[dict[str, Any]] = []
     for path in found:
-        steps, about = load_model(config, path, data_path, test_set, ranks)
+        steps, about = load_model(config, config.eval, path, data_path, test_set, ranks)
 
         def progress(batches: Iterable[Any], total: int, path: Path = path) -> Iterable[Any]:
             unit = "batch" if config.eval.voting == "full" else "test input"
             return tqdm(batches, path.name, total, unit=unit, disable=not ranks.is_main)
 
-        if isinstance(test_set, BoardSet):
-            answered.append(answer_boards(steps, test_set, config.eval, ranks, progress))
-        else:
-            canvas = about["canvas"]
-            answered.append(evaluate(steps, test_set, config.eval, canvas, ranks, progress))
+        canvas = about["canvas"]
+        answered.append(answer_test_set(steps, test_set, config.eval, canvas, ranks, progress))
         facts.append(about)
     if not ranks.is_main:
         return
@@ -147,7 +146,12 @@ def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
 
 
 def load_model(
-    config: CheckpointConfig, path: Path, data_path: Path, test_set: TestSet, ranks: Ranks
+    config: CheckpointConfig,
+    asked: EvalConfig,
+    path: Path,
+    data_path: Path,
+    test_set: TestSet,
+    ranks: Ranks,
 ) -> tuple[ImprovementSteps, dict[str, Any]]:
     """The checkpoint's model, ready to predict, and the facts that go with its score.
 
@@ -159,15 +163,15 @@ def load_model(
     dataset = fingerprint(data_path, metadata)
     checkpoints.require_same_dataset(stored.dataset, dataset, f"checkpoint {path}")
     arch = validate(ArchConfig, stored.config.get("arch"), f"{path}: arch")
+    data = validate(DataConfig, stored.config.get("data"), f"{path}: data")
     supervision = validate(
         SupervisionConfig, stored.config.get("supervision"), f"{path}: supervision"
     )
-    if config.eval.weights == "ema" and stored.ema is None:
+    if asked.weights == "ema" and stored.ema is None:
         raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
-    use_average = config.eval.weights != "raw" and stored.ema is not None
+    use_average = asked.weights != "raw" and stored.ema is not None
     weights = stored.ema if use_average and stored.ema is not None else stored.model
-    # Checkpoints from before there were windows do not say: they knew the whole canvas alone.
-    canvas = config.eval.canvas_for(stored.config.get("data", {}).get("canvas", "whole"))
+    canvas = asked.canvas_for(data.canvas)
     num_cells = typical_length(canvas, metadata.seq_len)
     attention = ranks.from_main(
         lambda: choose_attention(config.attention, arch, num_cells, config.precision, ranks.device)
@@ -195,8 +199,8 @@ def load_model(
         model,
         puzzle_embedding,
         supervision,
-        config.eval.num_supervision_steps,
-        config.eval.guidance_weight,
+        asked.num_supervision_steps,
+        asked.guidance_weight,
     )
     about = {
         "checkpoint": str(path),

@@ -240,9 +240,10 @@ def validate(run: Run, test_set: TestSet) -> dict[str, float]:
     )
     with weights_in_place(state.model, state.average if run.scored_weights == "ema" else None):
         canvas = config.canvas_for(run.config.data.canvas)
-        figures = validation.measure(steps, test_set, config, canvas, run.ranks)
-    if figures is None:
+        answered = validation.answer_test_set(steps, test_set, config, canvas, run.ranks)
+    if answered is None:
         return {}
+    figures = validation.figures_of(answered)
     shown = ", ".join(f"{key} {figures[key]:.3f}" for key in HEADLINES if key in figures)
     log.info(
         "step %d, %s weights: %s", state.step, run.scored_weights, shown or "no known solutions"

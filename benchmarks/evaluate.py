@@ -90,7 +90,7 @@ def load_models(
             switch = "on" if way.compiled else "off"
             fixed = (f"compile={switch}", f"precision={way.precision}")
             config = load_config("evaluate", EvaluateConfig, __doc__ or "", [*overrides, *fixed])
-            steps, facts = evaluate.load_model(config, path, data, test_set, ranks)
+            steps, facts = evaluate.load_model(config, config.eval, path, data, test_set, ranks)
             # One table for all: it may be larger than everything else together.
             for other in models.values():
                 steps.puzzle_embedding = other.puzzle_embedding

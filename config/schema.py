@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from common.settings import AnyPath, Settings
 from dataset.batches import DataConfig
-from evaluation.predict import EvalConfig
+from evaluation.predict import EvalConfig, PredictConfig
 from models.recursive import ArchConfig
 from models.supervision import SupervisionConfig
 from training.optimizers import OptimConfig
@@ -28,7 +28,10 @@ ATTENTION = (
 
 
 class LoopConfig(Settings):
-    """Length and rhythm of training. A step is an optimizer step: a batch takes N_sup of them."""
+    """Length and rhythm of training.
+
+    A step is an optimizer step: a batch takes N_sup of them, with supervision.halting one.
+    """
 
     max_steps: int | None = Field(
         gt=0, description="optimizer steps, rounded up to whole batches; null: from train.epochs"
@@ -132,12 +135,12 @@ class CheckpointConfig(Settings):
     attention: AttentionBackend = Field(description=ATTENTION)
     precision: Precision = Field(description=PRECISION)
     data: EvaluationDataConfig
-    eval: EvalConfig
 
 
 class EvaluateConfig(CheckpointConfig):
     """`evaluate.py`."""
 
+    eval: EvalConfig
     checkpoint: AnyPath | Paths | None = Field(
         description="run folder (its newest checkpoint), checkpoint, or a [list,of,them] whose "
         "votes are pooled"
@@ -158,6 +161,7 @@ class EvaluateConfig(CheckpointConfig):
         if self.predictions is not None and (
             asked.num_supervision_steps is not None
             or asked.guidance_weight != 1
+            or asked.diagnostics
             or (asked.weights, asked.canvas, asked.voting) != ("auto", "auto", "full")
         ):
             raise ValueError(
@@ -170,6 +174,7 @@ class EvaluateConfig(CheckpointConfig):
 class DiagnoseConfig(CheckpointConfig):
     """`diagnose.py`."""
 
+    eval: PredictConfig
     checkpoint: AnyPath | None = Field(
         description="run folder (its newest checkpoint) or checkpoint"
     )
@@ -184,17 +189,24 @@ class DiagnoseConfig(CheckpointConfig):
     )
 
     @model_validator(mode="after")
-    def _sweeps_itself(self) -> "DiagnoseConfig":
+    def _has_a_checkpoint(self) -> "DiagnoseConfig":
         if self.checkpoint is None:
             raise ValueError("give checkpoint=RUN_OR_CHECKPOINT")
-        asked = self.eval
-        swept = (asked.num_supervision_steps, asked.guidance_weight, asked.voting)
-        if swept != (None, 1.0, "full"):
-            raise ValueError(
-                "eval.num_supervision_steps, eval.guidance_weight and eval.voting stay as they "
-                "are: num_steps and guidance_weights say what is swept, and every variant votes"
-            )
         return self
+
+    @property
+    def evaluation(self) -> EvalConfig:
+        """What is asked of each prediction: all variants vote, and everything is measured."""
+        return EvalConfig(
+            **dict(self.eval),
+            voting="full",
+            voting_error=0.01,
+            voting_min_share=0,
+            voting_seed=0,
+            num_supervision_steps=None,
+            guidance_weight=1,
+            diagnostics=True,
+        )
 
 
 class DemoConfig(Settings):

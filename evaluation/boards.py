@@ -16,10 +16,11 @@ import torch
 
 from common.distributed import Ranks
 from dataset.batches import select_test_examples
-from dataset.boards import Boards, keeps_given
+from dataset.boards import PAD, Boards, keeps_given
 from dataset.loading import SegmentMaker
 from dataset.rules import RULES, puzzle_of, solution_tokens
 from dataset.splits import open_split
+from dataset.tasks import Grid
 from evaluation.figures import Measurement, StepFigures, add_figures, sum_figures
 from evaluation.predict import EvalConfig, Progress
 from evaluation.report import Attempt, ReportCase
@@ -154,7 +155,9 @@ def board_cases(found: BoardAnswers) -> list[ReportCase]:
     """The first boards, for the page; an answer that is right by the rules counts as right."""
     side = round(found.inputs.shape[1] ** 0.5)
     answers = found.answers[:, -1]
-    is_right = np.all(answers == found.labels, axis=1)
+    is_known = found.labels != PAD
+    has_solution = is_known.any(axis=1)
+    is_right = np.all((answers == found.labels) | ~is_known, axis=1) & has_solution
     if found.puzzle is not None:
         is_right |= RULES[found.puzzle].is_valid(answers) & keeps_given(found.inputs, answers)
     # PAD and empty cells are black, what stands on the board has ARC's colours.
@@ -162,13 +165,19 @@ def board_cases(found: BoardAnswers) -> list[ReportCase]:
     questions, solutions = (
         np.maximum(boards, 1).reshape(-1, side, side) - 1 for boards in (found.inputs, found.labels)
     )
+
+    def solution(index: int) -> Grid | None:
+        if is_right[index]:
+            return grids[index, -1]
+        return solutions[index] if has_solution[index] else None
+
     return [
         ReportCase(
             task_id=f"board {index + 1}",
             test_index=0,
             demonstrations=(),
             test_input=questions[index],
-            solution=grids[index, -1] if is_right[index] else solutions[index],
+            solution=solution(index),
             attempts=(Attempt(grids[index, -1], 1, float(found.confidence[index])),),
             step_answers=tuple(grids[index]),
             num_attempts=1,

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from common.settings import Settings
@@ -32,8 +32,8 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Wraps an iterable of known length in a progress bar."""
 
 
-class EvalConfig(Settings):
-    """What is predicted, and how."""
+class PredictConfig(Settings):
+    """Which variants are predicted, with which weights."""
 
     batch_size: int = Field(
         gt=0,
@@ -46,6 +46,18 @@ class EvalConfig(Settings):
     canvas: Literal["auto", "whole", "window"] = Field(
         description="cells that the network sees, see data.canvas; auto: as in training"
     )
+    weights: Literal["auto", "raw", "ema"] = Field(
+        description="which weights are scored; auto: the running mean if there is one, else raw"
+    )
+
+    def canvas_for(self, trained: str) -> str:
+        """The cells that are shown ("whole" or "window") to a network that was trained on some."""
+        return trained if self.canvas == "auto" else self.canvas
+
+
+class EvalConfig(PredictConfig):
+    """What is predicted, how, and which of it votes."""
+
     voting: Literal["full", "exact", "sequential"] = Field(
         description="full: all variants vote; exact: voting on a test input stops when no outcome "
         "of the rest can change its first two answers; sequential: when they are known but for "
@@ -76,13 +88,15 @@ class EvalConfig(Settings):
         description="also measure after each step how far the answers are from solution and "
         "target, how many cells changed, and the advantage margin (models/diagnostics.py)"
     )
-    weights: Literal["auto", "raw", "ema"] = Field(
-        description="which weights are scored; auto: the running mean if there is one, else raw"
-    )
 
-    def canvas_for(self, trained: str) -> str:
-        """The cells that are shown ("whole" or "window") to a network that was trained on some."""
-        return trained if self.canvas == "auto" else self.canvas
+    @model_validator(mode="after")
+    def _means_are_over_all_variants(self) -> "EvalConfig":
+        if self.diagnostics and self.voting != "full":
+            raise ValueError(
+                f"eval.diagnostics=true and eval.voting={self.voting}: diagnostics are means over "
+                f"all variants, which voting that stops does not predict; use eval.voting=full"
+            )
+        return self
 
 
 class Answers(NamedTuple):

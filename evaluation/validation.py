@@ -1,4 +1,4 @@
-"""The test half of any dataset, and its figures during training."""
+"""The test half of any dataset: what a model answers there, and its figures."""
 
 from pathlib import Path
 
@@ -8,19 +8,22 @@ from dataset.canvas import VOCAB_SIZE
 from dataset.rules import puzzle_of
 from dataset.splits import open_split
 from evaluation import evaluator
-from evaluation.boards import BoardSet, answer_boards, board_metrics
-from evaluation.predict import EvalConfig
+from evaluation.boards import BoardAnswers, BoardSet, answer_boards, board_metrics
+from evaluation.evaluator import Outcome
+from evaluation.predict import EvalConfig, Progress
 from evaluation.test_set import EvaluationSet
 from models.steps import ImprovementSteps
 
 TestSet = EvaluationSet | BoardSet
+Answered = Outcome | BoardAnswers
 
 
 def open_test_set(dataset_path: Path, config: EvalConfig) -> TestSet:
     """Tasks whose variants vote, or boards.
 
     Raises:
-        UserError: a part is missing, damaged or does not fit the others, or asks boards to vote.
+        UserError: a part is missing, damaged or does not fit the others, or is a board where the
+            config is for grids.
     """
     # Boards of other builders do not say whose rules hold, but their vocabulary is another.
     is_arc = open_split(dataset_path, "test").metadata.vocab_size == VOCAB_SIZE
@@ -31,13 +34,23 @@ def open_test_set(dataset_path: Path, config: EvalConfig) -> TestSet:
             f"eval.voting={config.voting}: nothing votes on boards, as those of {dataset_path}; "
             f"use eval.voting=full"
         )
+    if config.canvas == "window":
+        raise UserError(
+            f"eval.canvas=window: boards, as those of {dataset_path}, are shown whole; use "
+            f"eval.canvas=whole"
+        )
     return BoardSet(dataset_path, config.max_variants)
 
 
-def measure(
-    steps: ImprovementSteps, test_set: TestSet, config: EvalConfig, canvas: str, ranks: Ranks
-) -> dict[str, float] | None:
-    """The model's figures by name on the main rank, None elsewhere; all ranks must call it.
+def answer_test_set(
+    steps: ImprovementSteps,
+    test_set: TestSet,
+    config: EvalConfig,
+    canvas: str,
+    ranks: Ranks,
+    progress: Progress | None = None,
+) -> Answered | None:
+    """What the model answers, on the main rank; None elsewhere. All ranks must call it.
 
     Args:
         steps: the model and its loop.
@@ -45,9 +58,17 @@ def measure(
         config: how.
         canvas: "whole" or "window", see `EvalConfig.canvas_for`; boards are always shown whole.
         ranks: that share the work.
+        progress: shows batches, or where voting stops, test inputs.
     """
     if isinstance(test_set, BoardSet):
-        found = answer_boards(steps, test_set, config, ranks)
-        return None if found is None else board_metrics(found)
-    outcome = evaluator.evaluate(steps, test_set, config, canvas, ranks)
-    return None if outcome is None else evaluator.metrics(outcome)
+        return answer_boards(steps, test_set, config, ranks, progress)
+    return evaluator.evaluate(steps, test_set, config, canvas, ranks, progress)
+
+
+def figures_of(answered: Answered | None) -> dict[str, float]:
+    """Figures by name of what `answer_test_set` returned; none of None."""
+    if answered is None:
+        return {}
+    if isinstance(answered, BoardAnswers):
+        return board_metrics(answered)
+    return evaluator.metrics(answered)

@@ -92,14 +92,7 @@ class HaltingSupervision:
         vectors = self.puzzle_embedding.lookup(slots.puzzle_ids)
         slots.steps = slots.steps + 1
         state = RecursiveState(slots.y, slots.z)
-        output = run_step(
-            self.network,
-            vectors,
-            state,
-            slots.inputs,
-            slots.steps,
-            with_reference=self.diagnostics,
-        )
+        output = run_step(self.network, vectors, state, slots.inputs, slots.steps)
         assert output.halting_logits is not None, "arch.halting_head goes with supervision.halting"
         answer = output.conditional_logits.detach().argmax(dim=-1)
         figures = accuracy(answer, slots.solution)
@@ -116,7 +109,9 @@ class HaltingSupervision:
             "halting_accuracy": (wants_to_leave == is_right.bool()).float(),
         }
         if self.diagnostics:
-            figures |= measure(output, slots.answer, answer, slots.solution, slots.solution)
+            figures |= measure(
+                self.model, state, output, slots.answer, answer, slots.solution, slots.solution
+            )
         may_leave = slots.steps >= slots.earliest
         slots.free = (wants_to_leave & may_leave) | (slots.steps >= self.num_steps)
         slots.y, slots.z = output.state
@@ -129,6 +124,8 @@ class HaltingSupervision:
         """Let the batch's examples take the free slots; at first, all are."""
         fresh = self._fresh(segment, seed)
         if self._slots is None:
+            # As all later states are: other strides would be another compiled graph.
+            fresh.y, fresh.z = fresh.y.contiguous(), fresh.z.contiguous()
             self._slots = fresh
         else:
             free = self._slots.free
@@ -147,14 +144,15 @@ class HaltingSupervision:
         )
         # From 2 to S, each as likely.
         explored = 2 + (which * (self.num_steps - 1)).long()
-        state = self.model.initial_state(*inputs.shape)
+        # One for all: only where a slot takes it is it written.
+        state = self.model.initial_state(1, inputs.shape[1])
         return _Slots(
             puzzle_ids=segment.puzzle_ids,
             solution=labels.masked_fill(labels == PAD, IGNORE),
             inputs=inputs,
             answer=inputs,
-            y=state.y,
-            z=state.z,
+            y=state.y.expand(len(inputs), -1, -1),
+            z=state.z.expand(len(inputs), -1, -1),
             steps=torch.zeros_like(rows),
             earliest=torch.where(coin < self.config.halting_exploration, explored, 1),
             free=torch.zeros_like(rows, dtype=torch.bool),

@@ -51,7 +51,9 @@ class ArchConfig(Settings):
         gt=0, description="T: cycles a supervision step, last with gradient"
     )
     num_latent_updates: int = Field(gt=0, description="n: updates of z before each update of y")
-    num_supervision_steps: int = Field(gt=0, description="N_sup: improvement steps a batch")
+    num_supervision_steps: int = Field(
+        gt=0, description="N_sup: improvement steps to an answer; with supervision.halting at most"
+    )
     separate_networks: bool = Field(
         description="two networks of num_layers blocks, one for z and one for y (as in HRM, "
         "arXiv 2506.21734), instead of one for both"

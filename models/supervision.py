@@ -49,7 +49,7 @@ class SupervisionConfig(Settings):
     pad_cells: Literal["ignored", "counted_until_replaced"] = Field(
         description="cells whose solution is PAD: never counted, or counted at the steps whose "
         "target still shows the input's token there (the published code); the same where no "
-        "target ever does (targets final and replace)"
+        "target ever does (targets final and replace), and not for targets=mask"
     )
     step_weights: Literal["uniform", "rising"] = Field(
         description="weight of step s: 1, or rising linearly with s at mean 1 (paper §5.3)"
@@ -74,6 +74,15 @@ class SupervisionConfig(Settings):
         if name not in TARGETS:
             raise ValueError(f"no such target generator, there are {', '.join(sorted(TARGETS))}")
         return name
+
+    @model_validator(mode="after")
+    def _masked_cells_are_not_counted(self) -> "SupervisionConfig":
+        if self.targets == "mask" and self.pad_cells != "ignored":
+            raise ValueError(
+                "supervision.targets=mask needs supervision.pad_cells=ignored: what it hides is "
+                "PAD and no token of the input, so there is nothing to count until replaced"
+            )
+        return self
 
     @model_validator(mode="after")
     def _halting_knows_the_solution(self) -> "SupervisionConfig":
@@ -205,7 +214,7 @@ class DeepImprovementSupervision:
             pupil.inputs,
             s,
             pupil.cells,
-            with_reference=dual or self.diagnostics,
+            with_reference=dual,
         )
         target = pupil.targets[:, s]
         losses = stablemax_cross_entropy(output.conditional_logits, target)
@@ -216,7 +225,9 @@ class DeepImprovementSupervision:
         answer = output.conditional_logits.detach().argmax(dim=-1)
         figures = accuracy(answer, pupil.solution)
         if self.diagnostics:
-            figures |= measure(output, pupil.answer, answer, target, pupil.solution)
+            figures |= measure(
+                self.model, pupil.state, output, pupil.answer, answer, target, pupil.solution
+            )
         pupil.state, pupil.answer = output.state, answer
         if self.config.next_input == "answer":
             pupil.inputs = answer
@@ -240,13 +251,20 @@ class _Pupil:
 
 
 def measure(
-    output: StepOutput, previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor
+    model: TinyRecursiveModel,
+    before: RecursiveState,
+    output: StepOutput,
+    previous: Tensor,
+    answer: Tensor,
+    target: Tensor,
+    solution: Tensor,
 ) -> Figures:
-    """The diagnostics of one training step, see `models.diagnostics`."""
-    assert output.reference_logits is not None, "margins need it"
-    reference, conditional = output.reference_logits.detach(), output.conditional_logits.detach()
+    """The diagnostics of one training step from the state `before`, see `models.diagnostics`."""
+    # Apart from the step: read out within it, the reference would have a backward pass, of zeros.
+    with torch.no_grad():
+        reference = model.read_out(before.y)
     return movement(previous, answer, target, solution) | margins(
-        reference, conditional, solution, guidance_weight=1.0
+        reference, output.conditional_logits.detach(), solution, guidance_weight=1.0
     )
 
 

@@ -20,7 +20,7 @@ from dataset.storage import BUILD_FILE
 from evaluation.boards import BoardAnswers, BoardSet, answer_boards, board_cases, board_metrics
 from evaluation.figures import StepFigures
 from evaluation.test_set import EvaluationSet
-from evaluation.validation import measure, open_test_set
+from evaluation.validation import answer_test_set, figures_of, open_test_set
 from models.steps import Improvement
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -162,12 +162,31 @@ def test_hidden_solutions_are_scored_by_the_rules_alone() -> None:
     }
 
 
+def test_the_page_judges_no_answer_whose_solution_is_hidden() -> None:
+    """Unless it is right by the rules; cells that are not known are judged nowhere."""
+    right = solutions()[0]
+    empty = np.ones_like(right)
+    half = np.where(np.arange(64) < 32, right, 0)
+    answers = np.stack([right, empty, right])[:, None]
+    labels = np.stack([np.zeros_like(right), np.zeros_like(right), half])
+    by_rules, hidden, partly = board_cases(
+        found_answers(np.ones((3, 64), np.uint8), labels, answers, "nqueens")
+    )
+    assert np.array_equal(by_rules.solution, right.reshape(8, 8) - 1)
+    assert hidden.solution is None
+    assert np.array_equal(partly.solution, right.reshape(8, 8) - 1)
+    without_rules = found_answers(np.ones((3, 64), np.uint8), labels, answers, None)
+    assert [case.solution is None for case in board_cases(without_rules)] == [True, True, False]
+
+
 def test_windows_are_for_grids_and_not_for_boards(
     queens: Path, tmp_path: Path, refused_in_process: Any
 ) -> None:
     arguments = train_arguments(queens, tmp_path / "run", *BOARDS, "data.canvas=window")
     line = refused_in_process(train_arc_tiny_corrupt.main, *arguments)
     assert "use data.canvas=whole" in line
+    with pytest.raises(UserError, match=r"eval.canvas=window: .* use eval.canvas=whole"):
+        open_test_set(queens, eval_config(canvas="window"))
 
 
 BOARDS = ("data.epochs_per_pass=1", "train.global_batch_size=8")
@@ -220,8 +239,9 @@ def test_measuring_boards_gives_figures_on_the_main_rank_alone(queens: Path) -> 
             return None
 
     config = eval_config()
-    figures = measure(stub, BoardSet(queens, None), config, "whole", ALONE)
-    assert figures is not None
-    assert figures["valid"] == 1
+    found = answer_test_set(stub, BoardSet(queens, None), config, "whole", ALONE)
+    assert figures_of(found)["valid"] == 1
     other = Second(1, 2, ALONE.device)
-    assert measure(stub, BoardSet(queens, None), config, "whole", other) is None
+    found = answer_test_set(stub, BoardSet(queens, None), config, "whole", other)
+    assert found is None
+    assert figures_of(found) == {}

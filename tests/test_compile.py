@@ -164,6 +164,21 @@ def test_training_and_evaluating_shapes_of_all_kinds_makes_a_few_graphs_and_then
         assert graphs.frame_count == few
 
 
+def test_watching_the_steps_makes_no_other_graph() -> None:
+    """What is watched is read out beside the network: its graph has no pass for it."""
+    torch._dynamo.reset()
+    model, table = tiny_model(), random_table()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    model.compile(backend=graphs)
+    for diagnostics in (False, True):
+        supervision = DeepImprovementSupervision(
+            tiny_supervision(), model, model, table, ARC_COLOURS, diagnostics
+        )
+        for result in supervision.run([segment(3, SEQ_LEN)], seed=0):
+            result.loss.backward()
+    assert graphs.frame_count == 1
+
+
 def test_a_compiled_model_may_have_more_graphs_than_pytorch_allows_by_itself() -> None:
     with torch._dynamo.config.patch(recompile_limit=8):
         build_model(tiny_arch(), 12, SEQ_LEN, torch.device("cpu"), "auto", "off", "default")

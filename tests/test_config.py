@@ -11,12 +11,13 @@ from pydantic import BaseModel, ValidationError
 from common.errors import UserError
 from config import reference
 from config.loading import CONFIG_DIR, config_groups, keys, load_config
-from config.schema import DemoConfig, EvaluateConfig, TrainConfig
+from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
 
 REPOSITORY = CONFIG_DIR.parent
 ENTRY_POINTS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "diagnose": DiagnoseConfig,
     "demo": DemoConfig,
 }
 CHOICES = [
@@ -170,13 +171,18 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
         ("supervision.halting=true", ["halting=true", "targets=linear", "targets=final"]),
         ("supervision.targets=file", ["supervision.targets=file", "data.trajectories=None"]),
         ("data.trajectories=a.npz", ["supervision.targets=linear", "data.trajectories=a.npz"]),
+        ("eval.diagnostics=true eval.voting=exact", ["diagnostics=true", "eval.voting=exact"]),
+        (
+            "supervision.targets=mask supervision.pad_cells=counted_until_replaced",
+            ["targets=mask", "pad_cells=ignored"],
+        ),
         # Hydra's own grammar.
         ("run_dir=runs/a=b", ["runs/a=b", "quotes"]),
     ],
 )
 def test_what_is_wrong_is_named_with_its_value_and_limit(override: str, parts: list[str]) -> None:
     with pytest.raises(UserError) as refused:
-        train(override)
+        train(*override.split())
     for part in parts:
         assert part in str(refused.value)
     assert "errors.pydantic.dev" not in str(refused.value)
@@ -263,7 +269,7 @@ def test_help_lists_the_groups_of_the_trainer_alone(capsys: pytest.CaptureFixtur
             load_config(name, schema, "", ["-h"])
         printed = capsys.readouterr().out
         listed[name] = re.findall(r"^(\w+)=\w+(?: \| \w+)*$", printed, re.M)
-    assert listed == {"train": config_groups(), "evaluate": [], "demo": []}
+    assert listed == {"train": config_groups(), "evaluate": [], "diagnose": [], "demo": []}
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import InProcess
+from runs import InProcess, torchrun
 
 import diagnose
 from dataset.augmentation import transform
@@ -63,6 +63,23 @@ def test_each_step_weight_and_number_of_variants_agrees_with_an_evaluation(
     assert (last["pass@1"], last["pass@2"]) == (plain["pass@1"], plain["pass@2"])
     assert last["pass@1_std"] == 0, "there is one way to choose all"
     assert [row["variants"] for row in found["variants"]] == [1, 2, 4, 7]
+
+
+def test_two_ranks_find_what_one_rank_finds(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the real launcher, on windows, without the weight that is plain decoding."""
+    more = ("eval.canvas=window", "guidance_weights=[0.5]", "num_steps=4", "eval.max_variants=5")
+    alone = diagnosed(monkeypatch, run, tmp_path / "one", *more)
+    arguments = [f"checkpoint={run}", f"output_dir={tmp_path / 'two'}", *SWEEP, *more]
+    process = torchrun(2, "diagnose.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    together = json.loads((tmp_path / "two" / "diagnosis.json").read_text())
+    assert together["variants"] == alone["variants"]
+    assert [row["guidance_weight"] for row in together["guidance"]] == [0.5]
+    for table in ("steps", "guidance"):
+        for row, expected in zip(together[table], alone[table], strict=True):
+            assert row == pytest.approx(expected, rel=1e-5)
 
 
 def test_beyond_the_trained_steps_the_target_is_the_solution(
@@ -123,12 +140,12 @@ def test_boards_have_no_votes_to_count(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("eval.guidance_weight=2", "say what is swept"),
-        ("eval.voting=exact", "every variant votes"),
+        ("eval.guidance_weight=2", "guidance_weight"),
+        ("eval.voting=exact", "voting"),
         ("guidance_weights=[]", "guidance_weights"),
     ],
 )
-def test_what_is_swept_is_not_fixed(
+def test_what_is_swept_is_no_key_and_may_not_be_empty(
     run: Path, tmp_path: Path, refused_in_process: Any, override: str, message: str
 ) -> None:
     line = refused_in_process(

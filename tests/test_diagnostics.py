@@ -128,12 +128,12 @@ def test_movement_by_hand() -> None:
 
 
 def test_an_answer_is_exact_if_every_counted_cell_is_right_by_hand() -> None:
-    answer = torch.tensor([[2, 3, 4], [2, 3, 4], [2, 3, 4]])
-    solution = torch.tensor([[2, 3, I], [2, 9, 4], [I, I, I]])
+    answer = torch.tensor([[2, 3, 4], [2, 3, 4], [2, 3, 4], [2, 3, 4]])
+    solution = torch.tensor([[2, 3, I], [2, 9, 4], [I, I, I], [9, 9, 9]])
     figures = accuracy(answer, solution)
     assert set(figures) == set(ACCURACY)
-    assert figures["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 0])
-    assert figures["exact_accuracy"].tolist() == [1, 0, 0], "what is unknown is never right"
+    assert figures["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 0, 0])
+    assert figures["exact_accuracy"].tolist() == [1, 0, 0, 0], "what is unknown is never right"
 
 
 @pytest.mark.parametrize("answer", [0, 2, 5])

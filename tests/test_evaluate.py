@@ -285,7 +285,13 @@ def test_a_recount_can_be_capped_and_not_turned_otherwise(
     with np.load(capped / "predictions.npz") as file:
         assert (file["dihedral"] == 0).all()
         assert len(np.unique(file["identifier"])) == read_metrics(results)["test_set"]["tasks"]
-    for prediction in ("guidance_weight=2.0", "weights=raw", "canvas=window", "voting=exact"):
+    for prediction in (
+        "guidance_weight=2.0",
+        "weights=raw",
+        "canvas=window",
+        "voting=exact",
+        "diagnostics=true",
+    ):
         assert "only eval.max_variants" in refuse(saved, f"eval.{prediction}")
 
 

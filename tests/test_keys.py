@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from runs import HALTING, InProcess
 
 import demo
+import diagnose
 import evaluate
 import train_arc_tiny_corrupt
 from common.settings import Settings
-from config.schema import DemoConfig, EvaluateConfig, TrainConfig
+from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
 
 Read = set[tuple[str, str]]
 """Class and field of every read."""
@@ -90,6 +91,20 @@ def test_the_evaluator_reads_every_key(
     watch(monkeypatch, evaluate, "evaluate_checkpoints", read)
     scripts.evaluate(tmp_path / "out", f"checkpoint={run_dir}", "eval.voting=sequential")
     assert set(leaves(EvaluateConfig)) - read == set()
+
+
+def test_the_diagnoser_reads_every_key(
+    monkeypatch: pytest.MonkeyPatch, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """What it says of predictions is read from the `EvalConfig` that it makes of it."""
+    run_dir = InProcess(monkeypatch).train(tiny_dataset, tmp_path / "run", "train.max_steps=3")
+    read: Read = {("DiagnoseConfig", "device")}
+    watch(monkeypatch, diagnose, "diagnose", read)
+    arguments = [f"checkpoint={run_dir}", f"output_dir={tmp_path / 'out'}", "device=cpu"]
+    monkeypatch.setattr("sys.argv", ["diagnose.py", *arguments, "guidance_weights=[1]"])
+    diagnose.main()
+    read |= {("PredictConfig", name) for section, name in read if section == "EvalConfig"}
+    assert set(leaves(DiagnoseConfig)) - read == set()
 
 
 def test_the_demo_reads_every_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_cells_whose_solution_is_pad_are_never_counted_where_pad_is_ignored(
     assert torch.equal(targets.masked_fill(is_pad, 0), shown.masked_fill(is_pad, 0))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mask"])
 @given(case=cases())
 @settings(max_examples=30)
 def test_pad_that_is_counted_until_replaced_is_out_for_good_then_and_at_the_last_step(
@@ -158,6 +158,10 @@ def test_pad_that_is_counted_until_replaced_is_out_for_good_then_and_at_the_last
     assert (out.int().diff(dim=1) >= 0).all(), "a cell that is out stays out"
     assert not out.masked_fill(is_pad.unsqueeze(1), False).any(), "no other cell ever is"
     assert not (targets == MISSING).any()
+    if name not in ("replace", "file"):  # Their frames need not begin with the question.
+        counted = is_pad.unsqueeze(1) & ~out
+        shown = case.inputs.unsqueeze(1).expand_as(targets)
+        assert torch.equal(targets[counted], shown[counted]), "counted towards the input's token"
     if name in ("final", "replace"):  # These show nothing but the solution where it is PAD.
         assert torch.equal(out[:, 1], is_pad)
 

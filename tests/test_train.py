@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from dataset.build_arc_dataset import build
 from dataset.build_plan import BuildOptions
 from evaluation import evaluator
 from training import checkpoints
+from training.checkpoints import Score
 from training.run_folder import complete_checkpoints
 
 
@@ -37,6 +39,25 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -
     with pytest.MonkeyPatch.context() as monkeypatch:
         run_dir = tmp_path_factory.mktemp("runs") / "finished"
         return InProcess(monkeypatch).train(tiny_dataset, run_dir)
+
+
+@pytest.mark.parametrize(
+    ("found", "score"),
+    [
+        ({"pass@2": 0.5, "exact_accuracy": 0.25, "cell_accuracy": 0.9}, (0.5, 0.25)),
+        ({"pass@2": 0.5}, (0.5, 0.0)),
+        ({"solved": 0.75, "exact_accuracy": 0.25}, (0.75, 0.25)),
+        ({"exact_accuracy": 0.25}, (0.25, 0.25)),
+        ({"predicted_share": 1.0}, None),
+    ],
+    ids=["tasks", "voting stopped", "boards", "boards without rules", "hidden solutions"],
+)
+def test_checkpoints_are_rated_by_what_matters_most(
+    found: dict[str, float], score: tuple[float, float] | None
+) -> None:
+    run: Any = SimpleNamespace(scored_weights="ema")
+    rated = train_arc_tiny_corrupt.rating(run, {f"eval/{k}": v for k, v in found.items()})
+    assert rated == (None if score is None else Score(score, "ema"))
 
 
 def test_a_run_leaves_config_metrics_and_whole_checkpoints(finished_run: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from common.distributed import Ranks
 from common.errors import UserError
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import TinyRecursiveModel
+from models.supervision import Supervision
 from training import checkpoints
 from training.checkpoints import Checkpoint, CheckpointFolder, Score
 from training.optimizers import WeightAverage
@@ -36,18 +36,6 @@ class DataStream(Protocol):
     position: tuple[int, int]
 
 
-class CarryingScheme(Protocol):
-    """What supervises: it may carry examples from one batch to the next."""
-
-    def carried(self) -> dict[str, Tensor]:
-        """[B, ...] each, of this rank's share of the batch."""
-        ...
-
-    def restore(self, carried: dict[str, Tensor]) -> None:
-        """Go on from what `carried` returned."""
-        ...
-
-
 @dataclass
 class TrainingState:
     """Weights, optimizer, average, place in the data, and the count of optimizer steps."""
@@ -57,7 +45,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     data: DataStream
-    supervision: CarryingScheme
+    supervision: Supervision
     dataset: dict[str, Any]
     """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
     step: int = 0

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from models.targets.request import PAD, TargetRequest, path_to_solution
 
+MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))
+"""To the neighbours that share an edge, as (row, column)."""
+
 
 class RowEdits:
     """Row by row from the top, each from left to right."""
@@ -32,7 +35,7 @@ class ComponentEdits:
     """One connected component of the cells to edit at a time, in the order of their first cells.
 
     Cells are connected if they share an edge, both differ from the solution, and the solution's
-    colour is the same there.
+    colour is the same there. Looking for components waits for the device, a few times a batch.
     """
 
     def __call__(self, request: TargetRequest) -> Tensor:
@@ -72,13 +75,10 @@ def first_cells(member: Tensor, colour: Tensor) -> Tensor:
     kind = colour.masked_fill(~member, outside).view(count, side, side)
     first = _places(member).view(count, side, side)
     is_member = member.view(count, side, side)
-    connected = [
-        is_member & (_neighbour(kind, move, fill=outside) == kind)
-        for move in ((0, 1), (0, -1), (1, 0), (-1, 0))
-    ]
+    connected = [is_member & (_neighbour(kind, move, fill=outside) == kind) for move in MOVES]
     while True:
         lowest = first
-        for move, joined in zip(((0, 1), (0, -1), (1, 0), (-1, 0)), connected, strict=True):
+        for move, joined in zip(MOVES, connected, strict=True):
             offered = _neighbour(first, move, fill=cells)
             lowest = torch.where(joined, torch.minimum(lowest, offered), lowest)
         # Following the cell that was found doubles the reach of every round.
