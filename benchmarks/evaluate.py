@@ -4,7 +4,7 @@
 
 Predicts one random sample of the test set's variants in several ways, timed in turns, with the
 model and the `Predictor` of `evaluate.py`. The first row is the plain way: whole canvas, eager,
-fp32. The last row is the one before it in bf16.
+fp32. The last but one is the row before it in bf16, the last one also measures the diagnostics.
 
 "Same answer as plain" is the share of variants whose answer is the first row's, "predicted again"
 that of answers which outgrew their window. "Real" is the share of the cells computed that belong to
@@ -47,18 +47,21 @@ class Way:
     canvas: str
     compiled: bool
     precision: str = "fp32"
+    diagnostics: bool = False
 
     @property
     def name(self) -> str:
         cells = "whole canvas" if self.canvas == "whole" else "windows"
-        return f"{cells}, {'compiled' if self.compiled else 'eager'}, {self.precision}"
+        more = ", diagnostics" if self.diagnostics else ""
+        return f"{cells}, {'compiled' if self.compiled else 'eager'}, {self.precision}{more}"
 
 
 def ways(compiled: bool) -> list[Way]:
     """The rows, the plain one first; `compiled`: those with the compiler too."""
     compilers = (False, True) if compiled else (False,)
     in_fp32 = [Way(canvas, compiler) for canvas in ("whole", "window") for compiler in compilers]
-    return [*in_fp32, replace(in_fp32[-1], precision="bf16")]
+    in_bf16 = replace(in_fp32[-1], precision="bf16")
+    return [*in_fp32, in_bf16, replace(in_bf16, diagnostics=True)]
 
 
 class CountingPredictor(Predictor):
@@ -85,7 +88,7 @@ def load_models(
     models: dict[Way, ImprovementSteps] = {}
     facts: dict[str, Any] = {}
     for way in ways:
-        either = replace(way, canvas="either")
+        either = _loaded_as(way)
         if either not in models:
             switch = "on" if way.compiled else "off"
             fixed = (f"compile={switch}", f"precision={way.precision}")
@@ -95,7 +98,12 @@ def load_models(
             for other in models.values():
                 steps.puzzle_embedding = other.puzzle_embedding
             models[either] = steps
-    return {way: models[replace(way, canvas="either")] for way in ways}, facts
+    return {way: models[_loaded_as(way)] for way in ways}, facts
+
+
+def _loaded_as(way: Way) -> Way:
+    """The way without what a model need not be loaded anew for."""
+    return replace(way, canvas="either", diagnostics=False)
 
 
 def rows(
@@ -167,7 +175,9 @@ def main() -> None:
         chosen = ways(not arguments.no_compile)
         models, facts = load_models(chosen, overrides, path, data, test_set, ranks)
         predictors = {
-            way: CountingPredictor(models[way], test_set, arguments.batch_size, way.canvas)
+            way: CountingPredictor(
+                models[way], test_set, arguments.batch_size, way.canvas, way.diagnostics
+            )
             for way in chosen
         }
         facts = {**machine(ranks.device), **facts, "sample": count, "variants": len(test_set)}

@@ -54,7 +54,7 @@ def check(rows: list[dict], ways: list[Way]) -> None:
             assert row["cell accuracy"] == plain["cell accuracy"]
 
 
-def test_the_first_way_is_the_plain_one_and_the_last_adds_bf16() -> None:
+def test_the_first_way_is_the_plain_one_and_the_last_ones_add_bf16_and_diagnostics() -> None:
     names = [way.name for way in evaluate.ways(compiled=True)]
     assert names == [
         "whole canvas, eager, fp32",
@@ -62,11 +62,13 @@ def test_the_first_way_is_the_plain_one_and_the_last_adds_bf16() -> None:
         "windows, eager, fp32",
         "windows, compiled, fp32",
         "windows, compiled, bf16",
+        "windows, compiled, bf16, diagnostics",
     ]
     assert [way.name for way in evaluate.ways(compiled=False)] == [
         "whole canvas, eager, fp32",
         "windows, eager, fp32",
         "windows, eager, bf16",
+        "windows, eager, bf16, diagnostics",
     ]
 
 
