@@ -67,15 +67,17 @@ class ImprovementSteps:
         guided = self.guidance_weight != 1.0
         vectors = self.puzzle_embedding.weight[puzzle_ids]
         state = self.model.initial_state(*inputs.shape)
+        reference = self.model.read_out(state.y) if guided or with_reference else None
         for s in range(1, self.num_steps + 1):
-            output = run_step(
-                self.model, vectors, state, inputs, s, cells, guided or with_reference
-            )
+            output = run_step(self.model, vectors, state, inputs, s, cells)
             logits = output.conditional_logits
             if guided:
-                assert output.reference_logits is not None, "it was asked for"
-                logits = guided_logits(output.reference_logits, logits, self.guidance_weight)
-            yield Improvement(logits, output.conditional_logits, output.reference_logits)
+                assert reference is not None, "it was read out"
+                logits = guided_logits(reference, logits, self.guidance_weight)
+            yield Improvement(logits, output.conditional_logits, reference)
             state = output.state
+            if reference is not None:
+                # The weights are the same: it need not be read out again.
+                reference = output.conditional_logits
             if self.supervision.next_input == "answer":
                 inputs = logits.argmax(dim=-1)

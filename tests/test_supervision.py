@@ -92,6 +92,7 @@ class Spy(nn.Module):
         self.steps: list[int] = []
         self.asked_for_reference: list[bool] = []
         self.outputs: list[StepOutput] = []
+        self.readouts = 0
 
     @property
     def config(self) -> ArchConfig:
@@ -99,6 +100,10 @@ class Spy(nn.Module):
 
     def initial_state(self, batch_size: int, num_cells: int) -> RecursiveState:
         return self.network.initial_state(batch_size, num_cells)
+
+    def read_out(self, y: Tensor) -> Tensor:
+        self.readouts += 1
+        return self.network.read_out(y)
 
     def forward(
         self,
@@ -640,7 +645,7 @@ def test_plain_decoding_repeats_the_forward_passes_of_training(next_input: str) 
     assert len(answers) == 3
     for logits, output in zip(answers, trained.spy.outputs, strict=True):
         assert torch.equal(logits, output.conditional_logits)
-    assert not any(decoded.spy.asked_for_reference), "the reference costs a readout"
+    assert decoded.spy.readouts == 0, "the reference costs a readout"
 
 
 WINDOW = torch.tensor([[0, 1, 2, 4, 5, 6, 15], [3, 14, 9, 1, 8, 12, 0]])
@@ -684,6 +689,8 @@ def test_guided_logits_mix_the_readouts_before_and_after_the_step(
         reference = training.model.read_out(state.y)
         expected = (1 - weight) * reference + weight * output.conditional_logits
         assert torch.allclose(logits, expected, atol=1e-5)
+    assert not any(training.spy.asked_for_reference)
+    assert training.spy.readouts == 1, "after that, it is what the step before read out"
 
 
 def test_the_guided_answer_is_the_next_input_where_answers_are() -> None:
