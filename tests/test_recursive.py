@@ -480,7 +480,9 @@ def test_a_window_in_bf16_is_computed_in_bf16_and_is_near_the_one_in_fp32() -> N
     assert {output.state.y.dtype, output.state.z.dtype} == {torch.bfloat16}
     assert output.conditional_logits.dtype == torch.float32
     expected = full(full.initial_state(2, 5), inputs, puzzle, step, cells).conditional_logits
-    assert 1e-5 < (output.conditional_logits - expected).abs().max().item() < 0.2
+    error = (output.conditional_logits - expected).norm() / expected.norm()
+    # bf16 has eight bits, and a few dozen operations follow each other.
+    assert 1e-4 < error.item() < 0.1
 
 
 @pytest.mark.parametrize("backend", ["default", "flash", "matmul"])
