@@ -1,7 +1,7 @@
 """What tests of both builders of boards look at."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,19 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def options_are_refused(
+    refused_in_process: Callable[..., str],
+    main: Callable[[], None],
+    folder: Path,
+    arguments: Sequence[object],
+    complaint: str,
+) -> None:
+    """Assert that bad options end in one line with the complaint, and that nothing is built."""
+    line = refused_in_process(main, "--output-dir", folder / "out", *arguments)
+    assert complaint in line
+    assert os.listdir(folder) == []
 
 
 def existing_folder_is_kept(build: Callable[[], Any], folder: Path) -> None:
