@@ -144,7 +144,8 @@ def _spaced(name: str) -> str:
 
 def blocks(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
     """All that goes between markers: name -> Markdown."""
-    found = {
+    found = {"extent": extent(records)}
+    found |= {
         f"{key} on {task}": comparison_table(grid, comparison, task, records)
         for key, comparison in grid.comparisons.items()
         for task in comparison.tasks
@@ -157,6 +158,12 @@ def blocks(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
                 if diagnoses(records, task, key)[0]["variants"]:  # Nothing votes on boards.
                     found[f"votes of {key} on {task}"] = variants_table(task, key, records)
     return found
+
+
+def extent(records: Sequence[Record]) -> str:
+    """How much work the records are."""
+    hours = sum(record.final["seconds"] for record in records) / 3600
+    return f"{len(records)} runs, {hours:.1f} hours of training on one thread in all"
 
 
 def fill(page: str, texts: dict[str, str]) -> str:

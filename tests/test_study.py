@@ -192,7 +192,9 @@ def test_a_table_by_hand() -> None:
 def test_diagnoses_become_tables_by_step_and_by_guidance_weight() -> None:
     records = [record("dis", s, 0.5, diagnosis=diagnosis(v)) for s, v in enumerate((0.4, 0.6))]
     texts = blocks(small_grid(), [*records, record("trm", 0, 0.5)])
+    assert texts["extent"] == "3 runs, 0.0 hours of training on one thread in all"
     assert set(texts) == {
+        "extent",
         "methods on queens",
         "guidance of dis on queens",
         "steps of dis on queens",
@@ -201,6 +203,12 @@ def test_diagnoses_become_tables_by_step_and_by_guidance_weight() -> None:
     steps = texts["steps of dis on queens"].splitlines()
     assert steps[2].startswith("| 1 (last trained) | 0.500 ± 0.141 |")
     assert steps[3].startswith("| 2 | 0.250 ± 0.071 |")
+
+
+def test_the_extent_is_the_training_of_all_runs() -> None:
+    records = [record("dis", seed, 0.5, seconds=1000 * (seed + 1)) for seed in (0, 1, 2)]
+    expected = "3 runs, 1.7 hours of training on one thread in all"
+    assert blocks(small_grid(), records)["extent"] == expected
 
 
 def test_votes_become_a_table_where_variants_vote() -> None:
