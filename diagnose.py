@@ -27,19 +27,20 @@ from common.distributed import Ranks, start_ranks
 from common.errors import exit_cleanly
 from common.files import atomic_directory
 from config.loading import load_config
-from config.schema import DiagnoseConfig
+from config.schema import DiagnoseConfig, TrainConfig
 from dataset.tasks import Task
-from evaluate import default_output_dir, load_model, require_new_output, trained_on
-from evaluation.evaluator import Outcome, vote
-from evaluation.predictions import Predictions
-from evaluation.scoring import Scores
-from evaluation.test_set import EvaluationSet
-from evaluation.validation import Answered, answer_test_set, figures_of, open_test_set
-from models.steps import ImprovementSteps
-from training.run_folder import find_checkpoint
+from dataset.windows import typical_length
+from evaluation.predict import Answers, EvalConfig, predict
+from evaluation.predictions import Predictions, predictions_of
+from evaluation.summary import summarise
+from evaluation.test_set import ArcTestSet, open_test_set
+from evaluation.voting import Scores, count_votes, score
+from training.checkpoints import load_trained, stored_config
+from training.run_folder import default_output_dir, find_checkpoint, require_new_output
 from training.run_log import configure_logging
 
-Rows = list[dict[str, float]]
+Metrics = dict[str, float]
+Rows = list[Metrics]
 
 log = logging.getLogger(__name__)
 
@@ -56,38 +57,52 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     """Take all measurements of one checkpoint and write them."""
     assert config.checkpoint is not None, "the schema requires one"
     path = find_checkpoint(config.checkpoint, "checkpoint")
-    data_path = config.data.path or trained_on(path)
+    trained_as = stored_config(path, TrainConfig)
+    data_path = config.data.resolved(trained_as)
     output_dir = config.output_dir or default_output_dir([path], "diagnosis")
     ranks.from_main(lambda: require_new_output(output_dir))
-    asked = config.evaluation
-    test_set = open_test_set(data_path, asked)
-    steps, about = load_model(config, asked, path, data_path, test_set, ranks)
-    canvas: str = about["canvas"]
+    test_set = open_test_set(data_path, config.eval.max_variants, config.eval.canvas)
+    shared = config.eval.resolved(trained_as.data.canvas)
+    trained, facts = load_trained(
+        path,
+        trained_as.arch,
+        trained_as.supervision,
+        test_set.fingerprint,
+        shared.weights,
+        config,
+        ranks,
+        typical_length(shared.canvas, test_set.split.metadata.seq_len),
+    )
 
-    def answered(num_steps: int, weight: float) -> Answered | None:
-        """What is answered after so many steps and under guidance; all ranks must call it."""
-        other = ImprovementSteps(
-            steps.model, steps.puzzle_embedding, steps.supervision, num_steps, weight
+    def ask(num_steps: int, weight: float) -> tuple[Answers | None, Metrics]:
+        """Answers and metrics after so many steps and under guidance; all ranks must call it."""
+        asked = EvalConfig(
+            **dict(shared),
+            num_supervision_steps=num_steps,
+            guidance_weight=weight,
+            diagnostics=True,
         )
-        return answer_test_set(other, test_set, asked, canvas, ranks)
+        answers = predict(trained, test_set, asked, ranks)
+        return answers, summarise(test_set, answers)
 
-    num_steps = config.num_steps or 2 * steps.num_steps
-    followed = figures_of(answered(num_steps, 1.0))
-    plain = answered(steps.num_steps, 1.0)
-    swept: Rows = []
+    num_steps = config.num_steps or 2 * trained.trained_steps
+    _, followed = ask(num_steps, 1.0)
+    answers, plain = ask(trained.trained_steps, 1.0)
+    guidance: Rows = []
     for weight in tqdm(config.guidance_weights, "guidance", disable=not ranks.is_main):
-        found = plain if weight == 1.0 else answered(steps.num_steps, weight)
-        swept.append({"guidance_weight": weight, **last_figures(figures_of(found))})
-    if not ranks.is_main:
+        metrics = plain if weight == 1.0 else ask(trained.trained_steps, weight)[1]
+        guidance.append({"guidance_weight": weight, **last_metrics(metrics)})
+    if answers is None:  # All but the main rank have only helped.
         return
     variants: Rows = []
-    if isinstance(test_set, EvaluationSet) and isinstance(plain, Outcome):
-        variants = votes_by_variants(plain.predictions, test_set.tasks, config.variant_draws)
+    if isinstance(test_set, ArcTestSet):
+        predictions = predictions_of(test_set, answers)
+        variants = votes_by_variants(predictions, test_set.tasks, config.variant_draws)
     document = {
-        "checkpoint": about,
-        "trained_steps": steps.num_steps,
+        "checkpoint": {**facts, "canvas": shared.canvas, **trained.sizes()},
+        "trained_steps": trained.trained_steps,
         "steps": by_step(followed, num_steps),
-        "guidance": swept,
+        "guidance": guidance,
         "variants": variants,
     }
     with atomic_directory(output_dir) as folder:
@@ -96,21 +111,17 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     log.info("Wrote %s", output_dir)
 
 
-def last_figures(figures: dict[str, float]) -> dict[str, float]:
-    """Those after the last step, without the developing ones."""
-    return {name: value for name, value in figures.items() if "_step" not in name}
+def last_metrics(metrics: Metrics) -> Metrics:
+    """Those after the last step, without those after each."""
+    return {name: value for name, value in metrics.items() if "_step" not in name}
 
 
-def by_step(figures: dict[str, float], num_steps: int) -> Rows:
-    """A row for each step from the figures named `NAME_step{s}`."""
+def by_step(metrics: Metrics, num_steps: int) -> Rows:
+    """A row for each step from the metrics named `NAME_step{s}`."""
     rows: Rows = []
     for s in range(1, num_steps + 1):
         ending = f"_step{s}"
-        of_step = {
-            name.removesuffix(ending): value
-            for name, value in figures.items()
-            if name.endswith(ending)
-        }
+        of_step = {k.removesuffix(ending): v for k, v in metrics.items() if k.endswith(ending)}
         rows.append({"step": s, **of_step})
     return rows
 
@@ -127,7 +138,8 @@ def votes_by_variants(predictions: Predictions, tasks: Sequence[Task], num_draws
         for _ in range(num_draws if count < most else 1):
             chosen = [rng.choice(of_task, min(count, len(of_task)), False) for of_task in variants]
             kept = np.isin(predictions.identifier, np.concatenate(chosen))
-            scores.append(vote(predictions.select(kept), tasks).scores)
+            votes = count_votes(predictions.select(kept), tasks)
+            scores.append(score(votes, tasks))
         rows.append({"variants": count} | spread([s for s in scores if s is not None]))
     return rows
 
@@ -140,13 +152,13 @@ def variants_by_task(predictions: Predictions) -> list[npt.NDArray[np.int32]]:
     return np.split(identifiers[order], np.flatnonzero(np.diff(task_of[order])) + 1)
 
 
-def spread(scores: Sequence[Scores]) -> dict[str, float]:
+def spread(scores: Sequence[Scores]) -> Metrics:
     """Mean and standard deviation of the first places' scores; nothing without scores."""
-    figures: dict[str, float] = {}
+    metrics: Metrics = {}
     for k in (1, 2) if scores else ():
-        values = [score.over_tasks[k] for score in scores]
-        figures |= {f"pass@{k}": float(np.mean(values)), f"pass@{k}_std": float(np.std(values))}
-    return figures
+        values = [of_draw.over_tasks[k] for of_draw in scores]
+        metrics |= {f"pass@{k}": float(np.mean(values)), f"pass@{k}_std": float(np.std(values))}
+    return metrics
 
 
 PANELS = (

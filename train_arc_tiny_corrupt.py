@@ -26,33 +26,35 @@ from common.errors import UserError, exit_cleanly
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches
+from dataset.boards import solution_tokens
 from dataset.loading import BatchLoader
-from dataset.rules import solution_tokens
 from dataset.splits import open_split, require_square
 from dataset.storage import fingerprint
 from dataset.windows import typical_length
-from evaluation import validation
-from evaluation.validation import TestSet, open_test_set
-from models.build import build_model, build_supervision, choose_attention, describe
+from evaluation.predict import predict
+from evaluation.summary import summarise
+from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set
+from models.build import build_model, build_supervision, describe
 from models.puzzle_embedding import PuzzleEmbedding
-from models.steps import ImprovementSteps
+from models.steps import TrainedModel
 from models.supervision import StepResult, Supervision
-from training.checkpoints import CheckpointFolder, Score
+from models.targets import TARGETS
+from training.checkpoints import CheckpointFolder, Rating
 from training.metrics import MetricSums
 from training.optimizers import (
+    SparseSignSGD,
     WeightAverage,
     build_optimizer,
-    lr_factor,
-    set_lr,
+    lr_schedule,
+    scale_lr,
     weights_in_place,
 )
 from training.run_folder import find_start, is_inside, write_run_config
 from training.run_log import NoLog, RunLog, configure_logging
-from training.sign_sgd import SparseSignSGD
 from training.state import TrainingState
 
 HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy")
-"""Figures of an evaluation that are shown while training."""
+"""Metrics of an evaluation that are shown while training."""
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +73,9 @@ class Run:
 
     @property
     def lr_factor(self) -> float:
-        """Of the optimizer step to come, on both peak learning rates."""
-        optim = self.config.optim
-        return lr_factor(self.state.step, self.total_steps, optim.warmup_steps, optim.lr_min_ratio)
+        """Of the optimizer step to come, on all peak learning rates."""
+        step, optim = self.state.step, self.config.optim
+        return lr_schedule(step, self.total_steps, optim.warmup_steps, optim.lr_min_ratio)
 
     @property
     def scored_weights(self) -> Literal["raw", "ema"]:
@@ -81,15 +83,9 @@ class Run:
         averaged = self.state.average is not None and self.config.eval.weights != "raw"
         return "ema" if averaged else "raw"
 
-    @property
-    def is_done(self) -> bool:
-        return self.state.step >= self.total_steps
-
     def is_due(self, every: int | None) -> bool:
-        """Whether a multiple of `every` steps lies in the batch just done, or the run is done."""
-        if every is None:
-            return False
-        return self.is_done or self.state.step % every < self.supervision.steps_per_batch
+        """Whether a multiple of `every` steps lies in the batch just done."""
+        return every is not None and self.state.step % every < self.supervision.steps_per_batch
 
 
 @exit_cleanly
@@ -101,12 +97,81 @@ def main() -> None:
 
 
 def train(config: TrainConfig, ranks: Ranks) -> None:
+    loop = config.train
     # The data first: what is wrong with it should show before anything is built or written.
+    batches = open_batches(config, ranks)
+    test_set = None
+    if loop.eval_every is not None:
+        assert config.data.path is not None, "the schema requires a path to train on"
+        test_set = open_test_set(config.data.path, config.eval.max_variants, config.eval.canvas)
+    # The main rank looks for all: on a shared file system, ranks may not see the same yet.
+    start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
+
+    run = build_run(config, ranks, batches)
+    state, wandb_run_id = run.state, None
+    if start is not None:
+        run.loader.position, wandb_run_id = state.restore(start, ranks, config)
+        if not is_inside(start, config.run_dir):  # A fork is a run of its own.
+            wandb_run_id = None
+    elif config.init_from is not None:
+        state.start_from(config.init_from, config.init_puzzle_embedding)
+    resolved = config.model_dump(mode="json")
+    ranks.from_main(lambda: write_run_config(config.run_dir, resolved))
+    first_step = state.step
+
+    # The two kinds of parameters are counted apart in every claim.
+    sizes = describe(state.model, batches.split.metadata.num_puzzle_identifiers)
+    log.info("arch %s: %s", config.arch.name, ", ".join(f"{k} {v:,}" for k, v in sizes.items()))
+    log.info("%d rank(s) on %s, %d steps", ranks.world_size, ranks.device.type, run.total_steps)
+
+    # Only the main rank writes; the others have a log that does nothing, so none has to ask.
+    run_log: RunLog | NoLog = NoLog()
+    if ranks.is_main:
+        run_config = {**resolved, **sizes}
+        run_log = RunLog(config.run_dir, config.wandb, run_config, state.step, wandb_run_id)
+    folder = CheckpointFolder(config.run_dir, loop.keep_checkpoints)
+    metrics = MetricSums(config.arch.num_supervision_steps, ranks.device)
+    stream = iter(run.loader)
+    bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
+    with closing(run_log), logging_redirect_tqdm(), bar:
+        while True:
+            # Decided once a batch, and by the step alone: all ranks decide alike.
+            is_done = state.step >= run.total_steps
+            # Rare events stand before the batch, so that the end of the run takes the same path.
+            evaluate_now = loop.eval_every is not None and (is_done or run.is_due(loop.eval_every))
+            # What was scored is saved, so that the best weights are there to be kept.
+            save_now = evaluate_now or is_done or run.is_due(loop.checkpoint_every)
+            log_now = save_now or run.is_due(loop.log_every)
+            # A run that has just been resumed did all this before it ended.
+            if log_now and state.step > first_step:
+                report_metrics(run, metrics, run_log, bar)
+                scores = validate(run, test_set) if evaluate_now and test_set else {}
+                if scores:
+                    run_log.write(state.step, scores)
+                if save_now:
+                    rating, position = rate(run, scores), run.loader.position
+                    state.save(folder, ranks, config, position, rating, run_log.wandb_run_id)
+            if is_done:
+                break
+            metrics.begin_batch()
+            # An optimizer step follows each supervision step, so the next one sees new weights.
+            for result in run.supervision.run(next(stream), batch_seed(run)):
+                grad_norm = take_step(run, result)
+                metrics.add(result, grad_norm)
+    log.info("Done: %s", config.run_dir)
+
+
+def open_batches(config: TrainConfig, ranks: Ranks) -> TrainingBatches:
+    """This rank's share of the training batches.
+
+    Raises:
+        UserError: the dataset is damaged or does not suit the configuration.
+    """
     assert config.data.path is not None, "the schema requires a path to train on"
     split = open_split(config.data.path, "train")
-    if config.supervision.targets == "edits_by_component":
-        require_square(split, "supervision.targets=edits_by_component")
-    batches = TrainingBatches(
+    if TARGETS[config.supervision.targets].square_canvas:
+        require_square(split, f"supervision.targets={config.supervision.targets}")
+    return TrainingBatches(
         split,
         config.train.global_batch_size,
         config.data.epochs_per_pass,
@@ -114,57 +179,59 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         ranks.rank,
         ranks.world_size,
     )
-    test_set = None
-    if config.train.eval_every is not None:
-        test_set = open_test_set(config.data.path, config.eval)
-    start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
 
-    run = build_run(config, ranks, batches)
-    state, wandb_run_id = run.state, None
-    resolved = config.model_dump(mode="json")
-    if start is not None:
-        wandb_run_id = state.restore(start, ranks, resolved)
-        if not is_inside(start, config.run_dir):  # A fork is a run of its own.
-            wandb_run_id = None
-    elif config.init_from is not None:
-        state.start_from(config.init_from, config.init_puzzle_embedding)
-    ranks.from_main(lambda: write_run_config(config.run_dir, resolved))
-    first_step = state.step
 
-    sizes = describe(state.model, split.metadata.num_puzzle_identifiers)
-    log.info("arch %s: %s", config.arch.name, ", ".join(f"{k} {v:,}" for k, v in sizes.items()))
-    log.info("%d rank(s) on %s, %d steps", ranks.world_size, ranks.device.type, run.total_steps)
-
-    run_log: RunLog | NoLog = NoLog()
-    if ranks.is_main:
-        described = {**resolved, **sizes}
-        run_log = RunLog(config.run_dir, config.wandb, described, state.step, wandb_run_id)
-    folder = CheckpointFolder(config.run_dir, config.train.keep_checkpoints)
-    metrics = MetricSums(config.arch.num_supervision_steps, ranks.device)
-    stream = iter(run.loader)
-    bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
-    with closing(run_log), logging_redirect_tqdm(), bar:
-        while True:
-            # Rare events stand before the batch, so that the end of the run takes the same path.
-            evaluate_now = run.is_due(config.train.eval_every)
-            # What was scored is saved, so that the best weights are there to be kept.
-            save_now = evaluate_now or run.is_due(config.train.checkpoint_every)
-            log_now = evaluate_now or save_now or run.is_due(config.train.log_every)
-            if log_now and state.step > first_step:
-                report_metrics(run, metrics, run_log, bar)
-                found = validate(run, test_set) if evaluate_now and test_set else {}
-                if found:
-                    run_log.write(state.step, found)
-                if save_now:
-                    score = rating(run, found)
-                    state.save(folder, ranks, resolved, score, run_log.wandb_run_id)
-            if run.is_done:
-                break
-            metrics.begin_batch()
-            for result in run.supervision.run(next(stream), batch_seed(run)):
-                grad_norm = take_step(run, result)
-                metrics.add(result, grad_norm)
-    log.info("Done: %s", config.run_dir)
+def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Run:
+    """Model, optimizers and schedule, at step 0."""
+    assert config.data.path is not None, "the schema requires a path to train on"
+    metadata = batches.split.metadata
+    length = typical_length(config.data.canvas, metadata.seq_len)
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config.arch, metadata.vocab_size, metadata.seq_len, config.train, ranks, length
+    )
+    log.info("attention by %s", model.attention_backend)
+    # From here on each rank has random numbers of its own, whatever the model drew.
+    torch.manual_seed(config.seed + ranks.rank)
+    puzzle_embedding = PuzzleEmbedding(
+        metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device
+    )
+    loader = BatchLoader(
+        batches, config.data, ranks.device, num_steps=config.arch.num_supervision_steps
+    )
+    supervision = build_supervision(
+        config.supervision,
+        model,
+        wrap_for_ranks(model, ranks),
+        puzzle_embedding,
+        solution_tokens(config.data.path, metadata.vocab_size),
+        config.train.diagnostics,
+    )
+    decay = config.optim.ema_decay
+    state = TrainingState(
+        model,
+        puzzle_embedding,
+        build_optimizer(config.optim, model),
+        WeightAverage(model, decay) if decay is not None else None,
+        supervision,
+        fingerprint(config.data.path, metadata),
+    )
+    steps = config.train.max_steps
+    if steps is None:
+        # As published runs count: one optimizer step uses up one batch of an epoch.
+        examples = config.train.epochs * batches.split.examples_per_epoch
+        steps = math.ceil(examples / config.train.global_batch_size)
+    # A batch is used for all its supervision steps, so a run ends at the end of one.
+    batch_count = math.ceil(steps / supervision.steps_per_batch)
+    return Run(
+        config,
+        ranks,
+        state,
+        loader,
+        supervision,
+        SparseSignSGD(puzzle_embedding, config.optim.puzzle_weight_decay, ranks),
+        total_steps=batch_count * supervision.steps_per_batch,
+    )
 
 
 def take_step(run: Run, result: StepResult) -> Tensor:
@@ -174,13 +241,16 @@ def take_step(run: Run, result: StepResult) -> Tensor:
     """
     config, state = run.config.optim, run.state
     state.optimizer.zero_grad(set_to_none=True)
+    # With several ranks this also averages the network's gradients, while it still runs.
     result.loss.backward()
     parameters = list(state.model.parameters())
+    # Not read: that would make the host wait for the device at every step.
     grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if config.grad_clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
-    set_lr(state.optimizer, config.lr * run.lr_factor)
+    scale_lr(state.optimizer, run.lr_factor)
     state.optimizer.step()
+    # The table is no parameter: the leaf that the step looked up holds the gradient of its rows.
     assert result.puzzle_vectors.grad is not None, "the puzzle vectors enter every step"
     run.puzzle_optimizer.step(
         result.puzzle_ids, result.puzzle_vectors.grad, config.puzzle_lr * run.lr_factor
@@ -228,102 +298,29 @@ def report_metrics(
     )
 
 
-def validate(run: Run, test_set: TestSet) -> dict[str, float]:
+def validate(run: Run, test_set: ArcTestSet | BoardTestSet) -> dict[str, float]:
     """Score (some variants of) the test set; metrics on the main rank, nothing elsewhere."""
-    config, state = run.config.eval, run.state
-    steps = ImprovementSteps(
-        state.model,
-        state.puzzle_embedding,
-        run.config.supervision,
-        config.num_supervision_steps,
-        config.guidance_weight,
-    )
+    config, state = run.config.eval.resolved(run.config.data.canvas), run.state
+    trained = TrainedModel(state.model, state.puzzle_embedding, run.config.supervision)
+    # The running mean generalises better, and it is what will be scored in the end.
     with weights_in_place(state.model, state.average if run.scored_weights == "ema" else None):
-        canvas = config.canvas_for(run.config.data.canvas)
-        answered = validation.answer_test_set(steps, test_set, config, canvas, run.ranks)
-    if answered is None:
-        return {}
-    figures = validation.figures_of(answered)
-    shown = ", ".join(f"{key} {figures[key]:.3f}" for key in HEADLINES if key in figures)
-    log.info(
-        "step %d, %s weights: %s", state.step, run.scored_weights, shown or "no known solutions"
-    )
-    return {f"eval/{key}": value for key, value in figures.items()}
+        answers = predict(trained, test_set, config, run.ranks)
+    metrics = summarise(test_set, answers)
+    if answers is not None:
+        shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in HEADLINES if key in metrics)
+        weights = run.scored_weights
+        log.info("step %d, %s weights: %s", state.step, weights, shown or "no known solutions")
+    return {f"eval/{key}": value for key, value in metrics.items()}
 
 
-def rating(run: Run, found: dict[str, float]) -> Score | None:
+def rate(run: Run, scores: dict[str, float]) -> Rating | None:
     """What the best checkpoint is chosen by, then by exact accuracy; None if not scored.
 
     For tasks that is pass@2, for boards the share solved.
     """
-    # Where voting stopped early there is no accuracy over all variants.
-    exact = found.get("eval/exact_accuracy")
-    first = found.get("eval/pass@2", found.get("eval/solved", exact))
-    return None if first is None else Score((first, exact or 0.0), run.scored_weights)
-
-
-def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Run:
-    """Model, optimizers and schedule, at step 0."""
-    assert config.data.path is not None, "the schema requires a path to train on"
-    metadata = batches.split.metadata
-    precision = config.train.precision
-    num_cells = typical_length(config.data.canvas, metadata.seq_len)
-    attention: str = ranks.from_main(
-        lambda: choose_attention(
-            config.train.attention, config.arch, num_cells, precision, ranks.device
-        )
-    )
-    log.info("attention by %s", attention)
-    torch.manual_seed(config.seed)
-    model = build_model(
-        config.arch,
-        metadata.vocab_size,
-        metadata.seq_len,
-        ranks.device,
-        precision,
-        config.train.compile,
-        attention,
-    )
-    # From here on each rank has random numbers of its own, whatever the model drew.
-    torch.manual_seed(config.seed + ranks.rank)
-    puzzle_embedding = PuzzleEmbedding(
-        metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device
-    )
-    loader = BatchLoader(
-        batches, config.data, ranks.device, num_steps=config.arch.num_supervision_steps
-    )
-    supervision = build_supervision(
-        config.supervision,
-        model,
-        wrap_for_ranks(model, ranks),
-        puzzle_embedding,
-        solution_tokens(config.data.path, metadata.vocab_size),
-        config.train.diagnostics,
-    )
-    decay = config.optim.ema_decay
-    state = TrainingState(
-        model,
-        puzzle_embedding,
-        build_optimizer(config.optim, model),
-        WeightAverage(model, decay) if decay is not None else None,
-        loader,
-        supervision,
-        fingerprint(config.data.path, metadata),
-    )
-    steps = config.train.max_steps
-    if steps is None:
-        examples = config.train.epochs * batches.split.examples_per_epoch
-        steps = math.ceil(examples / config.train.global_batch_size)
-    batch_count = math.ceil(steps / supervision.steps_per_batch)
-    return Run(
-        config,
-        ranks,
-        state,
-        loader,
-        supervision,
-        SparseSignSGD(puzzle_embedding, config.optim.puzzle_weight_decay, ranks),
-        total_steps=batch_count * supervision.steps_per_batch,
-    )
+    exact = scores.get("eval/exact_accuracy")
+    first = scores.get("eval/pass@2", scores.get("eval/solved", exact))
+    return None if first is None else Rating((first, exact or 0.0), run.scored_weights)
 
 
 if __name__ == "__main__":

@@ -1,62 +1,50 @@
-"""What all benchmarks share: timing, the machine, model FLOPs, memory, flags, and results.
+"""What all benchmarks share: timing, commands, the machine, model FLOPs, and results.
 
-On a shared machine a figure means little by itself. So all cases of a question are timed in turns,
-one after another in each round, and compared by their medians; the first case is the plain way of
-doing it, and every claim is a ratio to it.
+On a shared machine a number means little by itself. So all cases of a question are timed in turns,
+one after another in each round; the first case is the plain way of doing it, and every claim is a
+ratio to it.
 """
 
 import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
+from common.errors import UserError
 from common.files import atomic_write
 from models.recursive import ArchConfig
 
 Name = TypeVar("Name", bound=Hashable)
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 _PEAK_SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 """Sides of the square products that the peak is measured on."""
 
 
 def time_in_turns(
-    cases: Mapping[Name, Callable[[], Any]], warmup: int, repeats: int, device: torch.device
-) -> dict[Name, float]:
-    """Median seconds of each case over `repeats` rounds, after `warmup` calls of each."""
-    seconds = seconds_in_turns(cases, warmup, repeats, device)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def seconds_in_turns(
-    cases: Mapping[Name, Callable[[], Any]], warmup: int, repeats: int, device: torch.device
+    cases: Mapping[Name, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[Name, list[float]]:
-    """Seconds of each case in each of `repeats` rounds, after `warmup` calls of each."""
-    for work in cases.values():
-        for _ in range(warmup):
-            work()
+    """Seconds of each case in each of `repeats` rounds."""
     seconds: dict[Name, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, work in cases.items():
-            seconds[name].append(_seconds(work, device))
+            synchronize(device)
+            start = time.perf_counter()
+            work()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -69,8 +57,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     rates = []
     for side in _PEAK_SIDES[device.type]:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        work = {"": lambda a=a, b=b: a @ b}
-        rates.append(2 * side**3 / time_in_turns(work, 2, 7, device)[""])
+        # The median leaves out the first calls, which are slow.
+        seconds = time_in_turns({"product": partial(torch.matmul, a, b)}, 9, device)["product"]
+        rates.append(2 * side**3 / statistics.median(seconds))
     return max(rates)
 
 
@@ -94,30 +83,21 @@ def step_flops(arch: ArchConfig, lengths: Sequence[int]) -> float:
     return total
 
 
-class ActivationMemory:
-    """Bytes of the distinct tensors that a block of code saves for the backward pass."""
+def run_python(*words: object, checkout: Path = REPOSITORY, **variables: str) -> str:
+    """Run `python WORDS` in a checkout, with more environment `variables`; what it prints.
 
-    def __init__(self, parameters: Sequence[Tensor] = ()) -> None:
-        self._parameters = {p.untyped_storage().data_ptr() for p in parameters}
-        self._sizes: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters:
-            self._sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def __enter__(self) -> "ActivationMemory":
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
-
-    @property
-    def bytes(self) -> int:
-        return sum(self._sizes.values())
+    Raises:
+        UserError: it failed; with its last line.
+    """
+    arguments = [str(word) for word in words]
+    process = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if process.returncode:
+        last = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        raise UserError(f"{last[0].removeprefix('error: ')} (python {shlex.join(arguments)})")
+    return process.stdout
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -151,33 +131,21 @@ def positive(text: str) -> int:
     return number
 
 
-@dataclass
-class Results:
-    """Rows of one benchmark, printed as a table and written as JSON."""
-
-    question: str
-    command: str
-    machine: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-    def table(self) -> str:
-        """The rows in Markdown; numbers with three digits."""
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        for row in self.rows:
-            lines.append("| " + " | ".join(_text(row.get(column)) for column in columns) + " |")
-        return "\n".join(lines)
-
-    def write(self, path: Path) -> None:
-        """Print the table, under what was asked and where; write `path` as JSON."""
-        facts = ", ".join(f"{key} {value}" for key, value in self.machine.items())
-        sys.stdout.write(f"{self.question}\n{facts}\n\n{self.table()}\n\n")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(vars(self), indent=1))
-        sys.stdout.write(f"Wrote {path}\n")
+def write_results(path: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table in Markdown, under the command and `facts`; write all as JSON."""
+    command = f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}"
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, ["---"] * len(columns)]
+    cells += [[_text(row.get(column)) for column in columns] for row in rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    where = ", ".join(f"{key} {value}" for key, value in facts.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps({"command": command, "machine": facts, "rows": rows}, indent=1))
+    sys.stdout.write(f"{command}\n{where}\n\n{table}\n\nWrote {path}\n")
 
 
 def _text(value: Any) -> str:
+    """Numbers with three digits."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@ Each piece stands for one thing that implementations of this family do: it costs
 result beyond rounding.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,20 @@ from common.segments import Segment
 from dataset.loading import BatchLoader
 from models.recursive import RecursiveState, StepOutput
 from models.supervision import DeepImprovementSupervision, StepResult, segment_targets
-from training.sign_sgd import SparseSignSGD
+from training.optimizers import SparseSignSGD
 
 
-class RedrawnTargets(DeepImprovementSupervision):
-    """All S targets are drawn again at each of the S steps, and one of them is used."""
-
-    def run(self, batch: list[Segment], seed: int) -> Iterator[StepResult]:  # type: ignore[override]
-        for s, result in enumerate(super().run(batch, seed), start=1):
-            yield result
-            if s == self.num_steps:
-                return
-            num_cells = self.model.seq_len
-            for segment in batch:
-                segment_targets(self.config, segment, self.num_steps, num_cells, self.colours, seed)
+def run_redrawing_targets(
+    supervision: DeepImprovementSupervision, batch: Sequence[Segment], seed: int
+) -> Iterator[StepResult]:
+    """`supervision.run`, but all S targets are drawn at each of the S steps, and one is used."""
+    num_steps, num_cells = supervision.num_steps, supervision.model.seq_len
+    for s, result in enumerate(supervision.run(batch, seed), start=1):
+        yield result
+        for segment in batch if s < num_steps else ():
+            segment_targets(
+                supervision.config, segment, num_steps, num_cells, supervision.colours, seed
+            )
 
 
 class DoubleLogits(nn.Module):

@@ -58,28 +58,22 @@ class Ranks:
         dist.gather_object(value, gathered)
         return gathered
 
-    def broadcast_object(self, value: Any) -> Any:
-        """The main rank's value, on every rank."""
-        if self.world_size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values)
-        return values[0]
-
     def from_main(self, compute: Callable[[], Result]) -> Result:
         """Call `compute()` on the main rank alone; every rank gets the result, or the UserError.
 
         So a bad folder or a full disk that only the main rank can notice ends all ranks at once,
         instead of leaving the others to wait for a collective that never comes.
         """
-        result: Any = None
-        error: Exception | None = None
+        if self.world_size == 1:
+            return compute()
+        outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                result = compute()
+                outcome[0] = compute()
             except (UserError, OSError) as caught:
-                error = caught
-        result, error = self.broadcast_object((result, error))
+                outcome[1] = caught
+        dist.broadcast_object_list(outcome)
+        result, error = outcome
         if error is not None:
             raise error
         final: Result = result

@@ -73,10 +73,3 @@ def _fail(message: str) -> NoReturn:
     prefix = f"[rank {rank}] " if rank else ""
     print(f"{prefix}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR_EXIT_CODE)
-
-
-def require_in_range(flag: str, value: int, low: int, high: int | None = None) -> None:
-    """Raise UserError for the value of a command's flag that is below `low` or above `high`."""
-    if value < low or (high is not None and value > high):
-        limit = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise UserError(f"{flag} {value}: must be {limit}")

@@ -1,18 +1,35 @@
-"""Crash-safe output: written aside, flushed to disk, then renamed into place.
+"""Crash-safe output: written aside, flushed to disk, then renamed into place. And files read.
 
 A reader therefore sees either nothing or the whole thing, and an error leaves nothing behind.
 """
 
 import glob
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from common.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
+NOT_AN_NPZ = (
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,  # An .npy file.
+    RuntimeError,  # Damage that looks like an unusual zip.
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy raises of files that are none, or damaged."""
 
 
 def require_new_directory(path: Path, what: str, remedy: str) -> None:
@@ -20,10 +37,7 @@ def require_new_directory(path: Path, what: str, remedy: str) -> None:
     path = path.resolve()
     if path.is_mount():
         raise UserError(f"{what} {path} is a mount point: name a folder inside it")
-    if path.is_dir() and not any(path.iterdir()):
-        require_creatable(path, what)
-        return
-    if path.exists():
+    if any(path.iterdir()) if path.is_dir() else path.exists():
         raise UserError(f"{what} {path} exists already and is kept as it is: {remedy}")
     require_creatable(path, what)
 
@@ -113,6 +127,45 @@ def atomic_write(path: Path, content: str) -> None:
     """Replace the file `path` by `content` in one step."""
     with atomic_file(path) as partial:
         partial.write_text(content, encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Parse a JSON file; UserError, with the remedy, if it is missing, unreadable or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): {remedy}") from error
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """As `read_json`, of a file that must hold an object."""
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(value).__name__}: {remedy}")
+    return value
+
+
+def read_arrays(
+    path: Path, names: Collection[str], source: str, remedy: str
+) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an .npz file; UserError that begins with `source` if it lacks one of `names`.
+
+    And if the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{source} does not exist: {remedy}") from error
+    except NOT_AN_NPZ as error:
+        raise UserError(f"{source} is damaged or no .npz file ({error}): {remedy}") from error
+    if missing := set(names) - set(arrays):
+        raise UserError(f"{source} has no array '{min(missing)}': {remedy}")
+    return arrays
 
 
 @contextmanager

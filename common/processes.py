@@ -2,12 +2,11 @@
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 from common.errors import UserError
 
@@ -34,7 +33,6 @@ def worker_processes(workers: int) -> Iterator[Executor]:
         max_workers=workers,
         mp_context=get_context("spawn"),
         initializer=_end_with_parent,
-        initargs=(os.getpid(),),
     )
     try:
         with executor:
@@ -45,7 +43,7 @@ def worker_processes(workers: int) -> Iterator[Executor]:
         ) from error
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent() -> None:
     """Let this worker end when its parent is killed.
 
     By itself it would wait for work forever: every worker has the writing end of the pipe that work
@@ -54,9 +52,9 @@ def _end_with_parent(parent: int) -> None:
     """
 
     def watch() -> None:
-        # An orphan gets another parent.
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent = parent_process()
+        assert parent is not None, "this is a worker"
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

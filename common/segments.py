@@ -6,10 +6,16 @@ similar size form a segment each, so that no sequence needs padding or a mask.
 Shape letters: B batch, S supervision steps, L cells.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+if TYPE_CHECKING:
+    # Whoever needs only the tokens below, such as the builders of datasets, does without torch.
+    from torch import Tensor
+
+PAD: Final = 0
+"""Token of a cell without content, in every dataset of this family: nothing is predicted there."""
 MISSING = 255
 """In all cells of a path: the example has none."""
 

@@ -1,11 +1,21 @@
-"""Base class of every config section, and pydantic's complaints as sentences a user can act on."""
+"""Base class of every config section, and pydantic's complaints as sentences a user can act on.
 
+Every field of a section has its default beside its meaning. So a configuration that was stored
+before a field existed can still be read: it takes the default.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from common.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Settings(BaseModel):
@@ -32,6 +42,7 @@ AnyPath = Annotated[Path, BeforeValidator(lambda v: str(v) if isinstance(v, int 
 
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
+_ABSENT = object()
 
 
 def validate(settings_class: type[SettingsType], values: Any, source: str) -> SettingsType:
@@ -45,6 +56,66 @@ def validate(settings_class: type[SettingsType], values: Any, source: str) -> Se
     except ValidationError as error:
         problems = "; ".join(_sentence(problem) for problem in error.errors())
         raise UserError(f"{source}: {problems}") from error
+
+
+def validate_stored(
+    settings_class: type[SettingsType], values: Any, source: str, removed: Mapping[str, str]
+) -> SettingsType:
+    """Build `settings_class` from what an earlier version may have stored.
+
+    Keys that are missing take their defaults, keys that were removed are ignored; either is said
+    in one line of the log.
+
+    Args:
+        settings_class: of the whole configuration.
+        values: as they were stored.
+        source: what they are read from, for messages.
+        removed: dotted keys that there were once -> the version that dropped them.
+
+    Raises:
+        UserError: as `validate`; a key that there never was is still an error.
+    """
+    values = copy.deepcopy(values)
+    if dropped := [key for key in removed if _pop(values, key)]:
+        versions = ", ".join(f"{key} (dropped in {removed[key]})" for key in dropped)
+        log.info("%s: ignoring keys that there are no more: %s", source, versions)
+    settings = validate(settings_class, values, source)
+    defaults = [
+        f"{key}={select(settings, key)}"
+        for key, _ in fields_of(settings_class)
+        if select(values, key, _ABSENT) is _ABSENT
+    ]
+    if defaults:
+        log.info("%s: keys that it lacks take their defaults: %s", source, ", ".join(defaults))
+    return settings
+
+
+def fields_of(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All leaf fields of a schema by their dotted keys."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def select(values: Any, key: str, default: Any = None) -> Any:
+    """The value at a dotted key of settings; or of nested dictionaries, `default` without one."""
+    for part in key.split("."):
+        if isinstance(values, BaseModel):
+            values = getattr(values, part)
+        elif isinstance(values, dict) and part in values:
+            values = values[part]
+        else:
+            return default
+    return values
+
+
+def _pop(values: Any, key: str) -> bool:
+    """Remove a dotted key from nested dictionaries; whether it was there."""
+    section, _, name = key.rpartition(".")
+    holder = select(values, section) if section else values
+    return isinstance(holder, dict) and holder.pop(name, _ABSENT) is not _ABSENT
 
 
 def _sentence(problem: Any) -> str:

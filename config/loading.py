@@ -1,22 +1,24 @@
 """From the command line to a checked configuration: Hydra composes, pydantic validates.
 
-Overrides are plain `key=value`. What is wrong with them becomes one sentence.
+The defaults are those of the config classes; YAML files hold only what a preset changes. Overrides
+are plain `key=value`. What is wrong with them becomes one sentence.
 """
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
 from common.errors import UserError
-from common.settings import SettingsType, validate
+from common.settings import SettingsType, fields_of, validate
 
 CONFIG_DIR = Path(__file__).resolve().parent
 
@@ -24,7 +26,7 @@ CONFIG_DIR = Path(__file__).resolve().parent
 def load_config(
     name: str, schema: type[SettingsType], description: str, arguments: Sequence[str]
 ) -> SettingsType:
-    """Compose `config/{name}.yaml` with the overrides in `arguments` and check the result.
+    """Compose the defaults of `schema`, `config/{name}.yaml` and overrides, and check the result.
 
     With `--help` among the arguments, print every key and leave.
 
@@ -35,11 +37,11 @@ def load_config(
         sys.stdout.write(help_text(name, schema, description))
         sys.exit(0)
     groups = groups_of(name)
+    known = [key for key, _ in fields_of(schema)]
     for argument in arguments:
-        _check_override(argument, [key for key, _ in keys(schema)], groups)
+        _check_override(argument, known, groups)
     try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            composed = compose(name, overrides=list(arguments))
+        composed = _compose(name, schema, arguments)
         values = OmegaConf.to_container(composed, resolve=True)
     except OverrideParseException as error:
         reason = str(error).partition("See https")[0].strip()
@@ -51,6 +53,17 @@ def load_config(
         reason = str(error).partition("Config search path")[0].partition("See https")[0]
         raise UserError(f"configuration: {reason.strip()}; --help lists all keys") from error
     return validate(schema, values, source="configuration")
+
+
+def _compose(name: str, schema: type[BaseModel], overrides: Sequence[str]) -> DictConfig:
+    """Defaults of the classes, then `config/{name}.yaml` if there is one, then the overrides."""
+    has_presets = (CONFIG_DIR / f"{name}.yaml").is_file()
+    defaults = schema.model_construct().model_dump(mode="json", warnings=False)
+    # The first entry of the YAML's defaults list, which the groups and the file itself override.
+    store_as = f"{name}_defaults" if has_presets else name
+    ConfigStore.instance().store(store_as, defaults)
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
 
 
 def _check_override(argument: str, known: list[str], groups: dict[str, list[str]]) -> None:
@@ -76,15 +89,6 @@ def config_groups() -> list[str]:
     return sorted(path.name for path in CONFIG_DIR.iterdir() if any(path.glob("*.yaml")))
 
 
-def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All leaf keys of a schema, dotted, with their pydantic fields."""
-    for name, field in schema.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
 class Entry(NamedTuple):
     """One key as help and reference show it."""
 
@@ -94,19 +98,19 @@ class Entry(NamedTuple):
 
 
 def entries(name: str, schema: type[BaseModel]) -> list[Entry]:
-    """All keys of an entry point, with the defaults of `config/{name}.yaml`."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        defaults = compose(name)
-    found = []
-    for key, field in keys(schema):
-        value = OmegaConf.select(defaults, key)
-        found.append(Entry(key, "null" if value is None else str(value), field.description))
-    return found
+    """All keys of an entry point, with the values that they have without any override."""
+    composed = _compose(name, schema, [])
+    values = [OmegaConf.select(composed, key) for key, _ in fields_of(schema)]
+    return [
+        Entry(key, "null" if value is None else str(value), field.description or "")
+        for (key, field), value in zip(fields_of(schema), values, strict=True)
+    ]
 
 
 def groups_of(name: str) -> dict[str, list[str]]:
     """The groups in the defaults list of `config/{name}.yaml`, with their options."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
+    path = CONFIG_DIR / f"{name}.yaml"
+    values: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
     defaults = values.get("defaults", [])
     named = {group for entry in defaults if not isinstance(entry, str) for group in entry}
     return {

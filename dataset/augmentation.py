@@ -65,9 +65,9 @@ def transform(grids: Grid, dihedral: int) -> Grid:
     return np.swapaxes(flipped, -2, -1) if transpose else flipped
 
 
-def augment(grid: Grid, dihedral: int, permutation: npt.NDArray[np.uint8]) -> Grid:
-    """The grid as the variant (dihedral, permutation) shows it."""
-    return permutation[transform(grid, dihedral)]
+def augment(grid: Grid, dihedral: int, permutations: npt.NDArray[np.uint8]) -> Grid:
+    """The grid as a variant shows it; with permutations [N, 10] a stack of N variants."""
+    return permutations[..., transform(grid, dihedral)]
 
 
 def invert(grid: Grid, dihedral: int, permutation: npt.NDArray[np.uint8]) -> Grid:
@@ -112,67 +112,50 @@ def draw_variants(task: Task, num_variants: int, rng: np.random.Generator) -> Va
     """The original and up to `num_variants` variants, distinct in what all pairs together show.
 
     At most `5 * num_variants` draws are spent; a task of few colours or much symmetry may yield
-    fewer variants. Needs no rendered grid: see `_content_keys`.
+    fewer variants.
     """
-    looks = _looks(task)
-    draws = ORIGINAL
-    keys = _content_keys(looks, draws)
-    kept = np.zeros(1, dtype=np.int64)
+    patterns, places = _contents(task)
+    draws, kept = ORIGINAL, np.zeros(1, dtype=np.int64)
     left = DRAWS_PER_VARIANT * num_variants
-    size = -(-left // DRAWING_ROUNDS)
+    round_size = -(-left // DRAWING_ROUNDS)
     while left and len(kept) <= num_variants:
-        more = _draw(min(size, left), rng)
-        left -= len(more.dihedrals)
-        draws = Variants(*(np.concatenate(both) for both in zip(draws, more, strict=True)))
-        keys = np.concatenate([keys, _content_keys(looks, more)])
+        size = min(round_size, left)
+        left -= size
+        dihedrals = rng.integers(0, NUM_DIHEDRALS, size=size).astype(np.uint8)
+        permutations = np.tile(IDENTITY_PERMUTATION, (size, 1))
+        permutations[:, 1:] = rng.permuted(permutations[:, 1:], axis=1)
+        draws = Variants(
+            np.concatenate([draws.dihedrals, dihedrals]),
+            np.concatenate([draws.permutations, permutations]),
+        )
+        digits = places[draws.dihedrals] * draws.permutations
+        contents = patterns[draws.dihedrals] + digits.sum(axis=1)
         # np.unique reports the first draw of each content; sorting restores the order of drawing.
-        _, first = np.unique(keys, return_index=True)
+        _, first = np.unique(contents, return_index=True)
         kept = np.sort(first)[: num_variants + 1]
     return Variants(draws.dihedrals[kept], draws.permutations[kept])
 
 
-def _draw(count: int, rng: np.random.Generator) -> Variants:
-    dihedrals = rng.integers(0, NUM_DIHEDRALS, size=count).astype(np.uint8)
-    permutations = np.tile(IDENTITY_PERMUTATION, (count, 1))
-    permutations[:, 1:] = rng.permuted(permutations[:, 1:], axis=1)
-    return Variants(dihedrals, permutations)
+def _contents(task: Task) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers that tell what a variant shows, without rendering it: patterns [8], places [8, 10].
 
-
-class _Looks(NamedTuple):
-    """How a task looks under each transform, whatever its colours are."""
-
-    classes: npt.NDArray[np.int64]
-    """[8]: equal for two transforms under which all grids are equal but for their colours."""
-    appearance: npt.NDArray[np.int64]
-    """[8, used]: the task's colours in the order in which they first appear."""
-
-
-def _looks(task: Task) -> _Looks:
+    For dihedral d and permutation p, patterns[d] + sum of places[d, c] * p[c] over the colours c is
+    equal for two variants exactly if all their grids are. Relabel the colours of a transformed task
+    in order of first appearance: two variants are equal if and only if these relabelled grids are
+    equal (few patterns, one a dihedral at most) and the colours that stand behind the labels are
+    (digits, each at its label's place of a decimal number). That is exact, without any hash.
+    """
     grids = task.grids()
     colours = set(b"".join(grid.tobytes() for grid in grids))
-    labels = bytes(range(len(colours)))
-    classes: dict[tuple[object, ...], int] = {}
-    class_of, appearance = [], []
+    numbers: dict[tuple[object, ...], int] = {}
+    patterns = np.zeros(NUM_DIHEDRALS, dtype=np.int64)
+    places = np.zeros((NUM_DIHEDRALS, NUM_COLOURS), dtype=np.int64)
     for dihedral in range(NUM_DIHEDRALS):
         transformed = [transform(grid, dihedral) for grid in grids]
         cells = b"".join(grid.tobytes() for grid in transformed)
         order = sorted(colours, key=cells.index)
-        relabelled = cells.translate(bytes.maketrans(bytes(order), labels))
+        relabelled = cells.translate(bytes.maketrans(bytes(order), bytes(range(len(order)))))
         pattern = (relabelled, *(grid.shape for grid in transformed))
-        class_of.append(classes.setdefault(pattern, len(classes)))
-        appearance.append(order)
-    return _Looks(np.array(class_of), np.array(appearance))
-
-
-def _content_keys(looks: _Looks, variants: Variants) -> npt.NDArray[np.int64]:
-    """A number [V] for each variant, equal for two of them exactly if all their grids are equal.
-
-    Relabel the colours of a transformed task in order of first appearance. Two variants are equal
-    if and only if these relabelled grids are equal (few classes, one a dihedral at most) and the
-    colours that stand behind the labels are (at most ten digits): exact, without any hash.
-    """
-    appearance = looks.appearance[variants.dihedrals]
-    behind = np.take_along_axis(variants.permutations, appearance, axis=1)
-    powers = NUM_COLOURS ** np.arange(behind.shape[1], dtype=np.int64)
-    classes = looks.classes[variants.dihedrals]
-    return classes * NUM_COLOURS**NUM_COLOURS + behind.astype(np.int64) @ powers
+        patterns[dihedral] = numbers.setdefault(pattern, len(numbers)) * 10**NUM_COLOURS
+        places[dihedral, order] = 10 ** np.arange(len(order))
+    return patterns, places

@@ -21,24 +21,28 @@ from dataset.storage import SplitIndex
 class DataConfig(Settings):
     """Which dataset, how an epoch is laid out, and how much of a canvas the network sees."""
 
-    path: AnyPath | None = Field(description="dataset folder, as the builder wrote it")
+    path: AnyPath | None = Field(None, description="dataset folder, as the builder wrote it")
     trajectories: AnyPath | None = Field(
+        None,
         description="file of target trajectories, as dataset.import_trajectories wrote it; null: "
-        "none"
+        "none",
     )
     epochs_per_pass: int = Field(
+        1,
         ge=1,
         description="epochs whose group orders are concatenated before they are cut into batches; "
         "the partial batch at the end of a pass is dropped",
     )
     canvas: Literal["whole", "window"] = Field(
+        "whole",
         description="whole: every cell of the canvas; window: only the cells around input and "
-        "output, which is quicker (see dataset/windows.py)"
+        "output, which is quicker (see dataset/windows.py)",
     )
     window_margin: int = Field(
-        ge=0, description="a window's four edges each move outwards by 0 to this many cells"
+        1, ge=0, description="a window's four edges each move outwards by 0 to this many cells"
     )
     whole_canvas_share: float = Field(
+        0.03,
         ge=0,
         le=1,
         description="with canvas=window: share of examples that still show the whole canvas, so "

@@ -1,86 +1,73 @@
-"""Puzzles on one square board (N-Queens, Sudoku): what their datasets have in common.
+"""Puzzles on one square board (N-Queens, Sudoku, mazes): whose rules a dataset follows.
 
-Tokens: 0 PAD, which no board shows; 1 an empty cell; above that, what stands in a cell. Inputs show
-the cells that are given and are empty elsewhere, labels the solution. The files are those of
-`dataset.storage`; all puzzles share the blank identifier, as there is no task to name, and
-`build.json` says whose rules hold.
+Tokens: 0 PAD, which no board shows; above that, what stands in a cell. Inputs show the given cells
+and hold the puzzle's empty token elsewhere; labels show the solution.
 """
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.canvas import PAD
-from dataset.storage import (
-    BLANK_IDENTIFIER,
-    BLANK_NAME,
-    BUILD_FILE,
-    IDENTIFIERS_FILE,
-    METADATA_FILE,
-    SET_NAME,
-    DatasetMetadata,
-    save_array,
-)
-
-EMPTY = 1
+from common.errors import UserError
+from common.files import read_object
+from dataset.canvas import COLOUR_OFFSET
+from dataset.storage import BUILD_FILE, REBUILD
 
 Boards = npt.NDArray[np.uint8]
 """[N, side * side] tokens."""
 
-
-@dataclass(frozen=True)
-class BoardSplit:
-    """The train or test half of a dataset of boards."""
-
-    inputs: Boards
-    labels: Boards
-    group_sizes: npt.NDArray[np.int64]
-    """Boards in each group: a puzzle and its augmented variants, one after the other."""
+_MODULES = {
+    "nqueens": "dataset.build_nqueens_dataset",
+    "sudoku": "dataset.sudoku",
+    "maze": "dataset.maze",
+}
+"""Where the `RULES` of each puzzle are."""
 
 
-def keeps_given(inputs: Boards, answers: Boards) -> npt.NDArray[np.bool_]:
+class Rules(NamedTuple):
+    """What makes an answer right, whatever the stored solution."""
+
+    solution_tokens: range
+    """Tokens that a solution may hold."""
+    empty: int
+    """Token of the cells of an input that are to be filled in; all others are given."""
+    is_valid: Callable[[Boards, Boards], npt.NDArray[np.bool_]]
+    """Of inputs and answers: whether each answer [N] is complete and obeys the rules."""
+    exact_ceiling: Callable[[Boards], npt.NDArray[np.float64]]
+    """Of inputs: the best chance [N] that an answer can have of being the very solution stored."""
+
+
+def rules_of(puzzle: str) -> Rules:
+    """The rules of a puzzle that `puzzle_of` has named."""
+    # Loaded only when asked for: training on ARC needs no solver and no builder.
+    rules: Rules = import_module(_MODULES[puzzle]).RULES
+    return rules
+
+
+def keeps_given(rules: Rules, inputs: Boards, answers: Boards) -> npt.NDArray[np.bool_]:
     """Whether each answer [N] leaves the given cells of its input as they are."""
-    return np.all((inputs == EMPTY) | (inputs == answers), axis=1)
+    return np.all((inputs == rules.empty) | (inputs == answers), axis=1)
 
 
-def write_split(folder: Path, name: str, split: BoardSplit, vocab_size: int) -> None:
-    """Write one half, `folder/name`, of a dataset."""
-    path = folder / name
-    path.mkdir()
-    count = len(split.inputs)
-    assert split.group_sizes.sum() == count, "every board is in one group"
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "inputs": split.inputs,
-        "labels": split.labels,
-        "puzzle_identifiers": np.full(count, BLANK_IDENTIFIER, dtype=np.int32),
-        "puzzle_indices": np.arange(count + 1, dtype=np.int32),
-        "group_indices": np.cumsum([0, *split.group_sizes], dtype=np.int32),
-    }
-    for key, array in arrays.items():
-        save_array(path, key, array)
-    metadata = DatasetMetadata(
-        pad_id=PAD,
-        ignore_label_id=PAD,
-        blank_identifier_id=BLANK_IDENTIFIER,
-        vocab_size=vocab_size,
-        seq_len=split.inputs.shape[1],
-        num_puzzle_identifiers=1,
-        total_groups=len(split.group_sizes),
-        mean_puzzle_examples=1.0,
-        total_puzzles=count,
-        sets=[SET_NAME],
-    )
-    (path / METADATA_FILE).write_text(metadata.model_dump_json())
+def puzzle_of(dataset_path: Path) -> str | None:
+    """Whose rules a dataset's boards follow: nqueens, sudoku or maze; None for all other datasets.
+
+    Raises:
+        UserError: `build.json` names a puzzle that is not known.
+    """
+    path = dataset_path / BUILD_FILE
+    record = read_object(path, REBUILD) if path.is_file() else {}
+    puzzle: str | None = record.get("puzzle")
+    if puzzle is not None and puzzle not in _MODULES:
+        raise UserError(f"{path}: no such puzzle as '{puzzle}', there are {', '.join(_MODULES)}")
+    return puzzle
 
 
-def write_build_record(
-    folder: Path, puzzle: str, options: dict[str, Any], summary: dict[str, Any]
-) -> None:
-    """Write what is not in the halves: identifiers, and whose rules hold and how it was built."""
-    (folder / IDENTIFIERS_FILE).write_text(json.dumps([BLANK_NAME]))
-    record = {"puzzle": puzzle, "options": options, "summary": summary}
-    (folder / BUILD_FILE).write_text(json.dumps(record, indent=1))
+def solution_tokens(dataset_path: Path, vocab_size: int) -> range:
+    """Tokens that cells of a solution may have: by the puzzle's rules, or ARC's colours."""
+    puzzle = puzzle_of(dataset_path)
+    return rules_of(puzzle).solution_tokens if puzzle else range(COLOUR_OFFSET, vocab_size)

@@ -7,12 +7,12 @@ r"""Build an augmented dataset from Kaggle-format files.
 A task's train pairs, and the test pairs of subsets that are not a test set, go to `train/`; the
 test pairs of the test sets go to `test/`. Both halves of one variant share an identifier.
 
-First every task's variants are drawn, which fixes all offsets and what both layouts share. Then the
-full layout has every variant rendered and written to its place, while the compact one keeps the
-original pairs and how each variant is made from them. All that is random about a task comes from
-(seed, task id), so the bytes do not depend on the number of workers. Memory grows with the variants
-by their draws and names alone (some 50 bytes each); of the canvases no process ever holds more than
-one chunk of one task.
+Plan, draw, write: `dataset.build_plan` decides where every pair goes; then every task's variants
+are drawn, which fixes all offsets and what both layouts share. For the full layout each variant is
+rendered and written to its place; the compact one keeps the original pairs and how each variant is
+made from them. All that is random about a task comes from (seed, task id), so the bytes do not
+depend on the number of workers. Memory grows with the variants by their draws and names alone (some
+50 bytes each); of the canvases no process ever holds more than one chunk of one task.
 """
 
 import json
@@ -20,154 +20,253 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import asdict
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
-from common.errors import CommandParser, exit_cleanly
+from common.errors import exit_cleanly
 from common.files import atomic_directory
-from common.processes import num_cpus, worker_processes
-from dataset.build_layouts import (
-    SPLITS,
-    create_canvases,
-    draw,
-    num_examples,
-    place_tasks,
-    write_examples,
-    write_identifiers,
-    write_index,
-    write_originals,
+from common.flags import parse_flags
+from common.processes import worker_processes
+from common.segments import PAD
+from dataset.augmentation import (
+    ORIGINAL,
+    Variants,
+    augment,
+    draw_variants,
+    transformed_sizes,
+    variant_names,
 )
-from dataset.build_plan import BuildOptions, Layout, Source, Summary, check_options, load_sources
-from dataset.canvas import CANVAS_SIDE
-from dataset.storage import BUILD_FILE, TEST_PUZZLES_FILE
-from dataset.tasks import save_tasks
+from dataset.build_plan import BuildOptions, Source, load_sources
+from dataset.canvas import VOCAB_SIZE, Canvases, place
+from dataset.storage import (
+    BLANK_NAME,
+    BUILD_FILE,
+    IDENTIFIERS_FILE,
+    ORIGINALS,
+    TEST_PUZZLES_FILE,
+    VARIANTS,
+    create_array,
+    save_array,
+    write_index,
+    write_rows,
+)
+from dataset.tasks import Pair, Task, save_tasks
+
+SPLITS = ("train", "test")
+FOR_VARIANTS, FOR_ORIGINS = range(2)
+"""Independent streams of random numbers of each task."""
+CHUNK_VARIANTS = 1024
+"""Variants rendered at a time: bounds a worker's memory whatever --num-aug is."""
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 
-def build(options: BuildOptions) -> Summary:
+def build(options: BuildOptions) -> dict[str, Any]:
     """Build the dataset; `options.output_dir` appears only when it is complete.
 
+    Returns what was built: counts by name, as the command prints them.
+
     Raises:
-        UserError: bad options or input files, or an output folder that exists.
+        UserError: bad input files, a test task in another subset, or no test task left.
     """
     started = time.monotonic()
-    check_options(options)
-    summary = Summary()
-    sources = load_sources(options, summary)
+    sources, met = load_sources(options)
     with (
         worker_processes(options.workers) as executor,
         atomic_directory(options.output_dir) as folder,
     ):
-        _fill(folder, sources, options, executor, summary)
-    summary.seconds = time.monotonic() - started
-    return summary
+        results = executor.map(partial(draw, options=options), sources, chunksize=8)
+        drawn = list(_progress(results, len(sources), "drawing"))
+        sources = [s._replace(variants=v) for s, (v, _) in zip(sources, drawn, strict=True)]
+        write_identifiers(folder, [names for _, names in drawn], options)
+        save_tasks(folder / TEST_PUZZLES_FILE, [s.task for s in sources if s.pairs["test"]])
+        for split in SPLITS:
+            (folder / split).mkdir()
+            write_split_index(folder, split, sources, options)
+            if options.layout == "compact":
+                write_originals(folder, split, sources, options)
+        if options.layout == "full":
+            write_canvases(folder, sources, options, executor)
+        summary = count(sources, options) | met
+        summary["bytes"] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        record = {"options": options.model_dump(mode="json"), "summary": summary}
+        (folder / BUILD_FILE).write_text(json.dumps(record, indent=1))
+    return summary | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def _fill(
-    folder: Path,
-    sources: list[Source],
-    options: BuildOptions,
-    executor: Executor,
-    summary: Summary,
-) -> None:
-    """Write the whole dataset into `folder`, and into `summary` what was written."""
-    results = executor.map(partial(draw, options=options), sources, chunksize=8)
-    drawn = list(_progress(results, sources, "drawing"))
-    write_identifiers(folder, drawn, options)
+def count(sources: list[Source], options: BuildOptions) -> dict[str, Any]:
+    """What is built from the sources."""
     test_tasks = [source.task for source in sources if source.pairs["test"]]
-    save_tasks(folder / TEST_PUZZLES_FILE, test_tasks)
+    return {
+        "tasks": len(sources),
+        "test_tasks": len(test_tasks),
+        "test_inputs": sum(len(task.test) for task in test_tasks),
+        "variants": sum(source.num_variants for source in sources),
+        "train_examples": first_rows(sources, "train")[-1],
+        "test_examples": first_rows(sources, "test")[-1],
+        "tasks_with_too_few_variants": sum(s.num_variants <= options.num_aug for s in sources),
+    }
+
+
+def _progress(results: Iterator[Result], total: int, what: str) -> Iterator[Result]:
+    return iter(tqdm(results, total=total, desc=what, unit="task", smoothing=0.05))
+
+
+# ---- draw ------------------------------------------------------------------------------------
+
+
+def draw(source: Source, options: BuildOptions) -> tuple[Variants, str]:
+    """The variants of one task, and their names as they stand in a JSON list, without brackets."""
+    rng = _generator(source.task, options, FOR_VARIANTS)
+    variants = draw_variants(source.task, options.num_aug, rng)
+    return variants, json.dumps(variant_names(source.task.task_id, variants))[1:-1]
+
+
+def draw_origins(
+    pairs: tuple[Pair, ...], variants: Variants, side: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Positions [V, pairs, 2] of the grids' top-left; one pair of each variant stays at (0, 0)."""
+    count = len(variants.dihedrals)
+    uniform = rng.random((count, len(pairs), 2))
+    stays = rng.integers(0, len(pairs), size=count)
+    sizes = np.array([np.max([grid.shape for grid in pair.grids()], axis=0) for pair in pairs])
+    room = side - transformed_sizes(np.tile(sizes, (count, 1, 1)), variants.dihedrals)
+    origins = np.floor(uniform * (room + 1)).astype(np.int64)
+    origins[np.arange(count), stays] = 0
+    return origins
+
+
+def _generator(task: Task, options: BuildOptions, stream: int) -> np.random.Generator:
+    """A task's own random numbers, whatever else was drawn."""
+    return np.random.default_rng([options.seed, stream, *task.task_id.encode()])
+
+
+# ---- render ----------------------------------------------------------------------------------
+
+
+def render(
+    pairs: tuple[Pair, ...], variants: Variants, origins: npt.NDArray[np.int64], side: int
+) -> tuple[Canvases, Canvases]:
+    """Inputs and labels [V * pairs, side * side], variant by variant, grids at their origins."""
+    count = len(variants.dihedrals)
+    canvases = np.empty((2, count, len(pairs), side * side), dtype=np.uint8)
+    for dihedral in np.unique(variants.dihedrals):
+        rows = np.flatnonzero(variants.dihedrals == dihedral)
+        for p, pair in enumerate(pairs):
+            top, left = origins[rows, p, 0], origins[rows, p, 1]
+            for half, grid in enumerate((pair.input, pair.output)):
+                if grid is None:  # A hidden solution.
+                    canvases[half, rows, p] = PAD
+                else:
+                    shown = augment(grid, int(dihedral), variants.permutations[rows])
+                    canvases[half, rows, p] = place(shown, side, top, left)
+    inputs, labels = canvases.reshape(2, count * len(pairs), side * side)
+    return inputs, labels
+
+
+# ---- write -----------------------------------------------------------------------------------
+
+
+def first_rows(sources: list[Source], split: str) -> list[int]:
+    """Row of each task's first example in a split, and at the end the number of all examples."""
+    return list(accumulate((s.num_variants * len(s.pairs[split]) for s in sources), initial=0))
+
+
+def write_identifiers(folder: Path, names: list[str], options: BuildOptions) -> None:
+    blanks = [json.dumps(BLANK_NAME)] * options.puzzle_identifiers_start
+    content = f"[{', '.join([*blanks, *names])}]"
+    (folder / IDENTIFIERS_FILE).write_text(content, encoding="utf-8")
+
+
+def write_split_index(
+    folder: Path, split: str, sources: list[Source], options: BuildOptions
+) -> None:
+    """Write what both layouts share: a split's identifiers, offsets and metadata."""
+    counts = np.array([source.num_variants for source in sources])
+    pairs = np.array([len(source.pairs[split]) for source in sources])
+    # How many examples each puzzle, of all tasks, has in this split.
+    examples = np.repeat(pairs, counts)
+    write_index(
+        folder / split,
+        options.puzzle_identifiers_start + np.flatnonzero(examples),
+        examples[examples > 0],
+        counts[pairs > 0],
+        vocab_size=VOCAB_SIZE,
+        seq_len=options.canvas_side**2,
+        num_puzzle_identifiers=options.puzzle_identifiers_start + len(examples),
+    )
+
+
+def write_originals(folder: Path, split: str, sources: list[Source], options: BuildOptions) -> None:
+    """Write a split's pairs as they are, and how each of its puzzles is made from them."""
+    path = folder / split
+    members = [source for source in sources if source.pairs[split]]
+    pairs = tuple(pair for source in members for pair in source.pairs[split])
+    origins = np.zeros((1, len(pairs), 2), dtype=np.int64)
+    inputs, labels = render(pairs, ORIGINAL, origins, options.canvas_side)
+    save_array(path, "inputs", inputs, prefix=ORIGINALS)
+    save_array(path, "labels", labels, prefix=ORIGINALS)
+    dihedrals = np.concatenate([source.variants.dihedrals for source in members])
+    permutations = np.concatenate([source.variants.permutations for source in members])
+    save_array(path, "dihedrals", dihedrals, prefix=VARIANTS)
+    save_array(path, "permutations", permutations, prefix=VARIANTS)
+
+
+def write_canvases(
+    folder: Path, sources: list[Source], options: BuildOptions, executor: Executor
+) -> None:
+    """Reserve the space for all examples, then render and write them."""
+    jobs = []
     for split in SPLITS:
-        (folder / split).mkdir()
-        write_index(folder, split, sources, drawn, options)
-        if options.layout == "compact":
-            write_originals(folder, split, sources, drawn, options)
-    if options.layout == "full":
-        create_canvases(folder, sources, drawn, options)
-        written = executor.map(write_examples, place_tasks(folder, sources, drawn, options))
-        for _ in _progress(written, sources, "writing"):
-            pass
-    summary.tasks = len(sources)
-    summary.test_tasks = len(test_tasks)
-    summary.test_inputs = sum(len(task.test) for task in test_tasks)
-    summary.variants = sum(task.count for task in drawn)
-    summary.train_examples = num_examples(sources, drawn, "train")
-    summary.test_examples = num_examples(sources, drawn, "test")
-    summary.tasks_with_too_few_variants = sum(task.count < options.num_aug + 1 for task in drawn)
-    summary.bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    # Only what the bytes depend on: the same options and tasks give the same folder.
-    described = asdict(options)
-    for irrelevant in ("input_file_prefix", "output_dir", "workers"):
-        del described[irrelevant]
-    counted = asdict(summary)
-    del counted["seconds"]
-    build_record = {"options": described, "summary": counted}
-    (folder / BUILD_FILE).write_text(json.dumps(build_record, indent=1))
+        *rows, num_examples = first_rows(sources, split)
+        for name in ("inputs", "labels"):
+            create_array(folder / split, name, "uint8", (num_examples, options.canvas_side**2))
+        jobs += [(s, split, row) for s, row in zip(sources, rows, strict=True) if s.pairs[split]]
+    written = executor.map(partial(write_examples, folder, options), *zip(*jobs, strict=True))
+    for _ in _progress(written, len(jobs), "writing"):
+        pass
 
 
-def _progress(results: Iterator[Result], sources: list[Source], what: str) -> Iterator[Result]:
-    return iter(tqdm(results, total=len(sources), desc=what, unit="task", smoothing=0.05))
+def write_examples(
+    folder: Path, options: BuildOptions, source: Source, split: str, first_row: int
+) -> None:
+    """Render and write all variants of one task's pairs in one split."""
+    pairs, variants, side = source.pairs[split], source.variants, options.canvas_side
+    origins = np.zeros((source.num_variants, len(pairs), 2), dtype=np.int64)
+    if split == "train":
+        origins = draw_origins(pairs, variants, side, _generator(source.task, options, FOR_ORIGINS))
+    for start in range(0, source.num_variants, CHUNK_VARIANTS):
+        chunk = slice(start, start + CHUNK_VARIANTS)
+        part = Variants(variants.dihedrals[chunk], variants.permutations[chunk])
+        inputs, labels = render(pairs, part, origins[chunk], side)
+        row = first_row + start * len(pairs)
+        write_rows(folder / split, "inputs", row, inputs)
+        write_rows(folder / split, "labels", row, labels)
 
 
-def parse_arguments() -> BuildOptions:
-    parser = CommandParser(
-        prog="python -m dataset.build_arc_dataset",
-        description="Build an augmented ARC dataset from Kaggle-format JSON files.",
-    )
-    add = parser.add_argument
-    add("--input-file-prefix", required=True, metavar="PREFIX",
-        help="reads PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")  # fmt: skip
-    add("--output-dir", required=True, type=Path, help="folder to create; must not exist")
-    add("--subsets", required=True, nargs="+", help="subsets to build from, e.g. training concept")
-    add("--test-set-name", required=True, help="the subset whose test pairs are held out")
-    add("--test-set-name2", help="a second held-out subset")
-    add("--num-aug", type=int, default=1000, help="variants per task besides the original")
-    add("--seed", type=int, default=42, help="same seed, same bytes")
-    add("--puzzle-identifiers-start", type=int, default=1, help="identifier of the first puzzle")
-    add("--canvas-side", type=int, default=CANVAS_SIDE,
-        help="side of the canvas in cells; tasks with larger grids are left out")  # fmt: skip
-    add("--task-ids", nargs="+", default=[], help="build only these tasks")
-    add("--allow-leakage", action="store_true",
-        help="accept subsets that contain tasks of the test set")  # fmt: skip
-    add("--layout", choices=get_args(Layout), default="full",
-        help="full: every example as canvases, which other code bases read too; compact: the "
-        "original pairs and a table of variants, a hundredth of the size")  # fmt: skip
-    add("--workers", type=int, default=num_cpus(), help="processes")
-    args = parser.parse_args()
-    return BuildOptions(
-        input_file_prefix=args.input_file_prefix,
-        output_dir=args.output_dir,
-        subsets=tuple(dict.fromkeys(args.subsets)),
-        test_set_names=tuple(filter(None, (args.test_set_name, args.test_set_name2))),
-        num_aug=args.num_aug,
-        seed=args.seed,
-        puzzle_identifiers_start=args.puzzle_identifiers_start,
-        canvas_side=args.canvas_side,
-        task_ids=tuple(args.task_ids),
-        allow_leakage=args.allow_leakage,
-        layout=args.layout,
-        workers=args.workers,
-    )
+# ---- the command -----------------------------------------------------------------------------
 
 
 @exit_cleanly
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = parse_arguments()
+    options = parse_flags(BuildOptions, "python -m dataset.build_arc_dataset", __doc__)
     summary = build(options)
     log.info("Built %s:", options.output_dir)
-    for line in summary.lines():
-        log.info(line)
-    if summary.test_pairs_among_training_pairs:
+    for key, value in summary.items():
+        text = ", ".join(value) or "none" if isinstance(value, list) else f"{value:,}"
+        log.info("  %s: %s", key.replace("_", " "), text)
+    if leaked := summary["test_pairs_among_training_pairs"]:
         log.warning(
-            "Note: %d test pair(s) also stand among the training pairs of other tasks.",
-            summary.test_pairs_among_training_pairs,
+            "Note: %d test pair(s) also stand among the training pairs of other tasks.", leaked
         )
 
 

@@ -1,174 +1,142 @@
-r"""Build a dataset of 8-queens boards: 7,200 to train on and 200 to test, as in 2511.16886.
+"""8-queens: its rules, and a dataset of 7,200 boards to train on and 200 to test (2511.16886).
 
     python -m dataset.build_nqueens_dataset --output-dir data/nqueens
 
-Each board is a uniformly random solution of which 0 to 7 queens are given, the number uniform and
-the queens a uniformly random subset. The paper states board size, queens given and the two counts;
-that its boards were drawn so is our reading, as it does not say how they were.
+Eight queens stand on an 8x8 board, no two in one row, column or diagonal. A label is a uniformly
+random solution, its input shows a random subset of the queens, 0 to 7: the number uniform, then the
+subset. The paper states board size, queens given and the two counts; how boards are drawn is our
+reading. Few queens leave several solutions open, of which a dataset stores one: `exact_ceiling`
+says how likely the best answer is to be that one.
 
-`--split paper` draws all boards independently. There are few boards with few queens (the empty one,
-64 with one queen), so most of the test boards are training boards too: the summary counts them.
+`--split paper` draws all boards independently. There are few boards with few queens (64 with one),
+so that most test boards are training boards too: the summary counts them.
 
-`--split disjoint` tests on boards that are not trained on. Test boards are chosen first, all
-different, and training boards are drawn as above from the others: the number of given queens is
-drawn before the board, so training has every number as often as without the split. The empty board
-is a single one and stays in training; test boards spread evenly over 1 to 7 queens, but for a limit
-of half of the boards that exist for a number (32 with one queen), so that training sees the rest.
-What is new about them are the given queens: of the 92 solutions, all stand among training labels,
-and most test boards are a training board turned or reflected, which the summary counts.
+`--split disjoint` tests on boards that are not trained on. They are chosen first, all different,
+evenly over 1 to 7 queens but at most half of the boards that exist for a number (32 with one
+queen), and training boards are drawn as above from the others. What is new about test boards are
+the given queens: all 92 solutions stand among training labels, and most test boards are a training
+board turned or reflected, which the summary counts.
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from functools import lru_cache
+from itertools import permutations, product
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from common.errors import CommandParser, UserError, exit_cleanly, require_in_range
-from common.files import atomic_directory, require_new_directory
-from dataset.boards import BoardSplit, write_build_record, write_split
-from dataset.nqueens import (
-    SIDE,
-    VOCAB_SIZE,
-    EightQueens,
-    draw_distinct_rows,
-    draw_rows,
-    partial_boards,
-    symmetric_images,
-)
+from common.errors import UserError, exit_cleanly
+from common.flags import parse_flags
+from dataset import build_boards
+from dataset.augmentation import NUM_DIHEDRALS, transform
+from dataset.boards import Boards, Rules
+from dataset.build_boards import Half, Summary, write_dataset
 
-log = logging.getLogger(__name__)
+SIDE = 8
+CELLS = SIDE * SIDE
+EMPTY = 1
+QUEEN = 2
+VOCAB_SIZE = 3
 
-PUZZLE = "nqueens"
-SplitKind = Literal["paper", "disjoint"]
 Rows = npt.NDArray[np.int64]
 """Rows of `partial_boards()`."""
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """The command line, as parsed."""
-
-    output_dir: Path
-    split: SplitKind = "paper"
-    num_train: int = 7200
-    num_test: int = 200
-    seed: int = 42
+# ---- rules -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class GivenSummary:
-    """Boards with one number of given queens."""
-
-    train_boards: int
-    test_boards: int
-    exact_ceiling: float | None
-    """Mean over these test boards; None if there are none."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What was built; printed, and kept in `build.json` beside the options."""
-
-    train_boards: int
-    different_train_boards: int
-    test_boards: int
-    different_test_boards: int
-    test_boards_among_training_boards: int
-    test_boards_turned_among_training_boards: int
-    """Those that are a training board, or one turned or reflected."""
-    exact_ceiling: float
-    """The best exact match that can be expected on the test half."""
-    by_given_queens: dict[str, GivenSummary]
-
-    def lines(self) -> Iterator[str]:
-        """One line of text for each figure."""
-        yield f"  train boards: {self.train_boards:,} ({self.different_train_boards:,} different)"
-        yield f"  test boards: {self.test_boards:,} ({self.different_test_boards:,} different)"
-        yield (
-            f"  test boards among training boards: {self.test_boards_among_training_boards:,}, "
-            f"{self.test_boards_turned_among_training_boards:,} if turned or reflected"
-        )
-        yield f"  exact match on the test half, at best: {self.exact_ceiling:.1%}"
-        for given, boards in self.by_given_queens.items():
-            line = f"  {given} given: {boards.train_boards:,} train, {boards.test_boards:,} test"
-            if boards.exact_ceiling is not None:
-                line += f", exact match at best {boards.exact_ceiling:.1%}"
-            yield line
+def is_valid(inputs: Boards, answers: Boards) -> npt.NDArray[np.bool_]:
+    """Whether each answer [N, 64] holds eight queens, none of which attacks another."""
+    is_queen = (answers == QUEEN).reshape(-1, SIDE, SIDE)
+    is_right = np.all((answers == QUEEN) | (answers == EMPTY), axis=1)
+    for axis in (1, 2):
+        is_right &= np.all(is_queen.sum(axis=axis) == 1, axis=1)
+    for offset in range(1 - SIDE, SIDE):
+        for boards in (is_queen, is_queen[:, :, ::-1]):
+            is_right &= boards.diagonal(offset, axis1=1, axis2=2).sum(axis=1) <= 1
+    return is_right
 
 
-def build(options: BuildOptions) -> Summary:
-    """Build the dataset; `options.output_dir` appears only when it is complete.
+def exact_ceiling(inputs: Boards) -> npt.NDArray[np.float64]:
+    """One over the number of solutions [N] that contain the given queens; 0 if none does.
 
-    Raises:
-        UserError: bad options, or an output folder that exists.
+    All of these are equally likely to be the one that is stored.
     """
-    _check(options)
-    rng = np.random.default_rng(options.seed)
-    train, test = DRAW[options.split](options, rng)
-    summary = _summarise(train, test)
-    with atomic_directory(options.output_dir) as folder:
-        for name, rows in (("train", train), ("test", test)):
-            boards = partial_boards()
-            alone = np.ones(len(rows), dtype=np.int64)
-            split = BoardSplit(boards.inputs[rows], boards.labels[rows], group_sizes=alone)
-            write_split(folder, name, split, VOCAB_SIZE)
-        described = asdict(options)
-        del described["output_dir"]
-        write_build_record(folder, PUZZLE, described, asdict(summary))
-    return summary
+    given = (inputs == QUEEN).astype(np.float32)
+    shared = given @ (solutions() == QUEEN).T.astype(np.float32)
+    counts = np.sum(shared == given.sum(axis=1, keepdims=True), axis=1)
+    return np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
 
 
-def _check(options: BuildOptions) -> None:
-    limits = (
-        ("--num-train", options.num_train, 1),
-        ("--num-test", options.num_test, 1),
-        ("--seed", options.seed, 0),
-    )
-    for limit in limits:
-        require_in_range(*limit)
-    most = int(_held_out_limits().sum())
-    if options.split == "disjoint" and options.num_test > most:
-        raise UserError(
-            f"--num-test {options.num_test}: with --split disjoint it must be {most} or fewer, "
-            f"half of all boards with at least one queen; ask for fewer"
-        )
-    require_new_directory(options.output_dir, "--output-dir", "remove it or choose another folder")
+RULES = Rules(range(EMPTY, QUEEN + 1), EMPTY, is_valid, exact_ceiling)
 
 
-def _held_out_limits() -> npt.NDArray[np.int64]:
-    """How many boards [8] with 0 to 7 queens a disjoint test half may have."""
+@lru_cache
+def solutions() -> Boards:
+    """All solutions [92, 64], ordered by the columns of their queens; read-only."""
+    # A queen in each row and column is a permutation: few enough to look at them all.
+    columns = np.array(list(permutations(range(SIDE))))
+    boards = np.full((len(columns), CELLS), EMPTY, dtype=np.uint8)
+    np.put_along_axis(boards, SIDE * np.arange(SIDE) + columns, QUEEN, axis=1)
+    found = boards[is_valid(boards, boards)]
+    found.flags.writeable = False
+    return found
+
+
+# ---- boards to draw from ---------------------------------------------------------------------
+
+
+class PartialBoards(NamedTuple):
+    """Every way to give 0 to 7 of a solution's queens: a board once for each of its solutions.
+
+    A uniform row among those of k given queens is a uniform solution and a uniform subset of it.
+    """
+
+    inputs: Boards
+    labels: Boards
+    """[23460, 64]: 92 solutions with 255 proper subsets each."""
+    num_given: npt.NDArray[np.int64]
+    """[23460] queens that the input shows."""
+    board_ids: npt.NDArray[np.int64]
+    """[23460]: equal exactly where the inputs are."""
+
+
+@lru_cache
+def partial_boards() -> PartialBoards:
+    """All of them, in a fixed order; read-only."""
+    subsets = np.array(list(product((False, True), repeat=SIDE)))[:-1]
+    labels = np.repeat(solutions(), len(subsets), axis=0)
+    is_given = np.tile(subsets, (len(solutions()), 1))
+    # Boards list their queens row by row, and so do the subsets.
+    inputs = np.full_like(labels, EMPTY)
+    inputs[labels == QUEEN] = np.where(is_given, QUEEN, EMPTY).ravel()
+    _, board_ids = np.unique(inputs, axis=0, return_inverse=True)
+    boards = PartialBoards(inputs, labels, is_given.sum(axis=1), board_ids.reshape(-1))
+    for array in boards:
+        array.flags.writeable = False
+    return boards
+
+
+def draw_rows(count: int, allowed: npt.NDArray[np.bool_], rng: np.random.Generator) -> Rows:
+    """Rows [count] that are `allowed` [23460]: the number of queens uniform, then the row."""
+    num_given = rng.integers(SIDE, size=count)
+    rows = np.empty_like(num_given)
+    for given in np.unique(num_given):
+        candidates = np.flatnonzero(allowed & (partial_boards().num_given == given))
+        wanted = num_given == given
+        rows[wanted] = rng.choice(candidates, size=np.count_nonzero(wanted))
+    return rows
+
+
+def draw_distinct_rows(num_given: int, count: int, rng: np.random.Generator) -> Rows:
+    """Rows [count] with `num_given` queens, drawn one by one: a board that came up is left out."""
     boards = partial_boards()
-    return np.array(
-        [len(np.unique(boards.board_ids[boards.num_given == given])) // 2 for given in range(SIDE)]
-    )
-
-
-def _draw_paper(options: BuildOptions, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Training and test rows, drawn alike."""
-    everything = np.ones(len(partial_boards().inputs), dtype=np.bool_)
-    train, test = (
-        draw_rows(rng.integers(SIDE, size=count), everything, rng)
-        for count in (options.num_train, options.num_test)
-    )
-    return train, test
-
-
-def _draw_disjoint(options: BuildOptions, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Training and test rows without a common board."""
-    counts = spread_evenly(options.num_test, _held_out_limits())
-    chosen = [draw_distinct_rows(given, count, rng) for given, count in enumerate(counts.tolist())]
-    # In no order: any part of the test half is one of all numbers of queens.
-    test = rng.permutation(np.concatenate(chosen))
-    board_ids = partial_boards().board_ids
-    allowed = ~np.isin(board_ids, board_ids[test])
-    return draw_rows(rng.integers(SIDE, size=options.num_train), allowed, rng), test
-
-
-DRAW = {"paper": _draw_paper, "disjoint": _draw_disjoint}
+    drawn = rng.permutation(np.flatnonzero(boards.num_given == num_given))
+    _, first = np.unique(boards.board_ids[drawn], return_index=True)
+    assert count <= len(first), f"{count} of {len(first)} boards"
+    return drawn[np.sort(first)[:count]]
 
 
 def spread_evenly(total: int, limits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -182,57 +150,76 @@ def spread_evenly(total: int, limits: npt.NDArray[np.int64]) -> npt.NDArray[np.i
     return counts
 
 
-def _summarise(train: Rows, test: Rows) -> Summary:
+# ---- the builder -----------------------------------------------------------------------------
+
+
+class BuildOptions(build_boards.BuildOptions):
+    """The command's flags."""
+
+    num_train: int = Field(7200, ge=1, description="boards to train on")
+    num_test: int = Field(200, ge=1, description="boards to test on")
+    split: Literal["paper", "disjoint"] = Field(
+        "paper",
+        description="paper: all boards drawn independently, so that most test boards are training "
+        "boards too; disjoint: no test board is a training board",
+    )
+
+
+def build(options: BuildOptions) -> Summary:
+    """Build the dataset; `options.output_dir` appears only when it is complete.
+
+    Raises:
+        UserError: there are not so many boards to test on.
+    """
     boards = partial_boards()
-    ceilings = EightQueens().exact_ceiling(boards.inputs[test])
-    by_given = {}
-    for given in range(SIDE):
-        of_test = boards.num_given[test] == given
-        by_given[str(given)] = GivenSummary(
-            train_boards=int(np.count_nonzero(boards.num_given[train] == given)),
-            test_boards=int(np.count_nonzero(of_test)),
-            exact_ceiling=float(ceilings[of_test].mean()) if of_test.any() else None,
-        )
-    train_ids, test_ids = boards.board_ids[train], boards.board_ids[test]
-    seen = {board.tobytes() for board in boards.inputs[train]}
-    looks = symmetric_images(boards.inputs[test]).swapaxes(0, 1)
-    turned = [any(board.tobytes() in seen for board in of_board) for of_board in looks]
-    return Summary(
-        train_boards=len(train),
-        different_train_boards=len(np.unique(train_ids)),
-        test_boards=len(test),
-        different_test_boards=len(np.unique(test_ids)),
-        test_boards_among_training_boards=int(np.count_nonzero(np.isin(test_ids, train_ids))),
-        test_boards_turned_among_training_boards=sum(turned),
-        exact_ceiling=float(ceilings.mean()),
-        by_given_queens=by_given,
+    rng = np.random.default_rng(options.seed)
+    allowed = np.ones(len(boards.inputs), dtype=np.bool_)
+    if options.split == "paper":
+        train = draw_rows(options.num_train, allowed, rng)
+        test = draw_rows(options.num_test, allowed, rng)
+    else:
+        # Half of the boards with each number of queens, 0 to 7: the others are for training.
+        _, different = np.unique(boards.board_ids, return_index=True)
+        limits = np.bincount(boards.num_given[different]) // 2
+        if options.num_test > limits.sum():
+            raise UserError(
+                f"--num-test {options.num_test}: with --split disjoint it must be {limits.sum()} "
+                f"or fewer, half of all boards with at least one queen; ask for fewer"
+            )
+        counts = spread_evenly(options.num_test, limits).tolist()
+        chosen = [draw_distinct_rows(given, count, rng) for given, count in enumerate(counts)]
+        # In no order: any part of the test half is one of all numbers of queens.
+        test = rng.permutation(np.concatenate(chosen))
+        allowed = ~np.isin(boards.board_ids, boards.board_ids[test])
+        train = draw_rows(options.num_train, allowed, rng)
+    train_half, test_half = (
+        Half(boards.inputs[rows], boards.labels[rows]) for rows in (train, test)
+    )
+    return write_dataset(
+        options, "nqueens", VOCAB_SIZE, (train_half, test_half), _summarise(train_half, test_half)
     )
 
 
-def parse_arguments() -> BuildOptions:
-    parser = CommandParser(
-        prog="python -m dataset.build_nqueens_dataset",
-        description="Build a dataset of 8-queens boards with 0 to 7 queens given.",
-    )
-    add = parser.add_argument
-    add("--output-dir", required=True, type=Path, help="folder to create; must not exist")
-    add("--split", choices=get_args(SplitKind), default="paper",
-        help="paper: all boards drawn independently, so that most test boards are training boards "
-        "too; disjoint: no test board is a training board")  # fmt: skip
-    add("--num-train", type=int, default=7200, help="training boards")
-    add("--num-test", type=int, default=200, help="test boards")
-    add("--seed", type=int, default=42, help="same seed, same bytes")
-    return BuildOptions(**vars(parser.parse_args()))
+def _summarise(train: Half, test: Half) -> Summary:
+    trained = {board.tobytes() for board in train.inputs}
+    grids = test.inputs.reshape(-1, SIDE, SIDE)
+    met = [
+        [board.tobytes() in trained for board in transform(grids, dihedral)]
+        for dihedral in range(NUM_DIHEDRALS)
+    ]
+    return {
+        "train_boards": len(train.inputs),
+        "test_boards": len(test.inputs),
+        "test_boards_among_training_boards": int(np.sum(met[0])),
+        "test_boards_turned_or_reflected_among_training_boards": int(np.any(met, axis=0).sum()),
+        "exact_ceiling": float(exact_ceiling(test.inputs).mean()),
+    }
 
 
 @exit_cleanly
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = parse_arguments()
-    summary = build(options)
-    log.info("Built %s:", options.output_dir)
-    for line in summary.lines():
-        log.info(line)
+    build(parse_flags(BuildOptions, "python -m dataset.build_nqueens_dataset", __doc__))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from dataset.tasks import Grid
 
-PAD = 0
 EOS = 1
 COLOUR_OFFSET = 2
 VOCAB_SIZE = 12
@@ -35,7 +34,7 @@ def place(grids: Grid, side: int, rows: npt.ArrayLike = 0, cols: npt.ArrayLike =
     # Every placement is a window into one larger sheet that holds the grid once: copying windows
     # moves whole rows, where writing cell by cell would take an index computation for each.
     top, left = side - height, side - width
-    sheet = np.zeros((count, top + side + 1, left + side + 1), dtype=np.uint8)
+    sheet = np.zeros((count, top + side + 1, left + side + 1), dtype=np.uint8)  # All PAD.
     sheet[:, top : top + height, left : left + width] = grids
     sheet[:, top : top + height, left : left + width] += COLOUR_OFFSET
     sheet[:, top + height, left : left + width] = EOS
@@ -77,3 +76,13 @@ def canvas_side(cells: int) -> int:
     side = round(cells**0.5)
     assert side * side == cells, f"a canvas is square, {cells} cells are not"
     return side
+
+
+def grid_mask(canvases: Canvases) -> npt.NDArray[np.bool_]:
+    """Which cells [N, cells] belong to the grids that canvases [N, cells] show."""
+    count, cells = canvases.shape
+    side = canvas_side(cells)
+    rows, cols = read_extents(canvases)
+    axis = np.arange(side)
+    inside = (axis < rows[:, None])[:, :, None] & (axis < cols[:, None])[:, None, :]
+    return inside.reshape(count, cells)

@@ -69,8 +69,8 @@ def expand(
 ) -> tuple[Tensor, Tensor]:
     """Inputs and labels, int64 [n, C], at the flat canvas cells [n, C], or [n, L] at all of them.
 
-    What `dataset.rendering.render` makes, as plain index arithmetic: no loop, and nothing for
-    which the host would have to wait. Grids must lie inside the canvas.
+    What `dataset.build_arc_dataset.render` makes, as plain index arithmetic: no loop, and nothing
+    for which the host would have to wait. Grids must lie inside the canvas.
     """
     num_cells = originals.inputs.shape[1]
     side = canvas_side(num_cells)
@@ -199,48 +199,32 @@ def open_compact(path: Path, metadata: DatasetMetadata) -> CompactSplit:
         bool((sizes[:, 0] > 0).all()),
         f"{array_path(path, 'inputs', ORIGINALS)}: has a canvas without a grid at its top-left",
     )
-    identifiers, puzzle_indices, group_indices = open_index(path, metadata, num_examples=None)
-    num_puzzles = len(identifiers)
-    puzzle_groups = np.repeat(np.arange(len(group_indices) - 1), np.diff(group_indices))
-    pairs_of_puzzles = np.diff(puzzle_indices)
-    pairs_of_groups = pairs_of_puzzles[group_indices[:-1]]
+    index = open_index(path, metadata, num_examples=None)
+    puzzle_groups = np.repeat(np.arange(len(index.group_indices) - 1), np.diff(index.group_indices))
+    pairs_of_puzzles = np.diff(index.puzzle_indices)
+    pairs_of_groups = pairs_of_puzzles[index.group_indices[:-1]]
     require(
         len(inputs) == pairs_of_groups.sum()
         and bool((pairs_of_puzzles == pairs_of_groups[puzzle_groups]).all()),
         f"{array_path(path, 'puzzle_indices')}: must give all puzzles of a group equally many "
         f"examples, and one puzzle of each group {len(inputs)} in all, as there are originals",
     )
-    dihedrals = np.array(open_array(path, "dihedrals", VARIANTS))
-    require(
-        dihedrals.shape == (num_puzzles,)
-        and dihedrals.min() >= 0
-        and dihedrals.max() < NUM_DIHEDRALS,
-        f"{array_path(path, 'dihedrals', VARIANTS)}: must hold a number from 0 to "
-        f"{NUM_DIHEDRALS - 1} for each of {num_puzzles} puzzles",
+    num_puzzles = len(puzzle_groups)
+    dihedrals = open_array(path, "dihedrals", (num_puzzles,), VARIANTS, NUM_DIHEDRALS)
+    permutations = open_array(
+        path, "permutations", (num_puzzles, NUM_COLOURS), VARIANTS, NUM_COLOURS
     )
-    permutations = np.array(open_array(path, "permutations", VARIANTS))
+    # Sets of colours as bits; much quicker than sorting a million rows.
+    present = np.bitwise_or.reduce(np.left_shift(1, permutations, dtype=np.int64), axis=1)
     require(
-        permutations.shape == (num_puzzles, NUM_COLOURS) and _are_permutations(permutations),
-        f"{array_path(path, 'permutations', VARIANTS)}: must hold a permutation of the colours 0 "
-        f"to {NUM_COLOURS - 1} for each of {num_puzzles} puzzles",
+        bool((present == 2**NUM_COLOURS - 1).all()),
+        f"{array_path(path, 'permutations', VARIANTS)}: must hold permutations of the colours",
     )
     return CompactSplit(
-        path,
-        metadata,
-        identifiers,
-        puzzle_indices,
-        group_indices,
+        **vars(index),
         originals=Originals(*map(torch.from_numpy, (inputs, labels, sizes.astype(np.int64)))),
-        dihedrals=dihedrals.astype(np.uint8, copy=False),
-        permutations=permutations.astype(np.uint8, copy=False),
+        dihedrals=np.array(dihedrals, dtype=np.uint8),
+        permutations=np.array(permutations, dtype=np.uint8),
         pair_indices=np.concatenate([[0], np.cumsum(pairs_of_groups)]),
         puzzle_groups=puzzle_groups,
     )
-
-
-def _are_permutations(rows: npt.NDArray[np.integer]) -> bool:
-    if rows.min() < 0 or rows.max() >= NUM_COLOURS:
-        return False
-    # A set of colours as bits; much quicker than sorting a million rows.
-    present = np.bitwise_or.reduce(np.left_shift(1, rows, dtype=np.int64), axis=1)
-    return bool((present == 2**NUM_COLOURS - 1).all())

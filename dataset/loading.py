@@ -24,9 +24,9 @@ from common.segments import Segment
 from dataset.batches import DataConfig, Sample, TrainingBatches
 from dataset.canvas import VOCAB_SIZE, canvas_side
 from dataset.compact import CompactSplit, Recipes, expand
+from dataset.import_trajectories import Trajectories
 from dataset.splits import Split, require_square
 from dataset.storage import PuzzleSplit
-from dataset.trajectories import Trajectories
 from dataset.windows import (
     Boxes,
     Extents,
@@ -258,7 +258,7 @@ class BatchLoader:
         num_steps: supervision steps S; only needed for `config.trajectories`.
 
     Raises:
-        UserError: windows or trajectories do not fit the split, see `dataset.trajectories`.
+        UserError: windows or trajectories do not fit the split, see `dataset.import_trajectories`.
     """
 
     def __init__(

@@ -4,13 +4,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from dataset.compact import CompactSplit, open_compact
-from dataset.storage import (
-    ORIGINALS,
-    PuzzleSplit,
-    open_canvases,
-    open_index,
-    read_metadata,
-)
+from dataset.storage import ORIGINALS, PuzzleSplit, open_canvases, open_index, read_metadata
 
 Split = PuzzleSplit | CompactSplit
 
@@ -28,14 +22,14 @@ def open_split(dataset_path: Path, split: str, option: str = "data.path=") -> Sp
         raise UserError(
             f"{option}{dataset_path}: no dataset there, as there is no folder {path}; correct the "
             f"path or build one with 'python -m dataset.build_arc_dataset' (or "
-            f"build_nqueens_dataset, build_sudoku_dataset)"
+            f"build_nqueens_dataset, build_sudoku_dataset, build_maze_dataset)"
         )
     metadata = read_metadata(path)
     if any(path.glob(f"{ORIGINALS}__*.npy")):
         return open_compact(path, metadata)
     inputs, labels = open_canvases(path, metadata)
     index = open_index(path, metadata, len(inputs))
-    return PuzzleSplit(path, metadata, *index, inputs=inputs, labels=labels)
+    return PuzzleSplit(**vars(index), inputs=inputs, labels=labels)
 
 
 def require_square(split: Split, why: str) -> None:

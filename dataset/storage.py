@@ -17,26 +17,23 @@ their place: see `dataset.compact`.
 """
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
-from common.files import named_in_errors
+from common.files import named_in_errors, read_json
+from common.segments import MISSING, PAD
 from common.settings import validate
-from dataset.canvas import PAD
 
-MAX_VOCAB_SIZE = 255
-"""Tokens are bytes, and the last one is kept for what is missing (`common.segments`)."""
-BLANK_IDENTIFIER = 0
+BLANK_IDENTIFIER: Final = 0
 BLANK_NAME = "<blank>"
-SET_NAME = "all"
+SET_NAME: Final = "all"
 ORIGINALS = "originals"
 VARIANTS = "variants"
 IDENTIFIERS_FILE = "identifiers.json"
@@ -48,20 +45,24 @@ REBUILD = "rebuild the dataset or copy it again"
 
 
 class DatasetMetadata(BaseModel):
-    """Contents of `dataset.json`. Keys that other builders add are ignored."""
+    """Contents of `dataset.json`; tokens and names can only be ours.
+
+    Keys that other builders add are ignored.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    pad_id: int
-    ignore_label_id: int | None
-    blank_identifier_id: int
-    vocab_size: int
+    pad_id: Literal[0]
+    ignore_label_id: Literal[0] | None
+    blank_identifier_id: Literal[0]
+    vocab_size: int = Field(ge=2, le=MISSING)
+    """Tokens are bytes, and the last one is kept for what is missing."""
     seq_len: int
     num_puzzle_identifiers: int
     total_groups: int
     mean_puzzle_examples: float
     total_puzzles: int | None = None
-    sets: list[str]
+    sets: tuple[Literal["all"]]
 
 
 @dataclass(frozen=True)
@@ -110,69 +111,50 @@ class PuzzleSplit(SplitIndex):
 
 
 def read_metadata(path: Path) -> DatasetMetadata:
-    metadata = validate(
-        DatasetMetadata, read_json(path / METADATA_FILE), source=str(path / METADATA_FILE)
-    )
-    require(
-        2 <= metadata.vocab_size <= MAX_VOCAB_SIZE and metadata.pad_id == PAD,
-        f"{path / METADATA_FILE}: vocab_size {metadata.vocab_size} and pad_id {metadata.pad_id}, "
-        f"expected 2 to {MAX_VOCAB_SIZE} and {PAD}",
-    )
-    require(
-        metadata.ignore_label_id in (None, PAD)
-        and metadata.blank_identifier_id == BLANK_IDENTIFIER,
-        f"{path / METADATA_FILE}: ignore_label_id {metadata.ignore_label_id} and "
-        f"blank_identifier_id {metadata.blank_identifier_id}, expected 0 and 0",
-    )
-    require(
-        metadata.sets == [SET_NAME],
-        f"{path / METADATA_FILE}: sets {metadata.sets}, only ['{SET_NAME}'] can be read",
-    )
-    return metadata
+    """Of a split's folder; UserError if it is missing, incomplete or says what cannot be read."""
+    source = path / METADATA_FILE
+    return validate(DatasetMetadata, read_json(source, REBUILD), source=str(source))
 
 
 def open_canvases(
     path: Path, metadata: DatasetMetadata, prefix: str = SET_NAME
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Inputs and labels of a split's folder, memory-mapped, equally many and as wide as they say.
+    """Inputs and labels of a split's folder, memory-mapped, as wide as they say.
 
     Raises:
         UserError: they are missing, truncated or of another shape.
     """
-    inputs, labels = (open_array(path, name, prefix) for name in ("inputs", "labels"))
-    for name, array in (("inputs", inputs), ("labels", labels)):
-        require(
-            array.ndim == 2 and array.shape[1] == metadata.seq_len,
-            f"{array_path(path, name, prefix)}: shape {array.shape}, "
-            f"expected [*, {metadata.seq_len}]",
-        )
-    require(len(inputs) == len(labels), f"{path}: {len(inputs)} inputs but {len(labels)} labels")
-    return inputs, labels
+    inputs = open_array(path, "inputs", (None, metadata.seq_len), prefix)
+    return inputs, open_array(path, "labels", inputs.shape, prefix)
 
 
-def open_index(
-    path: Path, metadata: DatasetMetadata, num_examples: int | None
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Puzzle identifiers, puzzle indices and group indices, for so many examples if that is known.
+def open_index(path: Path, metadata: DatasetMetadata, num_examples: int | None) -> SplitIndex:
+    """The index of a split's folder, for so many examples if that is known.
 
     Raises:
-        UserError: they are missing, truncated or do not fit each other.
+        UserError: its arrays are missing, truncated or do not fit each other.
     """
-    identifiers = np.array(open_array(path, "puzzle_identifiers"))
     puzzle_indices = _open_offsets(path, "puzzle_indices", end=num_examples)
-    group_indices = _open_offsets(path, "group_indices", end=len(puzzle_indices) - 1)
-    require(
-        len(identifiers) == len(puzzle_indices) - 1,
-        f"{path}: {len(identifiers)} puzzle identifiers for {len(puzzle_indices) - 1} puzzles",
+    num_puzzles = len(puzzle_indices) - 1
+    group_indices = _open_offsets(path, "group_indices", end=num_puzzles)
+    identifiers = open_array(
+        path, "puzzle_identifiers", (num_puzzles,), limit=metadata.num_puzzle_identifiers
     )
+    puzzle_identifiers = np.array(identifiers, dtype=np.int32)
+    return SplitIndex(path, metadata, puzzle_identifiers, puzzle_indices, group_indices)
+
+
+def _open_offsets(path: Path, name: str, end: int | None) -> npt.NDArray[np.int64]:
+    offsets = np.array(open_array(path, name, (None,)), dtype=np.int64)
     require(
-        len(identifiers) > 0
-        and identifiers.min() >= 0
-        and identifiers.max() < metadata.num_puzzle_identifiers,
-        f"{array_path(path, 'puzzle_identifiers')}: must name at least one puzzle, all below "
-        f"num_puzzle_identifiers={metadata.num_puzzle_identifiers}",
+        len(offsets) > 1
+        and offsets[0] == 0
+        and end in (None, offsets[-1])
+        and bool((np.diff(offsets) > 0).all()),
+        f"{array_path(path, name)}: must rise strictly from 0"
+        + ("" if end is None else f" to {end}"),
     )
-    return identifiers.astype(np.int32), puzzle_indices, group_indices
+    return offsets
 
 
 def require_tokens(path: Path, vocab_size: int, *arrays: npt.NDArray[Any]) -> None:
@@ -187,7 +169,7 @@ def require_tokens(path: Path, vocab_size: int, *arrays: npt.NDArray[Any]) -> No
 
 def load_identifiers(dataset_path: Path) -> list[str]:
     """Puzzle names by identifier."""
-    names = read_json(dataset_path / IDENTIFIERS_FILE)
+    names = read_json(dataset_path / IDENTIFIERS_FILE, REBUILD)
     require(
         isinstance(names, list) and all(isinstance(name, str) for name in names),
         f"{dataset_path / IDENTIFIERS_FILE}: must be a list of puzzle names",
@@ -207,16 +189,41 @@ def fingerprint(dataset_path: Path, metadata: DatasetMetadata) -> dict[str, Any]
     }
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of a dataset, run or checkpoint; UserError if missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: {path.parent} is half written; {REBUILD}"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {REBUILD}") from error
+def write_index(
+    split_path: Path,
+    puzzle_identifiers: npt.NDArray[np.integer],
+    puzzle_sizes: npt.NDArray[np.integer],
+    group_sizes: npt.NDArray[np.integer],
+    *,
+    vocab_size: int,
+    seq_len: int,
+    num_puzzle_identifiers: int,
+) -> None:
+    """Write `dataset.json` and the index of a split: all but its examples.
+
+    Sizes are the examples of each puzzle, and the puzzles of each group.
+    """
+    num_puzzles = len(puzzle_identifiers)
+    arrays = {
+        "puzzle_identifiers": puzzle_identifiers,
+        "puzzle_indices": np.concatenate([[0], np.cumsum(puzzle_sizes)]),
+        "group_indices": np.concatenate([[0], np.cumsum(group_sizes)]),
+    }
+    for name, array in arrays.items():
+        save_array(split_path, name, array.astype(np.int32))
+    metadata = DatasetMetadata(
+        pad_id=PAD,
+        ignore_label_id=PAD,
+        blank_identifier_id=BLANK_IDENTIFIER,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_puzzle_identifiers=num_puzzle_identifiers,
+        total_groups=len(group_sizes),
+        mean_puzzle_examples=int(np.sum(puzzle_sizes)) / num_puzzles,
+        total_puzzles=num_puzzles,
+        sets=(SET_NAME,),
+    )
+    (split_path / METADATA_FILE).write_text(metadata.model_dump_json())
 
 
 def save_array(
@@ -264,8 +271,19 @@ def array_path(split_path: Path, name: str, prefix: str = SET_NAME) -> Path:
     return split_path / f"{prefix}__{name}.npy"
 
 
-def open_array(split_path: Path, name: str, prefix: str = SET_NAME) -> npt.NDArray[Any]:
-    """Memory-map an array of integers; UserError if it is missing, truncated or of another kind."""
+def open_array(
+    split_path: Path,
+    name: str,
+    shape: tuple[int | None, ...],
+    prefix: str = SET_NAME,
+    limit: int | None = None,
+) -> npt.NDArray[Any]:
+    """Memory-map an array of integers; where its shape may be any, `shape` has None.
+
+    Raises:
+        UserError: it is missing, truncated or of another kind or shape, or, if there is a `limit`
+            (which takes reading it all), a number is below 0 or not below the limit.
+    """
     path = array_path(split_path, name, prefix)
     try:
         array = np.load(path, mmap_mode="r")
@@ -275,21 +293,17 @@ def open_array(split_path: Path, name: str, prefix: str = SET_NAME) -> npt.NDArr
         raise UserError(f"{path} is truncated or no .npy file ({error}); {REBUILD}") from error
     require(isinstance(array, np.ndarray), f"{path} is no .npy file")
     require(array.dtype.kind in "iu", f"{path}: dtype {array.dtype}, expected integers")
-    return array
-
-
-def _open_offsets(split_path: Path, name: str, end: int | None) -> npt.NDArray[np.int64]:
-    offsets = np.array(open_array(split_path, name), dtype=np.int64)
+    expected = ", ".join("*" if length is None else str(length) for length in shape)
     require(
-        offsets.ndim == 1
-        and len(offsets) > 1
-        and offsets[0] == 0
-        and (end is None or offsets[-1] == end)
-        and bool((np.diff(offsets) > 0).all()),
-        f"{array_path(split_path, name)}: must rise strictly from 0"
-        + ("" if end is None else f" to {end}"),
+        array.ndim == len(shape)
+        and all(want in (None, length) for want, length in zip(shape, array.shape, strict=True)),
+        f"{path}: shape {array.shape}, expected [{expected}]",
     )
-    return offsets
+    require(
+        limit is None or (array.min(initial=0) >= 0 and array.max(initial=0) < limit),
+        f"{path}: must hold numbers from 0 to {limit and limit - 1}",
+    )
+    return array
 
 
 def require(condition: bool, message: str) -> None:

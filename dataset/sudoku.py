@@ -1,227 +1,59 @@
 """Sudoku: every row, column and box of a 9x9 board holds the digits 1 to 9 once each.
 
 A puzzle shows some digits, its clues, of a solution that they determine: unlike in 8-queens there
-is one right answer. Here are the rules, a solver, a generator and the symmetries for augmentation;
-boards of tokens are numpy's, while the solver works on plain lists, where a digit is one bit.
+is one right answer. Here are the rules, a generator with the solver that it needs, and the
+symmetries for augmentation.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.boards import EMPTY, Boards
+from dataset.boards import Boards, Rules
 
 SIDE = 9
 BOX = 3
 CELLS = SIDE * SIDE
+EMPTY = 1
+DIGITS = range(EMPTY + 1, EMPTY + 1 + SIDE)
+"""Tokens of the digits 1 to 9."""
 VOCAB_SIZE = 11
+ALPHABET = {".": EMPTY, "0": EMPTY} | {str(token - EMPTY): token for token in DIGITS}
+"""The token of each character of a CSV file."""
 FEWEST_CLUES = 17
 """No puzzle of fewer clues has a single solution (McGuire et al., 1201.0749)."""
 
-_ALL_DIGITS = 0b111111111
+_ALL_DIGITS = sum(1 << token for token in DIGITS)
+"""Sets of digits are the bits of an integer."""
 _ROWS, _COLUMNS = np.divmod(np.arange(CELLS), SIDE)
 _BOXES = _ROWS // BOX * BOX + _COLUMNS // BOX
-_UNITS_OF = list(
-    zip(_ROWS.tolist(), (SIDE + _COLUMNS).tolist(), (2 * SIDE + _BOXES).tolist(), strict=True)
-)
-"""Of each cell its row, column and box, as three of 27 units."""
-_CELLS_OF = np.array(
-    [np.flatnonzero(of == i) for of in (_ROWS, _COLUMNS, _BOXES) for i in range(9)]
-)
+_UNITS_OF: list[list[int]] = np.stack([_ROWS, SIDE + _COLUMNS, 2 * SIDE + _BOXES], axis=1).tolist()
+"""[81][3]: of each cell its row, column and box, as three of 27 units."""
+_CELLS_OF = np.argsort(np.transpose(_UNITS_OF), axis=1, kind="stable").reshape(-1, SIDE)
 """[27, 9] cells of each unit."""
-_TOKEN_BITS = np.zeros(256, dtype=np.uint16)
-_TOKEN_BITS[EMPTY + 1 : EMPTY + 1 + SIDE] = 1 << np.arange(SIDE)
-"""The bit that stands for a token's digit; none for tokens that are no digit."""
 
 
-class Sudoku:
-    """The `Rules` of the puzzle."""
-
-    solution_tokens = range(EMPTY + 1, EMPTY + 1 + SIDE)
-
-    def is_valid(self, boards: Boards) -> npt.NDArray[np.bool_]:
-        """Whether each board [N] has every digit once in each row, column and box."""
-        # Nine cells show nine digits only if each shows another one.
-        shown = np.bitwise_or.reduce(_TOKEN_BITS[boards][:, _CELLS_OF], axis=2)
-        return np.all(shown == _ALL_DIGITS, axis=1)
-
-    def exact_ceiling(self, inputs: Boards) -> npt.NDArray[np.float64]:
-        """1 for each of the puzzles [N]: a Sudoku has one solution."""
-        return np.ones(len(inputs))
+def is_valid(inputs: Boards, answers: Boards) -> npt.NDArray[np.bool_]:
+    """Whether each answer [N, 81] has every digit once in each row, column and box."""
+    # Nine cells show nine digits only if each shows another one; no digit has the bit 15.
+    bits = np.left_shift(1, np.minimum(answers, 15), dtype=np.uint16)
+    return np.all(np.bitwise_or.reduce(bits[:, _CELLS_OF], axis=2) == _ALL_DIGITS, axis=1)
 
 
-class Puzzles(NamedTuple):
-    """Puzzles as generated or read, each with its only solution."""
-
-    inputs: Boards
-    """[N, 81]."""
-    labels: Boards
-    """[N, 81]."""
-    lines: npt.NDArray[np.int64]
-    """[N, 2]: which CSV file and which line of it; zeros for generated ones."""
-
-    def take(self, rows: npt.NDArray[np.int64]) -> "Puzzles":
-        """Those at the given rows [n]."""
-        return Puzzles(self.inputs[rows], self.labels[rows], self.lines[rows])
-
-    @staticmethod
-    def join(parts: "Sequence[Puzzles]") -> "Puzzles":
-        """The puzzles of all parts, of which there must be one."""
-        inputs, labels, lines = zip(*parts, strict=True)
-        return Puzzles(np.concatenate(inputs), np.concatenate(labels), np.concatenate(lines))
+def exact_ceiling(inputs: Boards) -> npt.NDArray[np.float64]:
+    """1 for each of the puzzles [N]: a Sudoku has one solution."""
+    return np.ones(len(inputs))
 
 
-# ---- solver ----------------------------------------------------------------------------------
-
-
-class Verdict(NamedTuple):
-    """What the solver says of a puzzle."""
-
-    num_solutions: int
-    """0, 1, or 2 for two and more."""
-    guesses: int
-    """How hard it was: digits tried to find the solution and to prove that it is the only one.
-
-    0 where singles alone suffice. Which cell is tried depends on where it stands, so that a
-    symmetric puzzle may take some guesses more or fewer.
-    """
-    solution: Boards | None
-    """[81] tokens of the first one."""
-
-
-def solve(puzzle: Boards) -> Verdict:
-    """Solve one puzzle [81]: singles, and where they decide nothing, the cell of fewest digits."""
-    search = _search(_TOKEN_BITS[puzzle].tolist(), limit=2)
-    solution = _to_tokens(search.solutions[0]) if search.solutions else None
-    return Verdict(len(search.solutions), search.guesses, solution)
-
-
-@dataclass
-class _Search:
-    """A puzzle's solutions, and what it took to find them."""
-
-    limit: int
-    """The search ends once it has so many solutions."""
-    digit_order: list[list[int]] | None = None
-    """[81][9] digits 0-8 in the order in which each cell tries them; None: rising."""
-    solutions: list[list[int]] = field(default_factory=list)
-    """Digits as bits [81]."""
-    guesses: int = 0
-    """Digits that were tried in a cell where singles decide nothing."""
-
-    def run(self, cells: list[int], free: list[int], empty: list[int]) -> None:
-        """Search from a state, which is used up.
-
-        `cells` [81] holds digits as bits, 0 in the cells `empty`; `free` [27] the digits that each
-        unit still lacks.
-        """
-        left = _fill_singles(cells, free, empty)
-        if left is None:
-            return
-        if not left:
-            self.solutions.append(cells)
-            return
-        cell = min(left, key=lambda cell: _candidates(free, cell).bit_count())
-        mask = _candidates(free, cell)
-        left.remove(cell)
-        for digit in range(SIDE) if self.digit_order is None else self.digit_order[cell]:
-            if mask >> digit & 1 and len(self.solutions) < self.limit:
-                self.guesses += 1
-                tried, still_free = cells.copy(), free.copy()
-                _put(tried, still_free, cell, 1 << digit)
-                self.run(tried, still_free, left)
-
-
-def _search(digits: list[int], limit: int, digit_order: list[list[int]] | None = None) -> _Search:
-    """Search for the solutions of digits as bits [81], 0 for empty; leaves `digits` alone."""
-    cells, free = digits.copy(), [_ALL_DIGITS] * len(_CELLS_OF)
-    search = _Search(limit, digit_order)
-    for cell, bit in enumerate(cells):
-        if bit:
-            if bit & ~_candidates(free, cell):
-                return search  # Two clues contradict each other.
-            _put(cells, free, cell, bit)
-    search.run(cells, free, [cell for cell, bit in enumerate(cells) if not bit])
-    return search
-
-
-def _candidates(free: list[int], cell: int) -> int:
-    row, column, box = _UNITS_OF[cell]
-    return free[row] & free[column] & free[box]
-
-
-def _put(cells: list[int], free: list[int], cell: int, bit: int) -> None:
-    row, column, box = _UNITS_OF[cell]
-    cells[cell] = bit
-    free[row] ^= bit
-    free[column] ^= bit
-    free[box] ^= bit
-
-
-def _fill_singles(cells: list[int], free: list[int], empty: list[int]) -> list[int] | None:
-    """Fill in what is forced until nothing is; the cells left empty, or None at a contradiction.
-
-    Forced is the only digit that a cell can take (a naked single), and the only cell of a unit
-    that can take a digit (a hidden single).
-    """
-    while True:
-        left: list[int] | None = _fill_naked_singles(cells, free, empty)
-        if left is not None and len(left) == len(empty):
-            left = _fill_hidden_singles(cells, free, empty)
-        if left is None or len(left) == len(empty):
-            return left
-        empty = left
-
-
-def _fill_naked_singles(cells: list[int], free: list[int], empty: list[int]) -> list[int] | None:
-    left = []
-    for cell in empty:
-        mask = _candidates(free, cell)
-        if mask & (mask - 1):
-            left.append(cell)
-        elif mask:
-            _put(cells, free, cell, mask)
-        else:
-            return None  # No digit fits.
-    return left
-
-
-def _fill_hidden_singles(cells: list[int], free: list[int], empty: list[int]) -> list[int] | None:
-    once, twice = [0] * len(free), [0] * len(free)
-    for cell in empty:
-        mask = _candidates(free, cell)
-        for unit in _UNITS_OF[cell]:
-            twice[unit] |= once[unit] & mask
-            once[unit] |= mask
-    if once != free:
-        return None  # Some digit has no place left in some unit.
-    left = []
-    for cell in empty:
-        row, column, box = _UNITS_OF[cell]
-        # `twice` ages as cells are filled, but a digit that had one place never gets another;
-        # where it loses that one to a cell filled here, the next round meets the contradiction.
-        mask = _candidates(free, cell) & ~(twice[row] & twice[column] & twice[box])
-        if mask & (mask - 1):
-            return None  # Two digits have their only place here.
-        if mask:
-            _put(cells, free, cell, mask)
-        else:
-            left.append(cell)
-    return left
-
-
-def _to_tokens(digits: list[int]) -> Boards:
-    """Tokens [81] of digits as bits, 0 for empty."""
-    return np.array([EMPTY + bit.bit_length() for bit in digits], dtype=np.uint8)
+RULES = Rules(DIGITS, EMPTY, is_valid, exact_ceiling)
 
 
 # ---- generator -------------------------------------------------------------------------------
 
 
-def generate(clues: tuple[int, int], rng: np.random.Generator) -> tuple[Boards, Boards]:
+def generate(clues: Sequence[int], rng: np.random.Generator) -> tuple[Boards, Boards]:
     """A random puzzle [81] and its only solution [81].
 
     Cells are emptied in random order, each if the solution stays the only one, until a target is
@@ -229,58 +61,83 @@ def generate(clues: tuple[int, int], rng: np.random.Generator) -> tuple[Boards, 
     be emptied, more clues stay: below some 25 that is the rule.
     """
     # Not all full boards are equally likely, but every one is possible.
-    order = rng.permuted(np.tile(np.arange(SIDE), (CELLS, 1)), axis=1).tolist()
-    (solution,) = _search([0] * CELLS, limit=1, digit_order=order).solutions
+    order = rng.permuted(np.tile(DIGITS, (CELLS, 1)), axis=1).tolist()
+    solution = next(solutions(np.full(CELLS, EMPTY, dtype=np.uint8), order))
     puzzle = solution.copy()
-    cells = rng.permutation(CELLS).tolist()
     surplus = CELLS - int(rng.integers(clues[0], clues[1], endpoint=True))
-    while surplus and cells:
-        next_cells, cells = cells[:surplus], cells[surplus:]
-        surplus -= _empty_cells(puzzle, next_cells)
-    return _to_tokens(puzzle), _to_tokens(solution)
+    for cell in rng.permutation(CELLS):
+        if surplus == 0:
+            break
+        puzzle[cell] = EMPTY
+        if has_one_solution(puzzle):
+            surplus -= 1
+        else:
+            puzzle[cell] = solution[cell]
+    return puzzle, solution
 
 
-def _empty_cells(puzzle: list[int], cells: list[int]) -> int:
-    """Empty those cells, one after the other, without which the solution is the only one still.
+def has_one_solution(puzzle: Boards) -> bool:
+    """Whether a puzzle [81] has exactly one."""
+    return len(list(islice(solutions(puzzle), 2))) == 1
 
-    All at once where they can be, and by halves where they cannot: if the solution is the only one
-    in the end, it was so all the time, so that the outcome is the same. Returns their number.
+
+def solutions(
+    puzzle: Boards, token_order: Sequence[Sequence[int]] = (DIGITS,) * CELLS
+) -> Iterator[Boards]:
+    """All solutions [81] of a puzzle [81], one by one: an empty board has some 10^21.
+
+    Each cell tries the digits in the order of `token_order` [81][9].
     """
-    digits = [puzzle[cell] for cell in cells]
-    for cell in cells:
-        puzzle[cell] = 0
-    if len(_search(puzzle, limit=2).solutions) == 1:
-        return len(cells)
-    for cell, digit in zip(cells, digits, strict=True):
-        puzzle[cell] = digit
-    if len(cells) == 1:
-        return 0
-    half = len(cells) // 2
-    return _empty_cells(puzzle, cells[:half]) + _empty_cells(puzzle, cells[half:])
+    # Lists, whose items are read several times quicker than an array's.
+    cells: list[int] = puzzle.tolist()
+    free = [_ALL_DIGITS] * len(_CELLS_OF)  # Digits that each unit still lacks.
+
+    def toggle(cell: int, bit: int) -> None:
+        """Take a digit from the units of a cell, or give it back."""
+        row, column, box = _UNITS_OF[cell]
+        free[row] ^= bit
+        free[column] ^= bit
+        free[box] ^= bit
+
+    def fill(empty: list[int]) -> Iterator[Boards]:
+        """Try the digits of the cell that has the fewest, and fill the others after it."""
+        if not empty:
+            yield np.array(cells, dtype=np.uint8)
+            return
+        fewest = SIDE + 1
+        for candidate in empty:
+            row, column, box = _UNITS_OF[candidate]
+            possible = free[row] & free[column] & free[box]
+            if possible.bit_count() < fewest:
+                cell, digits, fewest = candidate, possible, possible.bit_count()
+                if fewest <= 1:
+                    break
+        left = [other for other in empty if other != cell]
+        for token in token_order[cell]:
+            if digits >> token & 1:
+                cells[cell] = token
+                toggle(cell, 1 << token)
+                yield from fill(left)
+                toggle(cell, 1 << token)
+
+    for cell, token in enumerate(cells):
+        if token != EMPTY:
+            if any(not free[unit] >> token & 1 for unit in _UNITS_OF[cell]):
+                return  # Two clues contradict each other.
+            toggle(cell, 1 << token)
+    yield from fill([cell for cell, token in enumerate(cells) if token == EMPTY])
 
 
 # ---- symmetries ------------------------------------------------------------------------------
 
 
-class Symmetries(NamedTuple):
-    """Changes of a board that keep the rules: what was a puzzle with one solution stays one."""
+def draw_variants(boards: Boards, count: int, rng: np.random.Generator) -> Boards:
+    """Boards [n, 81] under `count` uniformly random symmetries, all alike: [count, n, 81].
 
-    cells: npt.NDArray[np.int64]
-    """[N, 81]: the cell whose content each cell gets."""
-    tokens: Boards
-    """[N, 11]: what each token becomes."""
-
-    def apply(self, boards: Boards) -> Boards:
-        """Boards [N, 81], or one board [1, 81] under all N."""
-        rows = np.arange(len(boards))[:, None]
-        return np.take_along_axis(self.tokens, boards[rows, self.cells], axis=1)
-
-
-def draw_symmetries(count: int, rng: np.random.Generator) -> Symmetries:
-    """Uniformly random ones [count].
-
-    Each permutes the digits, the three bands of rows and the rows in each, the three stacks of
-    columns and the columns in each, and transposes the board or does not.
+    Symmetries keep the rules: what was a puzzle with one solution stays one. Each permutes the
+    digits, the three bands of rows and the rows in each, the three stacks of columns and the
+    columns in each, and transposes the board or does not. Draws are independent, so that two
+    variants may be equal, if very seldom.
     """
 
     def lines() -> npt.NDArray[np.int64]:
@@ -293,5 +150,6 @@ def draw_symmetries(count: int, rng: np.random.Generator) -> Symmetries:
     transposed = rng.random(count) < 0.5
     cells = np.where(transposed[:, None, None], cells.swapaxes(1, 2), cells)
     tokens = np.tile(np.arange(VOCAB_SIZE, dtype=np.uint8), (count, 1))
-    tokens[:, EMPTY + 1 :] = rng.permuted(tokens[:, EMPTY + 1 :], axis=1)
-    return Symmetries(cells.reshape(count, CELLS), tokens)
+    tokens[:, DIGITS.start :] = rng.permuted(tokens[:, DIGITS.start :], axis=1)
+    moved = boards[:, cells.reshape(count, CELLS)].swapaxes(0, 1)
+    return tokens[np.arange(count)[:, None, None], moved]

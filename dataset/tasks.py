@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
-from common.files import atomic_write
+from common.files import atomic_write, read_object
 
 MAX_GRID_SIDE = 30
 NUM_COLOURS = 10
@@ -28,6 +28,10 @@ class Pair:
 
     input: Grid
     output: Grid | None
+
+    def grids(self) -> list[Grid]:
+        """The known ones of the two."""
+        return [self.input] if self.output is None else [self.input, self.output]
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,12 @@ class Task:
 
     def grids(self) -> list[Grid]:
         """All known grids, pair by pair, input before output."""
-        return [
-            grid
-            for pair in (*self.train, *self.test)
-            for grid in (pair.input, pair.output)
-            if grid is not None
-        ]
+        return [grid for pair in (*self.train, *self.test) for grid in pair.grids()]
 
 
-def challenges_path(prefix: str, subset: str) -> Path:
-    return Path(f"{prefix}_{subset}_challenges.json")
-
-
-def solutions_path(prefix: str, subset: str) -> Path:
-    return Path(f"{prefix}_{subset}_solutions.json")
+def subset_paths(prefix: str, subset: str) -> tuple[Path, Path]:
+    """The challenges file and the solutions file."""
+    return Path(f"{prefix}_{subset}_challenges.json"), Path(f"{prefix}_{subset}_solutions.json")
 
 
 def load_subset(prefix: str, subset: str) -> list[Task]:
@@ -68,72 +64,61 @@ def load_subset(prefix: str, subset: str) -> list[Task]:
         UserError: a file is missing or is no JSON, a grid is not a grid, a task has no train pairs,
             or the solutions do not match the challenges; the message says where.
     """
-    path = challenges_path(prefix, subset)
-    if not path.is_file():
+    path, solutions_path = subset_paths(prefix, subset)
+    challenges = read_object(
+        path,
+        "check --input-file-prefix and the subset's name, or write the file with "
+        "'python -m dataset.import_arc' (ConceptARC needs --conceptarc)",
+    )
+    if not solutions_path.is_file():
+        return [parse_task(task_id, raw, None, str(path)) for task_id, raw in challenges.items()]
+    solutions = read_object(solutions_path, "use the two files of one release")
+    if different := sorted(set(challenges) ^ set(solutions)):
         raise UserError(
-            f"{path} does not exist: check --input-file-prefix and the subset's name, or write the "
-            f"file with 'python -m dataset.import_arc' (ConceptARC needs --conceptarc)"
+            f"{solutions_path} does not match {path}: task '{different[0]}' is in only one of them "
+            f"({len(different)} such in all); use the two files of one release"
         )
-    challenges = load_object(path)
-    path_of_solutions = solutions_path(prefix, subset)
-    solutions = None
-    if path_of_solutions.is_file():
-        solutions = load_object(path_of_solutions)
-        if different := sorted(set(challenges) ^ set(solutions)):
-            raise UserError(
-                f"{path_of_solutions} does not match {path}: task '{different[0]}' is in only one "
-                f"of them ({len(different)} such in all); use the two files of one release"
-            )
     return [
         # An empty entry is no hidden solution: it counts as none, and is refused.
-        parse_task(task_id, raw, None if solutions is None else solutions[task_id] or [], str(path))
+        parse_task(task_id, raw, solutions[task_id] or [], str(path))
         for task_id, raw in challenges.items()
     ]
 
 
-def save_subset(prefix: str, subset: str, tasks: list[Task]) -> None:
-    """Write `tasks` as a pair of Kaggle files; the solutions file only if all outputs are known."""
-    challenges_path(prefix, subset).parent.mkdir(parents=True, exist_ok=True)
-    for path, content in subset_files(prefix, subset, tasks).items():
-        atomic_write(path, content)
-
-
 def subset_files(prefix: str, subset: str, tasks: list[Task]) -> dict[Path, str]:
-    """The files that `save_subset` writes, and the content of each."""
-    challenges = {
-        task.task_id: {
-            "train": [_pair_to_json(pair) for pair in task.train],
-            "test": [{"input": pair.input.tolist()} for pair in task.test],
-        }
-        for task in tasks
+    """A subset's two files and what they contain; no solutions file if an output is hidden."""
+    challenges_path, solutions_path = subset_paths(prefix, subset)
+    challenges = _to_json(tasks)
+    outputs = {
+        task_id: [pair.pop("output", None) for pair in challenge["test"]]
+        for task_id, challenge in challenges.items()
     }
-    files = {challenges_path(prefix, subset): json.dumps(challenges)}
-    if all(pair.output is not None for task in tasks for pair in task.test):
-        solutions = {
-            task.task_id: [pair.output.tolist() for pair in task.test if pair.output is not None]
-            for task in tasks
-        }
-        files[solutions_path(prefix, subset)] = json.dumps(solutions)
+    files = {challenges_path: json.dumps(challenges)}
+    if all(output is not None for solution in outputs.values() for output in solution):
+        files[solutions_path] = json.dumps(outputs)
     return files
 
 
 def save_tasks(path: Path, tasks: list[Task]) -> None:
     """Write `tasks` as one JSON file in Kaggle form, known outputs filled in."""
-    puzzles = {
-        task.task_id: {
-            "train": [_pair_to_json(pair) for pair in task.train],
-            "test": [_pair_to_json(pair) for pair in task.test],
-        }
+    atomic_write(path, json.dumps(_to_json(tasks)))
+
+
+def _to_json(tasks: list[Task]) -> dict[str, Any]:
+    def pairs_to_json(pairs: tuple[Pair, ...]) -> list[dict[str, Any]]:
+        known = [{"input": p.input, "output": p.output} for p in pairs]
+        return [{k: g.tolist() for k, g in p.items() if g is not None} for p in known]
+
+    return {
+        task.task_id: {"train": pairs_to_json(task.train), "test": pairs_to_json(task.test)}
         for task in tasks
     }
-    atomic_write(path, json.dumps(puzzles))
 
 
 def load_tasks(path: Path) -> list[Task]:
     """Read a file that `save_tasks` (or another code base's builder) wrote."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: it holds the tasks to score; rebuild the dataset")
-    return [parse_task(task_id, raw, None, str(path)) for task_id, raw in load_object(path).items()]
+    tasks = read_object(path, "it holds the tasks to score; rebuild the dataset")
+    return [parse_task(task_id, raw, None, str(path)) for task_id, raw in tasks.items()]
 
 
 def parse_grid(value: Any, where: str) -> Grid:
@@ -197,22 +182,6 @@ def _parse_pairs(raw: Any, where: str) -> list[Pair]:
         )
         for index, pair in enumerate(raw)
     ]
-
-
-def load_object(path: Path) -> dict[str, Any]:
-    """Parse a JSON file that holds an object; UserError if it does not."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): fetch or write it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, got {_shorten(value)}")
-    return value
-
-
-def _pair_to_json(pair: Pair) -> dict[str, Any]:
-    known = {"input": pair.input, "output": pair.output}
-    return {key: grid.tolist() for key, grid in known.items() if grid is not None}
 
 
 def _shorten(value: Any) -> str:

@@ -14,7 +14,8 @@ Boxes are int64 [N, 4]: top, left, bottom, right on the canvas, the last two exc
 import numpy as np
 import numpy.typing as npt
 
-from dataset.canvas import COLOUR_OFFSET, PAD, Canvases
+from common.segments import PAD
+from dataset.canvas import COLOUR_OFFSET, Canvases
 
 Boxes = npt.NDArray[np.int64]
 Extents = npt.NDArray[np.int64]

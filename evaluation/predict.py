@@ -1,31 +1,33 @@
-"""Run a model over the test split: every chosen variant of every test input, S steps, argmax.
+"""Run a model over a test set: every chosen variant of every test input, S steps, argmax.
 
-Where the model was trained on windows, a variant shows the cells around its input and around the
-largest output among the task's demonstrations; where the answer reaches the edge of that window, it
-is predicted once more on the whole canvas. The solution plays no part in either.
+On windows (`canvas`; by default where the model was trained on them) a variant shows the cells
+around its input and around the largest output among the task's demonstrations; where the answer
+reaches the edge of that window, it is predicted once more on the whole canvas. The solution plays
+no part in either.
+
+Shape letters: B batch, S steps, L canvas cells, K metrics.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
+from common.distributed import Ranks
 from common.settings import Settings
-from dataset.canvas import ARC_COLOURS, canvas_side, read_extents
+from dataset.canvas import Canvases, canvas_side, read_extents
 from dataset.loading import HostSegment, SegmentMaker, one_ahead
 from dataset.windows import areas, choose_cells, lengths_for
-from evaluation.figures import Measurement, figure_names, sum_figures
-from evaluation.predictions import Predictions
-from evaluation.results import RankResult, StepAnswers
-from evaluation.test_set import EvaluationSet, Rows
-from evaluation.voting import grid_mask
+from evaluation.metrics import StepMetrics, metric_names
+from evaluation.test_set import Rows, TestSet
 from models.objective import log_stablemax
-from models.steps import ImprovementSteps
+from models.steps import TrainedModel
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -36,168 +38,166 @@ class PredictConfig(Settings):
     """Which variants are predicted, with which weights."""
 
     batch_size: int = Field(
+        512,
         gt=0,
         description="variants predicted at a time on each rank; in windows, as many cells as these "
         "have on the whole canvas",
     )
     max_variants: int | None = Field(
-        gt=0, description="variants of each task that vote, the original first; null: all"
+        None, gt=0, description="variants of each task that vote, the original first; null: all"
     )
     canvas: Literal["auto", "whole", "window"] = Field(
-        description="cells that the network sees, see data.canvas; auto: as in training"
+        "auto", description="cells that the network sees, see data.canvas; auto: as in training"
     )
     weights: Literal["auto", "raw", "ema"] = Field(
-        description="which weights are scored; auto: the running mean if there is one, else raw"
+        "auto",
+        description="which weights are scored; auto: the running mean if there is one, else raw",
     )
 
-    def canvas_for(self, trained: str) -> str:
-        """The cells that are shown ("whole" or "window") to a network that was trained on some."""
-        return trained if self.canvas == "auto" else self.canvas
+    def resolved(self, trained_on: Literal["whole", "window"]) -> Self:
+        """With the cells that are shown to a network that was trained on some: no more "auto"."""
+        return self.model_copy(update={"canvas": trained_on}) if self.canvas == "auto" else self
 
 
 class EvalConfig(PredictConfig):
-    """What is predicted, how, and which of it votes."""
+    """What is predicted, and how."""
 
-    voting: Literal["full", "exact", "sequential"] = Field(
-        description="full: all variants vote; exact: voting on a test input stops when no outcome "
-        "of the rest can change its first two answers; sequential: when they are known but for "
-        "voting_error, which of them is the first not included"
-    )
-    voting_error: float = Field(
-        gt=0,
-        lt=1,
-        description="with voting=sequential: probability that the first two answers are not those "
-        "of full voting, for each test input",
-    )
-    voting_min_share: float = Field(
-        ge=0,
-        lt=1,
-        description="with voting=sequential: share of the votes below which a second answer need "
-        "not be known, as noise decides which it is; 0: it must be known however small",
-    )
-    voting_seed: int = Field(
-        ge=0, description="with voting=exact or sequential: of the order in which variants vote"
-    )
     num_supervision_steps: int | None = Field(
-        gt=0, description="improvement steps at test time; null: as many as trained"
+        None, gt=0, description="improvement steps at test time; null: as many as trained"
     )
     guidance_weight: float = Field(
-        description="w in (1-w) l_u + w l_c (DIS eq. 5); 1 is plain decoding"
+        1.0, description="w in (1-w) l_u + w l_c (DIS eq. 5); 1 is plain decoding"
     )
     diagnostics: bool = Field(
+        False,
         description="also measure after each step how far the answers are from solution and "
-        "target, how many cells changed, and the advantage margin (models/diagnostics.py)"
+        "target, how many cells changed, and the advantage margin (models/diagnostics.py)",
     )
 
-    @model_validator(mode="after")
-    def _means_are_over_all_variants(self) -> "EvalConfig":
-        if self.diagnostics and self.voting != "full":
-            raise ValueError(
-                f"eval.diagnostics=true and eval.voting={self.voting}: diagnostics are means over "
-                f"all variants, which voting that stops does not predict; use eval.voting=full"
-            )
-        return self
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered, for n rows of a test set."""
 
-class Answers(NamedTuple):
-    """What the network said of n rows."""
-
-    canvas: npt.NDArray[np.uint8]
-    """[n, S, cells] after each step."""
+    rows: Rows
+    """[n]"""
+    canvases: Canvases
+    """[n, L] after the last step."""
     confidence: npt.NDArray[np.float32]
-    """[n] mean probability of the last answer over the grid that it shows; 0 without one."""
-    figures: npt.NDArray[np.float32]
-    """[n, S, K], see `evaluation.figures`; NaN if the solution is hidden."""
+    """[n] mean probability of the last answer's tokens; 0 where a canvas shows no grid."""
+    metric_names: tuple[str, ...]
+    """[K]"""
+    metrics: npt.NDArray[np.float32]
+    """[n, S, K], see `evaluation.metrics`; NaN where the solution is hidden."""
+    followed: Rows
+    """[m] those of the rows that `TestSet.is_followed` marks ..."""
+    steps: npt.NDArray[np.uint8]
+    """... and their answers [m, S, L] after each step."""
+    whole_canvas_again: int = 0
+    """Rows whose answer outgrew its window."""
+
+
+def predict(
+    trained: TrainedModel,
+    test_set: TestSet,
+    config: EvalConfig,
+    ranks: Ranks,
+    progress: Progress | None = None,
+) -> Answers | None:
+    """Answer the whole test set, each rank its share; all ranks must call it.
+
+    Args:
+        trained: the model.
+        test_set: what is predicted.
+        config: how, see `PredictConfig.resolved`.
+        ranks: that share the work.
+        progress: shows batches.
+
+    Returns:
+        The answers in the order of the test set on the main rank, None elsewhere.
+    """
+    share = np.arange(ranks.rank, len(test_set), ranks.world_size)
+    parts = ranks.gather_objects(Predictor(trained, test_set, config).answer(share, progress))
+    return None if parts is None else _join(parts)
 
 
 class Predictor:
-    """Predicts rows of a test set.
+    """Answers rows of a test set; see `predict` for the arguments."""
 
-    Args:
-        steps: the model and its loop.
-        test_set: whose rows are predicted.
-        batch_size: see `EvalConfig`.
-        canvas: "whole" or "window".
-        diagnostics: also measure distances and margins, see `models.diagnostics`.
-    """
-
-    def __init__(
-        self,
-        steps: ImprovementSteps,
-        test_set: EvaluationSet,
-        batch_size: int,
-        canvas: str,
-        diagnostics: bool = False,
-    ) -> None:
-        self.steps = steps
+    def __init__(self, trained: TrainedModel, test_set: TestSet, config: EvalConfig) -> None:
+        assert config.canvas != "auto", "to be resolved by what the model was trained on"
+        self.trained = trained
         self.test_set = test_set
-        self.batch_size = batch_size
-        self.canvas = canvas
-        self.diagnostics = diagnostics
-        self.maker = SegmentMaker(test_set.split, steps.device)
+        self.config = config
+        self.boxes = test_set.boxes if config.canvas == "window" else None
+        self.num_steps = config.num_supervision_steps or trained.trained_steps
+        self.maker = SegmentMaker(test_set.split, trained.device)
         self.num_cells = test_set.split.metadata.seq_len
-        self.side = canvas_side(self.num_cells)
-        # Cells around a window fill it up in a random order, as in training, but always the same.
-        self.priorities = np.random.default_rng(0).random((1, self.num_cells), dtype=np.float32)
 
-    def predict(self, rows: Rows, progress: Progress | None = None) -> RankResult:
-        """Predict the given rows [N]; the result is in their order."""
-        last = np.zeros((len(rows), self.num_cells), dtype=np.uint8)
-        confidence = np.zeros(len(rows), dtype=np.float32)
-        figures = np.zeros(
-            (len(rows), self.steps.num_steps, len(figure_names(self.diagnostics))), np.float32
+    def answer(self, rows: Rows, progress: Progress | None = None) -> Answers:
+        """Answer the given rows [n]; the result is in their order."""
+        followed = rows[self.test_set.is_followed[rows]]
+        names = metric_names(self.config.diagnostics)
+        answers = Answers(
+            rows,
+            np.zeros((len(rows), self.num_cells), np.uint8),
+            np.zeros(len(rows), np.float32),
+            names,
+            np.zeros((len(rows), self.num_steps, len(names)), np.float32),
+            followed,
+            np.zeros((len(followed), self.num_steps, self.num_cells), np.uint8),
         )
-        is_original = self.test_set.is_original(rows)
-        place = np.cumsum(is_original) - 1  # Of an original among the originals.
-        developed = np.zeros(
-            (is_original.sum(), self.steps.num_steps, self.num_cells), dtype=np.uint8
+        if self.boxes is None:
+            whole = np.full(len(rows), self.num_cells)
+            self._fill(answers, np.arange(len(rows)), whole, progress)
+            return answers
+        boxes, lengths = self.boxes[rows], lengths_for(self.num_cells)
+        fitting = lengths[np.searchsorted(lengths, areas(boxes))]
+        self._fill(answers, np.arange(len(rows)), fitting, progress)
+        side = canvas_side(self.num_cells)
+        outgrown = np.flatnonzero(_outgrows(answers.canvases, boxes[:, 2:], side))
+        self._fill(answers, outgrown, np.full(len(outgrown), self.num_cells), progress)
+        return replace(answers, whole_canvas_again=len(outgrown))
+
+    def _fill(
+        self,
+        answers: Answers,
+        places: Rows,
+        lengths: npt.NDArray[np.int64],
+        progress: Progress | None,
+    ) -> None:
+        """Answer the rows at `places` [n], showing `lengths` [n] cells of each; write them in."""
+        is_followed = self.test_set.is_followed[answers.rows]
+        place_in_steps = np.cumsum(is_followed) - 1
+        batches = list(self._batches(places, lengths))
+        prepared = (
+            (batch, *self._prepare(answers.rows[batch], length)) for batch, length in batches
         )
-
-        def run(lengths: npt.NDArray[np.int64], members: Rows) -> None:
-            batches = list(self._batches(lengths, members))
-            prepared = ((batch, self._prepare(rows[batch], length)) for batch, length in batches)
-            started = (
-                (batch, self._start(segment, cells, len(batch)))
-                for batch, (segment, cells) in one_ahead(prepared)
-            )
-            answered: Iterable[tuple[Rows, _OnTheWay]] = one_behind(started)
-            if progress and batches:
-                answered = progress(answered, len(batches))
-            for batch, on_the_way in answered:
-                answers = on_the_way.arrive()
-                last[batch] = answers.canvas[:, -1]
-                confidence[batch] = answers.confidence
-                figures[batch] = answers.figures
-                chosen = is_original[batch]
-                developed[place[batch[chosen]]] = answers.canvas[chosen]
-
-        everything = np.arange(len(rows))
-        outgrown = everything[:0]
-        if self.canvas == "window":
-            ladder = lengths_for(self.num_cells)
-            boxes = self.test_set.boxes[rows]
-            run(ladder[np.searchsorted(ladder, areas(boxes))], everything)
-            outgrown = np.flatnonzero(_outgrows(last, boxes[:, 2:], self.side))
-            run(np.full(len(outgrown), self.num_cells), outgrown)
-        else:
-            run(np.full(len(rows), self.num_cells), everything)
-        return RankResult(
-            self._predictions(rows, last, confidence),
-            self._step_answers(rows[is_original], developed),
-            sum_figures(figures, self.diagnostics),
-            len(outgrown),
+        started = (
+            (batch, self._start(segment, cells, len(batch), np.flatnonzero(is_followed[batch])))
+            for batch, segment, cells in one_ahead(prepared)
         )
+        pending: Iterable[tuple[Rows, PendingResult]] = one_behind(started)
+        if progress and batches:
+            pending = progress(pending, len(batches))
+        for batch, result in pending:
+            canvases, probability, metrics, steps = result.wait()
+            answers.canvases[batch] = canvases
+            inside = self.test_set.answer_cells(canvases)
+            answers.confidence[batch] = _mean_inside(probability, inside)
+            answers.metrics[batch] = metrics
+            answers.steps[place_in_steps[batch[is_followed[batch]]]] = steps
 
-    def _batches(self, lengths: npt.NDArray[np.int64], members: Rows) -> Iterator[tuple[Rows, int]]:
-        """Batches of `members` [N] of one of their `lengths` [N], which is given beside them."""
+    def _batches(self, places: Rows, lengths: npt.NDArray[np.int64]) -> Iterator[tuple[Rows, int]]:
+        """Batches of `places` [n] of one of their `lengths` [n], which is given beside them."""
         for length in np.unique(lengths).tolist():
-            alike = members[lengths == length]
+            alike = places[lengths == length]
             size = self._rows_of(length)
             for start in range(0, len(alike), size):
                 yield alike[start : start + size], length
 
     def _rows_of(self, length: int) -> int:
-        return self.batch_size * self.num_cells // length
+        return self.config.batch_size * self.num_cells // length
 
     def _prepare(self, rows: Rows, length: int) -> tuple[HostSegment, Tensor | None]:
         """Whole canvases of the rows, and which cells of them to show (None: all).
@@ -207,60 +207,64 @@ class Predictor:
         """
         size = min(self._rows_of(length), 1 << (len(rows) - 1).bit_length())
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
-        examples = self.test_set.examples.rows[padded]
-        selected = self.maker.source.select(examples, np.zeros((len(padded), 2)))
-        puzzle_ids = self.test_set.examples.puzzle_ids[padded]
-        segment = self.maker.take(selected, np.arange(len(padded)), puzzle_ids, padded, None)
-        if length == self.num_cells:
+        examples = self.test_set.examples.take(padded)
+        selected = self.maker.source.select(examples.rows, np.zeros((size, 2)))
+        segment = self.maker.take(selected, np.arange(size), examples.puzzle_ids, padded, None)
+        if self.boxes is None or length == self.num_cells:
             return segment, None
-        boxes = self.test_set.boxes[padded]
+        # Cells around a window fill it up in a random order, as in training, but always the same.
+        priorities = np.random.default_rng(0).random((1, self.num_cells), dtype=np.float32)
+        side = canvas_side(self.num_cells)
         return segment, self.maker.pin_cells(
-            choose_cells(boxes, length, self.side, self.priorities)
+            choose_cells(self.boxes[padded], length, side, priorities)
         )
 
-    def _start(self, host_segment: HostSegment, chosen: Tensor | None, count: int) -> "_OnTheWay":
-        """Predict the first `count` rows of a batch; the others fill it up.
+    def _start(
+        self, host_segment: HostSegment, chosen: Tensor | None, count: int, followed: Rows
+    ) -> "PendingResult":
+        """Answer the first `count` rows of a batch; the others fill it up.
 
-        On a GPU this only queues the work.
+        Answers after each step are kept of those at `followed`. On a GPU this only queues the work.
         """
-        segment = self.maker.to_device(host_segment)
-        cells = None
+        config, segment, cells = self.config, self.maker.to_device(host_segment), None
         if chosen is not None:
             cells = chosen.to(self.maker.device, non_blocking=True).long()
         inputs = segment.inputs if cells is None else segment.inputs.gather(1, cells)
-        measured = Measurement(segment, self.steps, ARC_COLOURS, self.diagnostics)
+        kept = self.maker.pin(torch.from_numpy(followed)).to(self.maker.device, non_blocking=True)
+        colours, weight = self.test_set.colours, config.guidance_weight
+        measured = StepMetrics(segment, self.trained, colours, weight, config.diagnostics)
         shown: list[Tensor] = []
         # Not inference_mode, whose tensors are of another kind: training's graphs serve here.
         with torch.no_grad():
-            for step in self.steps.run(inputs, segment.puzzle_ids, cells, self.diagnostics):
+            for step in self.trained.improve(
+                inputs, segment.puzzle_ids, self.num_steps, weight, cells, config.diagnostics
+            ):
                 answer = _on_canvas(step.logits.argmax(dim=-1), cells, self.num_cells)
-                measured.add(answer, step, cells)
-                shown.append(answer.to(torch.uint8))
-            certainty = log_stablemax(step.logits).amax(dim=-1).exp()
-        return _OnTheWay(
-            torch.stack(shown, dim=1)[:count],
-            _on_canvas(certainty, cells, self.num_cells)[:count],
+                measured.add(step, answer, cells)
+                shown.append(answer.to(torch.uint8)[kept])
+            probability = log_stablemax(step.logits).amax(dim=-1).exp()
+        return PendingResult(
+            answer[:count].to(torch.uint8),
+            _on_canvas(probability, cells, self.num_cells)[:count],
             measured.values()[:count],
+            torch.stack(shown, dim=1),
         )
 
-    def _predictions(
-        self, rows: Rows, canvas: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]
-    ) -> Predictions:
-        test_set = self.test_set
-        return Predictions(
-            task_id=test_set.task_ids[rows],
-            test_index=test_set.examples.test_indices[rows].astype(np.int32),
-            identifier=test_set.examples.puzzle_ids[rows],
-            dihedral=test_set.dihedrals[rows],
-            colour_permutation=test_set.permutations[rows],
-            canvas=canvas,
-            confidence=confidence,
-            checkpoint=np.zeros(len(rows), dtype=np.int16),
-        )
 
-    def _step_answers(self, originals: Rows, developed: npt.NDArray[np.uint8]) -> StepAnswers:
-        test_indices = self.test_set.examples.test_indices[originals].astype(np.int32)
-        return StepAnswers(self.test_set.task_ids[originals], test_indices, developed)
+def _join(parts: list[Answers]) -> Answers:
+    """The answers of several ranks, ordered by row."""
+    order = np.argsort(np.concatenate([part.rows for part in parts]))
+    followed = np.argsort(np.concatenate([part.followed for part in parts]))
+
+    def joined(name: str, order: npt.NDArray[np.int64]) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])[order]
+
+    return Answers(
+        metric_names=parts[0].metric_names,
+        **{name: joined(name, order) for name in ("rows", "canvases", "confidence", "metrics")},
+        **{name: joined(name, followed) for name in ("followed", "steps")},
+        whole_canvas_again=sum(part.whole_canvas_again for part in parts),
+    )
 
 
 def one_behind(items: Iterable[Item]) -> Iterator[Item]:
@@ -273,42 +277,41 @@ def one_behind(items: Iterable[Item]) -> Iterator[Item]:
     yield from waiting
 
 
-class _OnTheWay:
-    """Results of a batch, from the device to the host."""
+class PendingResult:
+    """Tensors of a batch while they are computed and copied from the device to the host."""
 
-    def __init__(self, answers: Tensor, probability: Tensor, figures: Tensor) -> None:
-        """Start copying answers [n, S, cells], probabilities [n, cells], figures [n, S, K]."""
-        self._tensors = [answers, probability, figures]
-        self._arrived = None
-        if answers.is_cuda:
+    def __init__(self, *tensors: Tensor) -> None:
+        """Start copying."""
+        self._tensors = tensors
+        self._copied = None
+        if tensors[0].is_cuda:
             # Page-locked, and an event of their own: waiting for the copies is not to wait for the
             # next batch, which is queued behind them.
-            self._tensors = [
+            self._tensors = tuple(
                 torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
-                for t in self._tensors
-            ]
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+                for t in tensors
+            )
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
-    def arrive(self) -> Answers:
-        """Wait for the results."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        canvases, probability, figures = (tensor.numpy() for tensor in self._tensors)
-        return Answers(canvases, _mean_inside(probability, canvases[:, -1]), figures)
+    def wait(self) -> list[npt.NDArray[Any]]:
+        """The tensors on the host, once they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return [tensor.numpy() for tensor in self._tensors]
 
 
 def _on_canvas(values: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
-    """Values [B, L] at their cells of canvases [B, num_cells] that are 0 (PAD) elsewhere."""
+    """Values [B, l] at their cells of canvases [B, num_cells] that are 0 (PAD) elsewhere."""
     if cells is None:
         return values
     return values.new_zeros(len(values), num_cells).scatter_(1, cells, values)
 
 
 def _outgrows(
-    canvases: npt.NDArray[np.uint8], extents: npt.NDArray[np.int64], side: int
+    canvases: Canvases, extents: npt.NDArray[np.int64], side: int
 ) -> npt.NDArray[np.bool_]:
-    """Whether the grid [N] that a canvas shows fills its window [N, 2] to an edge.
+    """Whether the grid [n] that a canvas shows fills its window [n, 2] to an edge.
 
     There is no room for its EOS border then, unless the edge is the canvas's own.
     """
@@ -317,10 +320,9 @@ def _outgrows(
 
 
 def _mean_inside(
-    probability: npt.NDArray[np.float32], canvases: npt.NDArray[np.uint8]
+    probability: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Mean probability [N] over the cells of the grid that each canvas shows; 0 without a grid."""
-    inside = grid_mask(canvases)
+    """Mean probability [n] over the marked cells [n, cells]; 0 without any."""
     mean: npt.NDArray[np.float32] = (probability * inside).sum(axis=1) / np.maximum(
         inside.sum(axis=1), 1
     ).astype(np.float32)

@@ -4,8 +4,6 @@ The canvases are kept as predicted, before the augmentation is inverted, so that
 the votes without the model.
 """
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,22 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
+from common.files import read_arrays
 from dataset.augmentation import NUM_DIHEDRALS
 from dataset.canvas import VOCAB_SIZE
 from dataset.tasks import NUM_COLOURS
+from evaluation.predict import Answers
+from evaluation.test_set import ArcTestSet
 
 PREDICTIONS_FILE = "predictions.npz"
-
-# TypeError: it is an .npy file. RuntimeError: damage that looks like an unusual zip.
-NOT_AN_NPZ = (
-    ValueError,
-    OSError,
-    EOFError,
-    TypeError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -61,15 +51,23 @@ class Predictions:
         """The given rows (an index array, mask or slice)."""
         return Predictions(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def save(self, path: Path) -> None:
-        """Write all arrays to `path`, compressed: canvases are mostly PAD."""
-        np.savez_compressed(path, **{f.name: getattr(self, f.name) for f in fields(self)})
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What `predictions.npz` holds."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-def concatenate(parts: list[Predictions]) -> Predictions:
-    """All rows of all parts, in order. Every part must have canvases of one size."""
+def predictions_of(test_set: ArcTestSet, answers: Answers) -> Predictions:
+    """The answers, each with what its row is a variant of."""
+    rows, examples = answers.rows, test_set.examples.take(answers.rows)
     return Predictions(
-        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Predictions)}
+        task_id=test_set.task_ids[rows],
+        test_index=examples.test_indices.astype(np.int32),
+        identifier=examples.puzzle_ids,
+        dihedral=test_set.dihedrals[rows],
+        colour_permutation=test_set.permutations[rows],
+        canvas=answers.canvases,
+        confidence=answers.confidence,
+        checkpoint=np.zeros(len(rows), dtype=np.int16),
     )
 
 
@@ -79,15 +77,8 @@ def load_predictions(path: Path) -> Predictions:
     Raises:
         UserError: the file is missing or damaged, an array is missing or has another form.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise UserError(f"predictions={path} does not exist") from error
-    except NOT_AN_NPZ as error:
-        raise UserError(f"predictions={path} is damaged or no .npz file ({error})") from error
-    if missing := {f.name for f in fields(Predictions)} - set(arrays) - {"checkpoint"}:
-        raise UserError(f"predictions={path} has no array '{min(missing)}'")
+    names = {f.name for f in fields(Predictions)} - {"checkpoint"}
+    arrays = read_arrays(path, names, f"predictions={path}", "predict again")
     count = len(arrays["task_id"])
     arrays.setdefault("checkpoint", np.zeros(count, dtype=np.int16))
     predictions = Predictions(**{f.name: arrays[f.name] for f in fields(Predictions)})
@@ -136,4 +127,9 @@ def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
         first += int(part.checkpoint.max(initial=0)) + 1
     if len({part.canvas.shape[1] for part in parts}) > 1:
         raise UserError("predictions: the files have canvases of different sizes")
-    return concatenate(numbered)
+    return Predictions(
+        **{
+            f.name: np.concatenate([getattr(part, f.name) for part in numbered])
+            for f in fields(Predictions)
+        }
+    )

@@ -34,7 +34,7 @@ class Attempt:
     """One of the two answers that would be submitted."""
 
     grid: Grid
-    votes: int
+    votes: float
     confidence: float
 
 
@@ -200,5 +200,5 @@ def draw_grid(grid: Grid, changed: npt.NDArray[np.bool_] | None = None) -> Image
     return image
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _plural(count: float, noun: str) -> str:
+    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"

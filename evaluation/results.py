@@ -1,54 +1,211 @@
-"""What predictions are collected into, and joined from several ranks or rounds."""
+"""The results folder: metrics, what was answered, and the page. It appears when it is complete."""
 
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.figures import StepFigures, add_figures
-from evaluation.predictions import Predictions, concatenate
+from common.files import atomic_directory, read_object
+from common.segments import PAD
+from dataset.canvas import canvas_side, read_back
+from dataset.storage import BUILD_FILE, REBUILD
+from dataset.tasks import Grid, Task
+from evaluation.boards import is_solved
+from evaluation.predict import Answers
+from evaluation.predictions import PREDICTIONS_FILE, Predictions
+from evaluation.report import Attempt, ReportCase, write_report
+from evaluation.test_set import ArcTestSet, BoardTestSet
+from evaluation.voting import ATTEMPTS, Ranking, Votes, submission
+
+METRICS_FILE = "metrics.json"
+SUBMISSION_FILE = "submission.json"
+STEP_ANSWERS_FILE = "step_answers.npz"
+BOARDS_FILE = "boards.npz"
+REPORT_FILE = "report.html"
+REPORTED_BOARDS = 100
+"""How many boards the page shows: the first ones."""
+HEADLINES = (
+    "pass@1",
+    "pass@2",
+    "solved",
+    "valid",
+    "keeps_given",
+    "exact_accuracy",
+    "exact_ceiling",
+)
+"""Metrics that the page and the log show."""
+
+Document = dict[str, Any]
+"""What `metrics.json` holds."""
+Arrays = dict[str, npt.NDArray[Any]]
+"""What an .npz file holds."""
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StepAnswers:
-    """How the answers to the unaugmented test inputs developed."""
+def write_arc_results(
+    output_dir: Path,
+    tasks: Sequence[Task],
+    predictions: Predictions,
+    votes: Votes,
+    step_answers: Arrays | None,
+    document: Document,
+    report: bool,
+) -> None:
+    """Write predictions, votes and what was scored.
 
-    task_id: npt.NDArray[np.str_]
-    """[M]"""
-    test_index: npt.NDArray[np.int32]
-    """[M]"""
-    canvas: npt.NDArray[np.uint8]
-    """[M, S, cells] the argmax after each supervision step."""
+    Args:
+        output_dir: folder to create.
+        tasks: of the test set.
+        predictions: all that vote.
+        votes: counted.
+        step_answers: see `step_answers_of`; None where there was no model.
+        document: for `metrics.json`.
+        report: whether the page is written.
+    """
+    arrays = {PREDICTIONS_FILE: predictions.arrays()}
+    if step_answers is not None:
+        arrays[STEP_ANSWERS_FILE] = step_answers
+    cases = arc_cases(tasks, votes, step_answers) if report else None
+    _write(output_dir, document, arrays, {SUBMISSION_FILE: submission(votes, tasks)}, cases)
 
-    def save(self, path: Path) -> None:
-        """Write the three arrays to an .npz file."""
-        np.savez_compressed(
-            path, task_id=self.task_id, test_index=self.test_index, canvas=self.canvas
+
+def write_board_results(
+    output_dir: Path, test_set: BoardTestSet, answers: Answers, document: Document, report: bool
+) -> None:
+    """The same for boards, on which nothing votes."""
+    inputs, labels = test_set.split.read(test_set.examples.rows[answers.rows])
+    boards = {"inputs": inputs, "labels": labels, "answers": answers.steps}
+    arrays = {BOARDS_FILE: boards | {"confidence": answers.confidence}}
+    cases = board_cases(test_set, answers, inputs, labels) if report else None
+    _write(output_dir, document, arrays, {}, cases)
+
+
+def step_answers_of(test_set: ArcTestSet, answers: Answers) -> Arrays:
+    """How the answers to the unaugmented test inputs developed: `canvas` is [M, S, cells]."""
+    return {
+        "task_id": test_set.task_ids[answers.followed],
+        "test_index": test_set.examples.test_indices[answers.followed].astype(np.int32),
+        "canvas": answers.steps,
+    }
+
+
+def describe_test_set(data_path: Path, tasks: Sequence[Task]) -> Document:
+    """What a score is over: two test sets of the same name may differ in their test inputs."""
+    build_path = data_path / BUILD_FILE
+    build = read_object(build_path, REBUILD) if build_path.is_file() else {}
+    names = build.get("options", {}).get("test_set_names", [])
+    return {
+        "name": " + ".join(names) or data_path.name,
+        "dataset": str(data_path),
+        "tasks": len(tasks),
+        "test_inputs": sum(len(task.test) for task in tasks),
+    }
+
+
+def _write(
+    output_dir: Path,
+    document: Document,
+    arrays: Mapping[str, Arrays],
+    objects: Mapping[str, Any],
+    cases: Sequence[ReportCase] | None,
+) -> None:
+    """Write everything at once, and say what came out."""
+    with atomic_directory(output_dir) as folder:
+        for name, value in {METRICS_FILE: document, **objects}.items():
+            (folder / name).write_text(json.dumps(value, indent=1 if value is document else None))
+        for name, content in arrays.items():
+            # Compressed, as canvases are mostly PAD.
+            np.savez_compressed(folder / name, allow_pickle=False, **content)
+        if cases is not None:
+            title = f"Answers on {document['test_set']['name']}"
+            write_report(folder / REPORT_FILE, title, _facts(document), cases)
+    headlines = {key: document[key] for key in HEADLINES if key in document}
+    for key, value in headlines.items():
+        log.info("%s %.3f", key, value)
+    if not headlines:
+        log.info("No solutions are known for this test set: it was predicted, not scored.")
+    log.info("Wrote %s", output_dir)
+
+
+def _facts(document: Document) -> dict[str, str]:
+    """The table at the top of the page."""
+    facts = {
+        key: f"{document[key]:.3f}"
+        for key in HEADLINES
+        if key in document and key != "exact_accuracy"
+    }
+    facts["test set"] = document["test_set"]["name"]
+    facts["predictions"] = f"{document['num_predictions']:,}"
+    for number, checkpoint in enumerate(document.get("checkpoints", []), start=1):
+        weights = f"{checkpoint['weights']} weights"
+        facts[f"checkpoint {number}"] = f"{checkpoint['checkpoint']} ({weights})"
+    return facts
+
+
+def arc_cases(tasks: Sequence[Task], votes: Votes, step_answers: Arrays | None) -> list[ReportCase]:
+    """One case for each test input of each task, in order."""
+    steps: dict[tuple[str, int], tuple[Grid | None, ...]] = {}
+    if step_answers is not None:
+        rows = zip(*(step_answers[key] for key in ("task_id", "test_index", "canvas")), strict=True)
+        steps = {(str(i), int(n)): tuple(map(read_back, canvases)) for i, n, canvases in rows}
+    return [
+        ReportCase(
+            task_id=task.task_id,
+            test_index=index,
+            demonstrations=task.train,
+            test_input=pair.input,
+            solution=pair.output,
+            attempts=_attempts(votes.get((task.task_id, index))),
+            step_answers=steps.get((task.task_id, index), ()),
         )
+        for task in tasks
+        for index, pair in enumerate(task.test)
+    ]
 
 
-class RankResult(NamedTuple):
-    """One rank's share of an evaluation."""
+def _attempts(ranking: Ranking | None) -> tuple[Attempt, ...]:
+    if ranking is None:
+        return ()
+    ranked = zip(ranking.grids, ranking.votes, ranking.confidences, strict=True)
+    return tuple(
+        Attempt(grid, float(votes), float(confidence)) for grid, votes, confidence in ranked
+    )[:ATTEMPTS]
 
-    predictions: Predictions
-    step_answers: StepAnswers
-    figures: StepFigures
-    whole_canvas_again: int
-    """Predictions whose answer outgrew its window."""
 
+def board_cases(
+    test_set: BoardTestSet,
+    answers: Answers,
+    inputs: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.uint8],
+) -> list[ReportCase]:
+    """The first boards; where an answer is right, it is the solution that is shown."""
+    side = canvas_side(inputs.shape[1])
 
-def join(results: list[RankResult]) -> RankResult:
-    """One result from those of several ranks or rounds, in order."""
-    answers = [result.step_answers for result in results]
-    return RankResult(
-        concatenate([result.predictions for result in results]),
-        StepAnswers(
-            np.concatenate([a.task_id for a in answers]),
-            np.concatenate([a.test_index for a in answers]),
-            np.concatenate([a.canvas for a in answers]),
-        ),
-        add_figures([result.figures for result in results]),
-        sum(result.whole_canvas_again for result in results),
-    )
+    def grid(board: npt.NDArray[np.uint8]) -> Grid:
+        # PAD and empty cells are black, what stands on the board has ARC's colours.
+        return (np.maximum(board, 1) - 1).reshape(side, side)
+
+    cases = []
+    solved = is_solved(test_set, answers)
+    for index in range(min(len(inputs), REPORTED_BOARDS)):
+        answer = grid(answers.canvases[index])
+        is_hidden = bool((labels[index] == PAD).all())
+        solution = answer if solved[index] else None if is_hidden else grid(labels[index])
+        cases.append(
+            ReportCase(
+                task_id=f"board {index + 1}",
+                test_index=0,
+                demonstrations=(),
+                test_input=grid(inputs[index]),
+                solution=solution,
+                attempts=(Attempt(answer, 1, float(answers.confidence[index])),),
+                step_answers=tuple(map(grid, answers.steps[index])),
+                num_attempts=1,
+            )
+        )
+    return cases

@@ -1,4 +1,4 @@
-"""The test split of a dataset, and what each of its rows means."""
+"""The test half of a dataset: which examples are predicted, and what each of them means."""
 
 from pathlib import Path
 
@@ -8,46 +8,90 @@ import numpy.typing as npt
 from common.errors import UserError
 from dataset.augmentation import parse_variant_name, transformed_sizes
 from dataset.batches import select_test_examples
-from dataset.canvas import canvas_side, read_back
+from dataset.boards import puzzle_of, solution_tokens
+from dataset.canvas import VOCAB_SIZE, Canvases, canvas_side, grid_mask, read_back
 from dataset.splits import open_split, require_square
-from dataset.storage import TEST_PUZZLES_FILE, load_identifiers
+from dataset.storage import TEST_PUZZLES_FILE, fingerprint, load_identifiers
 from dataset.tasks import NUM_COLOURS, Task, load_tasks
-from dataset.windows import boxes_around
+from dataset.windows import Boxes, boxes_around
 
 Rows = npt.NDArray[np.int64]
-"""Rows of an `EvaluationSet`."""
+"""Rows of a `TestSet`."""
 
 
-class EvaluationSet:
-    """The test split of a dataset and the meaning of each row; open once, predict often."""
+class TestSet:
+    """What is predicted; open once, predict often.
 
-    def __init__(self, dataset_path: Path, max_variants: int | None) -> None:
-        self.split = split = open_split(dataset_path, "test")
-        require_square(split, "evaluation")
-        self.examples = select_test_examples(split, max_variants)
-        names = load_identifiers(dataset_path)
-        if len(names) != split.metadata.num_puzzle_identifiers:
+    Args:
+        path: of the dataset.
+        max_variants: variants of each task that are predicted, the original first; None: all.
+    """
+
+    __test__ = False  # Its name does not make it one of pytest's.
+    boxes: Boxes | None = None
+    """[N, 4] the window that each row may be predicted in; None: only on the whole canvas."""
+
+    def __init__(self, path: Path, max_variants: int | None) -> None:
+        self.path = path
+        self.split = open_split(path, "test")
+        self.examples = select_test_examples(self.split, max_variants)
+        self.fingerprint = fingerprint(path, self.split.metadata)
+        self.colours = solution_tokens(path, self.split.metadata.vocab_size)
+        self.is_followed = np.ones(len(self), dtype=bool)
+        """[N] whether the answers after each step are kept, not only the last."""
+
+    def __len__(self) -> int:
+        return len(self.examples.rows)
+
+    def answer_cells(self, canvases: Canvases) -> npt.NDArray[np.bool_]:
+        """Which cells of predicted canvases [n, cells] belong to the answer."""
+        return np.ones(canvases.shape, dtype=bool)
+
+
+class BoardTestSet(TestSet):
+    """Boards: nothing votes, and an answer is judged by its puzzle's rules too."""
+
+    def __init__(self, path: Path, max_variants: int | None) -> None:
+        super().__init__(path, max_variants)
+        self.puzzle = puzzle_of(path)
+
+
+class ArcTestSet(TestSet):
+    """Tasks whose variants vote."""
+
+    def __init__(self, path: Path, max_variants: int | None) -> None:
+        super().__init__(path, max_variants)
+        require_square(self.split, "evaluation")
+        names = load_identifiers(path)
+        if len(names) != self.split.metadata.num_puzzle_identifiers:
             raise UserError(
-                f"{dataset_path}: identifiers.json names {len(names)} puzzles, dataset.json counts "
-                f"{split.metadata.num_puzzle_identifiers}: the files are of different datasets"
+                f"{path}: identifiers.json names {len(names)} puzzles, dataset.json counts "
+                f"{self.split.metadata.num_puzzle_identifiers}: the files are of different datasets"
             )
         parsed = [parse_variant_name(names[puzzle]) for puzzle in self.examples.puzzle_ids]
         self.task_ids = np.array([task_id for task_id, _, _ in parsed])
         self.dihedrals = np.array([dihedral for _, dihedral, _ in parsed], dtype=np.int8)
         self.permutations = np.array([permutation for _, _, permutation in parsed])
-        self.tasks = load_tasks(dataset_path / TEST_PUZZLES_FILE)
-        self._check_against_tasks(dataset_path)
-        side = canvas_side(split.metadata.seq_len)
+        identity = (self.permutations == np.arange(NUM_COLOURS)).all(axis=1)
+        self.is_followed = identity & (self.dihedrals == 0)  # The inputs that are unaugmented.
+        self.tasks = load_tasks(path / TEST_PUZZLES_FILE)
+        self._check_against_tasks()
         origins = np.zeros((len(self), 2), dtype=np.int64)
+        side = canvas_side(self.split.metadata.seq_len)
         self.boxes = boxes_around(origins, self._window_extents(), side)
 
-    def __len__(self) -> int:
-        return len(self.examples.rows)
+    def answer_cells(self, canvases: Canvases) -> npt.NDArray[np.bool_]:
+        """The cells of the grids that canvases [n, cells] show; none where one shows no grid."""
+        return grid_mask(canvases)
 
-    def _check_against_tasks(self, dataset_path: Path) -> None:
-        """The split and `test_puzzles.json` must mean the same tasks, or scores mean nothing."""
+    def _test_inputs(self) -> list[tuple[str, int]]:
+        """Task and test input of each row."""
         rows = zip(self.task_ids.tolist(), self.examples.test_indices.tolist(), strict=True)
-        named = list(rows)
+        return list(rows)
+
+    def _check_against_tasks(self) -> None:
+        """The split and `test_puzzles.json` must mean the same tasks, or scores mean nothing."""
+        named = self._test_inputs()
         inputs = {
             (task.task_id, index): pair.input
             for task in self.tasks
@@ -57,33 +101,54 @@ class EvaluationSet:
         if different := set(named) ^ set(inputs):
             task_id, index = min(different)
             raise UserError(
-                f"{dataset_path}: test input {index} of task '{task_id}' is in only one of the "
+                f"{self.path}: test input {index} of task '{task_id}' is in only one of the "
                 f"test split and {TEST_PUZZLES_FILE}; {advice}"
             )
-        for row in np.flatnonzero(self.is_original(np.arange(len(self)))):
+        for row in np.flatnonzero(self.is_followed):
             (canvas,), _ = self.split.read(self.examples.rows[[row]])
             shown = read_back(canvas)
             if shown is None or not np.array_equal(shown, inputs[named[row]]):
                 raise UserError(
-                    f"{dataset_path}: test input {named[row][1]} of task '{named[row][0]}' is "
+                    f"{self.path}: test input {named[row][1]} of task '{named[row][0]}' is "
                     f"another in the test split than in {TEST_PUZZLES_FILE}; {advice}"
                 )
 
     def _window_extents(self) -> npt.NDArray[np.int64]:
-        """Rows and columns [N, 2] that a window must hold: of the input and of known outputs."""
+        """Rows and columns [N, 2] that a window must hold: of the input and of known outputs.
+
+        The solution plays no part: only what the demonstrations show.
+        """
         upright = {
             (task.task_id, index): np.maximum(pair.input.shape, _largest_demonstrated_output(task))
             for task in self.tasks
             for index, pair in enumerate(task.test)
         }
-        rows = zip(self.task_ids.tolist(), self.examples.test_indices.tolist(), strict=True)
-        extents = np.array([upright[row] for row in rows])
+        extents = np.array([upright[test_input] for test_input in self._test_inputs()])
         return transformed_sizes(extents, self.dihedrals)
 
-    def is_original(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Which of the given rows show a test input unaugmented."""
-        identity = (self.permutations[rows] == np.arange(NUM_COLOURS)).all(axis=1)
-        return identity & (self.dihedrals[rows] == 0)
+
+def open_test_set(path: Path, max_variants: int | None, canvas: str) -> ArcTestSet | BoardTestSet:
+    """Tasks whose variants vote, or boards.
+
+    Args:
+        path: of the dataset.
+        max_variants: see `TestSet`.
+        canvas: "whole", "window" or "auto", as `eval.canvas` says.
+
+    Raises:
+        UserError: a part is missing, damaged or does not fit the others, or is a board where
+            windows are asked for.
+    """
+    # Boards of other builders do not say whose rules hold, but their vocabulary is another.
+    is_arc = open_split(path, "test").metadata.vocab_size == VOCAB_SIZE
+    if puzzle_of(path) is None and is_arc:
+        return ArcTestSet(path, max_variants)
+    if canvas == "window":
+        raise UserError(
+            f"eval.canvas=window: boards, as those of {path}, are shown whole; use "
+            f"eval.canvas=whole"
+        )
+    return BoardTestSet(path, max_variants)
 
 
 def _largest_demonstrated_output(task: Task) -> npt.NDArray[np.int64]:

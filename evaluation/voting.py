@@ -1,25 +1,36 @@
-"""Voting over augmentations: every variant's answer, mapped back, is one vote (HRM, TRM).
+"""Voting over augmentations, and scores (HRM, TRM): every variant's answer, mapped back, is a vote.
 
 For each test input the canvases are read back, the augmentation is inverted, and identical grids
 are counted. Answers are ranked by votes, ties by mean confidence, and what is still equal by the
 grid itself: the result depends neither on the order of the predictions nor on how they were split
 over ranks.
+
+pass@k: a test input is solved if its solution is among the first k answers; a task scores the
+share of its test inputs that are solved; the result is the mean over tasks. The mean over test
+inputs stands beside it, since published figures mix the two.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from einops import rearrange
 
+from common.errors import UserError
 from dataset.augmentation import INVERSE_DIHEDRAL, transform
-from dataset.canvas import COLOUR_OFFSET, canvas_side, read_extents
-from dataset.tasks import NUM_COLOURS, Grid
+from dataset.canvas import COLOUR_OFFSET, canvas_side, grid_mask
+from dataset.tasks import NUM_COLOURS, Grid, Task
 from evaluation.predictions import Predictions
 
 TestInput = tuple[str, int]
 """Task id and index of one of its test inputs."""
 
+PASS_AT = (1, 2, 5, 10, 100, 1000)
+ATTEMPTS = 2
+EMPTY_ANSWER = [[0]]
+"""Submitted where there is no answer at all: the format asks for a grid."""
 OUTSIDE = NUM_COLOURS
 """Marks the cells of a square that are not part of the grid at its top-left."""
 
@@ -34,29 +45,33 @@ class Ranking(NamedTuple):
     """[K] mean confidence of those predictions."""
 
 
-def count_votes(predictions: Predictions) -> dict[TestInput, Ranking]:
-    """Rank the answers to every test input that has predictions."""
-    rows = rows_by_test_input(predictions.task_id, predictions.test_index)
+Votes = dict[TestInput, Ranking]
+"""What was counted: the answers to every test input that has predictions."""
+
+
+def count_votes(predictions: Predictions, tasks: Sequence[Task]) -> Votes:
+    """Count and rank the answers to every test input.
+
+    Raises:
+        UserError: the predictions are of other tasks.
+    """
+    ids, indices = predictions.task_id, predictions.test_index
+    order = np.lexsort((indices, ids))
+    changes = (ids[order][1:] != ids[order][:-1]) | (indices[order][1:] != indices[order][:-1])
+    ends = [0, *(np.flatnonzero(changes) + 1).tolist(), len(order)]
+    of_inputs = [order[start:end] for start, end in pairwise(ends) if end > start]
     # One test input at a time: vectorised over its variants, in the memory of its variants.
-    return {
-        test_input: rank_answers(predictions.select(of_input))
-        for test_input, of_input in rows.items()
+    votes = {
+        (str(ids[rows[0]]), int(indices[rows[0]])): rank_answers(predictions.select(rows))
+        for rows in of_inputs
     }
-
-
-def rows_by_test_input(
-    task_ids: npt.NDArray[np.str_], test_indices: npt.NDArray[np.integer]
-) -> dict[TestInput, npt.NDArray[np.int64]]:
-    """The rows of each test input, in order; row n is of task_ids[n] and test_indices[n]."""
-    order = np.lexsort((test_indices, task_ids))
-    ids, indices = task_ids[order], test_indices[order]
-    changes = (ids[1:] != ids[:-1]) | (indices[1:] != indices[:-1])
-    starts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(order)]
-    return {
-        (str(ids[start]), int(indices[start])): order[start:end]
-        for start, end in pairwise(starts)
-        if end > start
-    }
+    if unknown := votes.keys() - {(t.task_id, i) for t in tasks for i in range(len(t.test))}:
+        task_id, index = min(unknown)
+        raise UserError(
+            f"test input {index} of task '{task_id}' was predicted and is not in the test set: "
+            f"data.path must name the dataset that was predicted"
+        )
+    return votes
 
 
 def rank_answers(predictions: Predictions) -> Ranking:
@@ -91,29 +106,19 @@ def invert_canvases(
     Returns [N, side, side]: the task's own colours with the grid at the top-left, OUTSIDE around
     it; OUTSIDE everywhere where a canvas shows no grid.
     """
-    count, cells = canvases.shape
-    side = canvas_side(cells)
+    side = canvas_side(canvases.shape[1])
     inside = grid_mask(canvases)
     inverse = np.argsort(permutations, axis=1).astype(np.uint8)
     colours = np.where(inside, canvases - np.uint8(COLOUR_OFFSET), np.uint8(0))
     colours = np.take_along_axis(inverse, colours, axis=1)
-    squares = np.where(inside, colours, np.uint8(OUTSIDE)).reshape(count, side, side)
+    cells = np.where(inside, colours, np.uint8(OUTSIDE))
+    squares = rearrange(cells, "n (row col) -> n row col", row=side)
     inverted = np.full_like(squares, OUTSIDE)
     for dihedral in np.unique(dihedrals):
         rows = np.flatnonzero(dihedrals == dihedral)
         turned = transform(squares[rows], INVERSE_DIHEDRAL[dihedral])
         inverted[rows] = _move_to_top_left(turned)
     return inverted
-
-
-def grid_mask(canvases: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Which cells [N, cells] belong to the grids that canvases [N, cells] show."""
-    count, cells = canvases.shape
-    side = canvas_side(cells)
-    rows, cols = read_extents(canvases)
-    axis = np.arange(side)
-    inside = (axis < rows[:, None])[:, :, None] & (axis < cols[:, None])[:, None, :]
-    return inside.reshape(count, cells)
 
 
 def _move_to_top_left(squares: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -129,3 +134,75 @@ def _move_to_top_left(squares: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _crop(square: npt.NDArray[np.uint8]) -> Grid:
     shown = square != OUTSIDE
     return square[: shown[:, 0].sum(), : shown[0].sum()].copy()
+
+
+class Scores(NamedTuple):
+    """How often the solution is among the first k answers, where it is known."""
+
+    over_tasks: dict[int, float]
+    """k -> mean over tasks of the share of solved test inputs."""
+    over_test_inputs: dict[int, float]
+    """k -> share of solved test inputs."""
+
+    def by_name(self) -> dict[str, float]:
+        """As metrics files and W&B show them."""
+        over_inputs = {f"pass@{k}_test_inputs": self.over_test_inputs[k] for k in PASS_AT}
+        return {f"pass@{k}": self.over_tasks[k] for k in PASS_AT} | over_inputs
+
+
+def score(votes: Mapping[TestInput, Ranking], tasks: Sequence[Task]) -> Scores | None:
+    """Score every test input with a known solution; None if no solution is known.
+
+    A test input without predictions counts as unsolved.
+    """
+    places: list[list[float]] = []
+    for task in tasks:
+        known = [
+            (index, pair.output) for index, pair in enumerate(task.test) if pair.output is not None
+        ]
+        if known:
+            places.append(
+                [solution_place(votes.get((task.task_id, i)), output) for i, output in known]
+            )
+    if not places:
+        return None
+    flat = [place for of_task in places for place in of_task]
+    return Scores(
+        over_tasks={
+            k: float(np.mean([np.mean([place <= k for place in of_task]) for of_task in places]))
+            for k in PASS_AT
+        },
+        over_test_inputs={k: float(np.mean([place <= k for place in flat])) for k in PASS_AT},
+    )
+
+
+def solution_place(ranking: Ranking | None, solution: Grid) -> float:
+    """Place of the solution among the answers, counted from 1; infinite if it is not there."""
+    for place, grid in enumerate(ranking.grids if ranking else [], start=1):
+        if np.array_equal(grid, solution):
+            return place
+    return float("inf")
+
+
+def submission(votes: Mapping[TestInput, Ranking], tasks: Sequence[Task]) -> dict[str, Any]:
+    """The Kaggle submission: two attempts for every test input of every task, in order.
+
+    With a single answer both attempts are it; with none both are a 1x1 grid of colour 0.
+    """
+    return {
+        task.task_id: [
+            {
+                f"attempt_{attempt + 1}": _attempt(votes.get((task.task_id, index)), attempt)
+                for attempt in range(ATTEMPTS)
+            }
+            for index in range(len(task.test))
+        ]
+        for task in tasks
+    }
+
+
+def _attempt(ranking: Ranking | None, attempt: int) -> list[list[int]]:
+    if ranking is None or not ranking.grids:
+        return EMPTY_ANSWER
+    grid: list[list[int]] = ranking.grids[min(attempt, len(ranking.grids) - 1)].tolist()
+    return grid

@@ -83,8 +83,10 @@ def _times(
     repeats: int,
 ) -> list[float] | None:
     """Seconds of each pass, or None where the backend does not run."""
-    q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    gradient = torch.randn(shape, dtype=dtype, device=device)
+    # A generator of its own: timing must not change the weights that are drawn afterwards.
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v, gradient = torch.randn((4, *shape), dtype=dtype, device=device, generator=generator)
+    q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
     try:
         return [_time_once(BACKENDS[name], (q, k, v), gradient) for _ in range(repeats)]
     except RuntimeError:  # "No available kernel", or out of memory for the score matrix.

@@ -1,11 +1,14 @@
 """A model on its device, in its precision, compiled or not: as every entry point wants it."""
 
-from typing import Any
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from common.distributed import Ranks
 from common.errors import UserError
+from common.settings import Settings
 from models.attention import fastest_backend, runs_here
 from models.halting import HaltingSupervision
 from models.puzzle_embedding import PuzzleEmbedding
@@ -22,31 +25,55 @@ gradient and without, have a graph each, or two.
 """
 
 
+class ComputeConfig(Settings):
+    """How the network is computed; nothing here changes a result beyond rounding."""
+
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="dtype of activations (weights stay fp32); auto: bf16 on CUDA, fp32 on CPU",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile the network; auto: on CUDA only"
+    )
+    attention: Literal["auto", "default", "flash", "cudnn", "efficient", "matmul"] = Field(
+        "auto",
+        description="kernel of the attention (models/attention.py); auto: on CUDA the fastest for "
+        "sequences of a typical length, timed at the start, on CPU PyTorch's own choice",
+    )
+
+
 def build_model(
     arch: ArchConfig,
     vocab_size: int,
     seq_len: int,
-    device: torch.device,
-    precision: str,
-    compile_network: str,
-    attention: str,
+    compute: ComputeConfig,
+    ranks: Ranks,
+    typical_length: int | None = None,
 ) -> TinyRecursiveModel:
-    """Build the model; weights are drawn from torch's global generator, on the CPU.
+    """Build the model on this rank's device; all ranks must call it.
 
     Args:
         arch: shape of the network.
         vocab_size: tokens V.
         seq_len: canvas cells L.
-        device: where it computes.
-        precision: "auto" (bf16 on CUDA, fp32 on CPU), "bf16" or "fp32"; of activations only.
-        compile_network: "auto" (on CUDA only), "on" or "off".
-        attention: one of `models.attention.BACKENDS`, see `choose_attention`.
+        compute: precision, compiler and attention kernel.
+        ranks: which share one choice of the attention kernel.
+        typical_length: cells that sequences have, for timing attention; None: all.
+
+    Raises:
+        UserError: the attention kernel that is named does not run here.
     """
+    device = ranks.device
+    dtype = compute_dtype(compute.precision, device)
     # Drawn on the CPU so that a seed means the same weights on every device.
-    dtype = compute_dtype(precision, device)
     model = TinyRecursiveModel(arch, vocab_size, seq_len, dtype).to(device)
-    model.use_attention(attention)
-    if compile_network == "on" or (compile_network == "auto" and device.type == "cuda"):
+    length = arch.prefix_length + (typical_length or seq_len)
+    shape = (ATTENTION_ROWS, arch.num_heads, length, arch.hidden_size // arch.num_heads)
+    # Timing is subject to noise: one rank chooses for all.
+    model.use_attention(
+        ranks.from_main(lambda: choose_attention(compute.attention, shape, dtype, device))
+    )
+    if compute.compile == "on" or (compute.compile == "auto" and device.type == "cuda"):
         torch._dynamo.config.recompile_limit = COMPILED_GRAPHS
         model.compile()
     return model
@@ -59,33 +86,25 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def choose_attention(
-    attention: str, arch: ArchConfig, num_cells: int, precision: str, device: torch.device
+    attention: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
 ) -> str:
     """The backend that `attention` means: for "auto" the fastest on CUDA, else PyTorch's own.
 
-    Timing is subject to noise: with several ranks, one should choose for all.
-
     Args:
         attention: "auto" or one of `models.attention.BACKENDS`.
-        arch: for the number and width of the heads.
-        num_cells: how many cells a sequence typically has.
-        precision: as for `build_model`.
+        shape: [B, H, T, head_dim] to time backends on.
+        dtype: of queries, keys and values.
         device: where it will run.
 
     Raises:
         UserError: the backend that is named does not run here.
     """
-    if attention == "auto" and device.type != "cuda":
-        return "default"
-    dtype = compute_dtype(precision, device)
-    length = arch.prefix_length + num_cells
-    shape = (ATTENTION_ROWS, arch.num_heads, length, arch.hidden_size // arch.num_heads)
     if attention == "auto":
-        return fastest_backend(shape, dtype, device)
+        return fastest_backend(shape, dtype, device) if device.type == "cuda" else "default"
     if not runs_here(attention, (1, *shape[1:]), dtype, device):
         raise UserError(
             f"attention={attention}: PyTorch has no such kernel for {dtype} on {device.type} with "
-            f"{shape[3]} numbers a head; attention=auto takes one that runs"
+            f"{shape[3]} numbers per head; attention=auto takes one that runs"
         )
     return attention
 
@@ -98,17 +117,14 @@ def build_supervision(
     colours: range,
     diagnostics: bool,
 ) -> Supervision:
-    """The scheme that `config` asks for; see there and `DeepImprovementSupervision`."""
-    if config.halting:
-        return HaltingSupervision(config, model, network, puzzle_embedding, diagnostics)
-    return DeepImprovementSupervision(
-        config, model, network, puzzle_embedding, colours, diagnostics
-    )
+    """The scheme that `config` asks for; see `Supervision`."""
+    scheme = HaltingSupervision if config.halting else DeepImprovementSupervision
+    return scheme(config, model, network, puzzle_embedding, colours, diagnostics)
 
 
 def describe(
     model: TinyRecursiveModel, num_puzzles: int, num_steps: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Sizes that go with every claim: the two kinds of parameters apart, and network calls.
 
     Args:

@@ -1,10 +1,10 @@
-"""What a supervision step did: how right the answer is, how far it moved, and whether that helped.
+"""What a supervision step did: how correct the answer is, how far it moved, whether that helped.
 
     paper                      here
     y†_s, Hamming distance     distance_to_target, distance_to_solution
     margin (prop. 4.1)         advantage_margin
 
-Figures are of single examples [B], without gradient; means are taken by who collects them. Only
+Metrics are of single examples [B], without gradient; means are taken by who collects them. Only
 cells whose solution is known and not PAD count: on others, the answer is mostly left to chance.
 (To the distance to a step's target count the cells that count in its loss.)
 
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from models.objective import IGNORE, guided_logits
 
-Figures = dict[str, Tensor]
+Metrics = dict[str, Tensor]
 """Name -> one number for each example [B]."""
 
 ACCURACY = ("cell_accuracy", "exact_accuracy")
-"""Figures of `accuracy`."""
+"""Metrics of `accuracy`."""
 DIAGNOSTICS = (
     "distance_to_solution",
     "distance_to_target",
@@ -28,7 +28,7 @@ DIAGNOSTICS = (
     "margin",
     "margin_positive",
 )
-"""Figures of `movement` and `margins`."""
+"""Metrics of `diagnose`."""
 
 
 def advantage_margin(
@@ -59,7 +59,7 @@ def advantage_margin(
     return advantage.gather(-1, token).squeeze(-1) - (policy * advantage).sum(dim=-1)
 
 
-def accuracy(answer: Tensor, solution: Tensor) -> Figures:
+def accuracy(answer: Tensor, solution: Tensor) -> Metrics:
     """Share of right cells, and whether all are (0 or 1), of answers [B, L]."""
     counted = solution != IGNORE
     right = (answer == solution) & counted
@@ -71,7 +71,7 @@ def accuracy(answer: Tensor, solution: Tensor) -> Figures:
     }
 
 
-def movement(previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor) -> Figures:
+def movement(previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor) -> Metrics:
     """Hamming distances in cells.
 
     Args:
@@ -90,7 +90,7 @@ def movement(previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor)
 
 def margins(
     reference_logits: Tensor, conditional_logits: Tensor, solution: Tensor, guidance_weight: float
-) -> Figures:
+) -> Metrics:
     """Mean advantage margin over the counted cells, and the share of them where it is positive."""
     counted = solution != IGNORE
     margin = advantage_margin(reference_logits, conditional_logits, solution, guidance_weight)
@@ -99,6 +99,26 @@ def margins(
         "margin": torch.where(counted, margin, 0.0).sum(dim=1) / num_counted,
         "margin_positive": ((margin > 0) & counted).sum(dim=1) / num_counted,
     }
+
+
+def diagnose(
+    previous: Tensor,
+    answer: Tensor,
+    target: Tensor,
+    solution: Tensor,
+    reference_logits: Tensor,
+    conditional_logits: Tensor,
+    cells: Tensor | None = None,
+    guidance_weight: float = 1.0,
+) -> Metrics:
+    """`movement` and `margins` of one step.
+
+    `cells` [B, l] are those of the canvas that the logits [B, l, V] are of; None: all, in order.
+    """
+    shown = solution if cells is None else solution.gather(1, cells)
+    return movement(previous, answer, target, solution) | margins(
+        reference_logits, conditional_logits, shown, guidance_weight
+    )
 
 
 def _distance(answer: Tensor, target: Tensor) -> Tensor:

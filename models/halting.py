@@ -1,13 +1,13 @@
 """Deep supervision with halting: the TRM baseline (arXiv 2510.04871 §2, HRM's ACT simplified).
 
 Every optimizer step takes one supervision step with all slots of the batch, each at a step of its
-own. A slot's example leaves when the halting logit says that its answer is right, or after S steps;
-a fresh example then takes the slot, from the same place of the next batch. So a batch serves one
-optimizer step, and of a batch only the examples whose slots are free are seen, as in the published
-runs. At test time nothing halts.
+own. A slot's example leaves when the halting logit predicts that its answer is correct, or after S
+steps; a fresh example then takes the slot, from the same place of the next batch. So a batch serves
+one optimizer step, and of a batch only the examples whose slots are free are seen, as in the
+published runs. At test time nothing halts.
 
     paper (TRM)                     here
-    q                               StepOutput.halting_logits, taken for "right" above 0
+    q                               StepOutput.halting_logits; above 0 it predicts "correct"
     BCE(q, y == y_true)             halting_loss_weight * ...
     exploration                     an example may not leave before `earliest`
 """
@@ -17,16 +17,13 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.segments import Segment
-from models.diagnostics import accuracy
-from models.objective import IGNORE, stablemax_cross_entropy
-from models.puzzle_embedding import PuzzleEmbedding
+from models.objective import counted_solution, stablemax_cross_entropy
 from models.randomness import CellRandom
-from models.recursive import RecursiveState, TinyRecursiveModel, run_step
-from models.supervision import StepResult, SupervisionConfig, measure, step_weights
-from models.targets.request import PAD
+from models.recursive import RecursiveState, run_step
+from models.supervision import StepResult, Supervision
 
 
 @dataclass
@@ -53,37 +50,11 @@ class _Slots:
     """bool [B] whether the example has left."""
 
 
-class HaltingSupervision:
-    """Turns batches into supervision steps of examples that leave when they are done.
-
-    Args:
-        config: with `halting`; see `SupervisionConfig`.
-        model: the bare model, with a halting head, for its shapes and initial state.
-        network: the same model as it is to be called, e.g. wrapped by DDP.
-        puzzle_embedding: the table that the examples' rows are read from, anew at each step.
-        diagnostics: also measure distances and margins.
-    """
+class HaltingSupervision(Supervision):
+    """Examples leave when they are done, for which the model needs a halting head."""
 
     steps_per_batch = 1
-
-    def __init__(
-        self,
-        config: SupervisionConfig,
-        model: TinyRecursiveModel,
-        network: nn.Module,
-        puzzle_embedding: PuzzleEmbedding,
-        diagnostics: bool,
-    ) -> None:
-        self.config = config
-        self.model = model
-        self.network = network
-        self.puzzle_embedding = puzzle_embedding
-        self.diagnostics = diagnostics
-        self.num_steps = model.config.num_supervision_steps
-        self.step_weights = torch.tensor(
-            step_weights(config.step_weights, self.num_steps), device=puzzle_embedding.weight.device
-        )
-        self._slots: _Slots | None = None
+    _slots: _Slots | None = None
 
     def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
         """Fill the free slots from the batch, on whole canvases, and yield one step of all."""
@@ -94,31 +65,28 @@ class HaltingSupervision:
         state = RecursiveState(slots.y, slots.z)
         output = run_step(self.network, vectors, state, slots.inputs, slots.steps)
         assert output.halting_logits is not None, "arch.halting_head goes with supervision.halting"
-        answer = output.conditional_logits.detach().argmax(dim=-1)
-        figures = accuracy(answer, slots.solution)
-        is_right = figures["exact_accuracy"]
+        answer, metrics = self.read_answer(
+            state, output, slots.answer, slots.solution, slots.solution
+        )
+        is_correct = metrics["exact_accuracy"]
         halting = F.binary_cross_entropy_with_logits(
-            output.halting_logits, is_right, reduction="none"
+            output.halting_logits, is_correct, reduction="none"
         )
         losses = stablemax_cross_entropy(output.conditional_logits, slots.solution)
         losses = losses * self.step_weights[slots.steps - 1]
         losses = losses + self.config.halting_loss_weight * halting
-        wants_to_leave = output.halting_logits.detach() > 0
-        figures |= {
+        predicts_correct = output.halting_logits.detach() > 0
+        metrics |= {
             "steps_taken": slots.steps.float(),
-            "halting_accuracy": (wants_to_leave == is_right.bool()).float(),
+            "halting_accuracy": (predicts_correct == is_correct.bool()).float(),
         }
-        if self.diagnostics:
-            figures |= measure(
-                self.model, state, output, slots.answer, answer, slots.solution, slots.solution
-            )
         may_leave = slots.steps >= slots.earliest
-        slots.free = (wants_to_leave & may_leave) | (slots.steps >= self.num_steps)
+        slots.free = (predicts_correct & may_leave) | (slots.steps >= self.num_steps)
         slots.y, slots.z = output.state
         slots.answer = answer
         if self.config.next_input == "answer":
             slots.inputs = answer
-        yield StepResult(losses.mean(), slots.puzzle_ids, vectors, slots.steps, slots.free, figures)
+        yield StepResult(losses.mean(), slots.puzzle_ids, vectors, slots.steps, slots.free, metrics)
 
     def _fill(self, segment: Segment, seed: int) -> _Slots:
         """Let the batch's examples take the free slots; at first, all are."""
@@ -138,7 +106,7 @@ class HaltingSupervision:
 
     def _fresh(self, segment: Segment, seed: int) -> _Slots:
         """The batch's examples before their first step."""
-        inputs, labels, rows = segment.inputs, segment.labels, segment.rows
+        inputs, rows = segment.inputs, segment.rows
         coin, which = (
             CellRandom(seed, rows, torch.arange(2, device=rows.device)).uniform().unbind(dim=1)
         )
@@ -148,7 +116,7 @@ class HaltingSupervision:
         state = self.model.initial_state(1, inputs.shape[1])
         return _Slots(
             puzzle_ids=segment.puzzle_ids,
-            solution=labels.masked_fill(labels == PAD, IGNORE),
+            solution=counted_solution(segment.labels),
             inputs=inputs,
             answer=inputs,
             y=state.y.expand(len(inputs), -1, -1),
@@ -158,17 +126,17 @@ class HaltingSupervision:
             free=torch.zeros_like(rows, dtype=torch.bool),
         )
 
-    def carried(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The examples under way."""
         if self._slots is None:
             return {}
         return {field.name: getattr(self._slots, field.name) for field in fields(_Slots)}
 
-    def restore(self, carried: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put the examples back into their slots."""
-        if carried:
+        if state:
             device, dtype = self.puzzle_embedding.weight.device, self.model.compute_dtype
-            slots = _Slots(**{name: value.to(device) for name, value in carried.items()})
+            slots = _Slots(**{name: value.to(device) for name, value in state.items()})
             # The run may go on in another precision: the states' would spread to all that follows.
             slots.y, slots.z = slots.y.to(dtype), slots.z.to(dtype)
             self._slots = slots

@@ -13,6 +13,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.attention import BACKENDS
@@ -99,11 +100,9 @@ class Attention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        # [B, T, 3 * D] -> three times [B, H, T, head_dim]
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = rearrange(self.qkv(x), "b t (qkv h d) -> qkv b h t d", qkv=3, h=self.num_heads)
         attended = BACKENDS[self.backend](rotate(q, rotation), rotate(k, rotation), v)
-        return self.out(attended.transpose(1, 2).flatten(-2))
+        return self.out(rearrange(attended, "b h t d -> b t (h d)"))
 
 
 class SwiGLU(nn.Module):
@@ -135,7 +134,7 @@ class Block(nn.Module):
 
 
 class HaltingHead(nn.Module):
-    """The logit of "this answer is right" from one position [B, D] -> [B] (TRM §2.3).
+    """The logit of "this answer is correct" from one position [B, D] -> [B] (TRM §2.3).
 
     Starts at -5 whatever it sees: nothing halts before it has learned when to.
     """

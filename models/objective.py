@@ -9,8 +9,15 @@ Shape letters: B batch, L canvas cells, V vocabulary.
 import torch
 from torch import Tensor
 
+from common.segments import PAD
+
 IGNORE = -100
 """Target of a cell that is not counted."""
+
+
+def counted_solution(labels: Tensor) -> Tensor:
+    """Labels [B, L] with IGNORE where they are PAD: there is nothing to predict there."""
+    return labels.masked_fill(labels == PAD, IGNORE)
 
 
 def log_stablemax(logits: Tensor) -> Tensor:

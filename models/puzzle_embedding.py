@@ -2,7 +2,7 @@
 
 The table is kept out of the network and out of autograd: a batch touches a few hundred of up to a
 million rows. `lookup` hands out the batch's rows as a leaf tensor; after the backward pass the
-sign-SGD of `training.sign_sgd` applies that leaf's gradient to the table.
+sign-SGD of `training.optimizers` applies that leaf's gradient to the table.
 """
 
 import torch

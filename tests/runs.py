@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pytest
 import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
@@ -47,46 +47,43 @@ def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
 
 
 def eval_config(**changes: Any) -> EvalConfig:
-    """Every variant votes, three variants at a time."""
-    values = {
-        "batch_size": 3,
-        "max_variants": None,
-        "canvas": "auto",
-        "voting": "full",
-        "voting_error": 0.01,
-        "voting_min_share": 0.0,
-        "voting_seed": 0,
-        "num_supervision_steps": None,
-        "guidance_weight": 1.0,
-        "diagnostics": False,
-        "weights": "auto",
-    }
-    return EvalConfig(**{**values, **changes})
+    """Every variant votes, three variants at a time, on the whole canvas."""
+    return EvalConfig(**{"batch_size": 3, "canvas": "whole", **changes})
 
 
-class InProcess:
-    """Calls the scripts' `main` with arguments, as the command line would."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch = monkeypatch
-
-    def train(self, data: Path, run_dir: Path, *overrides: str) -> Path:
-        self._call(train_arc_tiny_corrupt.main, train_arguments(data, run_dir, *overrides))
-        return run_dir
-
-    def evaluate(self, output_dir: Path, *overrides: str) -> Path:
-        arguments = [f"output_dir={output_dir}", "device=cpu", "eval.batch_size=16", *overrides]
-        self._call(evaluate.main, arguments)
-        return output_dir
-
-    def _call(self, main: Callable[[], None], arguments: list[str]) -> None:
-        self.monkeypatch.setattr(sys, "argv", ["script", *arguments])
+def call(main: Callable[[], None], *arguments: str) -> None:
+    """Call a script's `main` with arguments, as the command line would; on one thread."""
+    torch.set_num_threads(1)
+    with patch.object(sys, "argv", ["script", *arguments]):
         main()
+
+
+def run_training(data: Path, run_dir: Path, *overrides: str) -> Path:
+    """Train with `train_arguments`; returns the run's folder."""
+    call(train_arc_tiny_corrupt.main, *train_arguments(data, run_dir, *overrides))
+    return run_dir
+
+
+def run_evaluation(output_dir: Path, *overrides: str) -> Path:
+    """Evaluate on the CPU; returns the results' folder."""
+    call(evaluate.main, f"output_dir={output_dir}", "device=cpu", "eval.batch_size=16", *overrides)
+    return output_dir
+
+
+def read_results(output_dir: Path) -> dict[str, Any]:
+    """An evaluation's metrics.json."""
+    results: dict[str, Any] = json.loads((output_dir / "metrics.json").read_text())
+    return results
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Training loss by step."""
+    return {x["step"]: x["train/loss"] for x in read_metrics(run_dir) if "train/loss" in x}
 
 
 def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:

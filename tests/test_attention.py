@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from config.schema import AttentionBackend
 from models import attention
-from models.attention import BACKENDS, fastest_backend, time_backends
+from models.attention import BACKENDS, fastest_backend, runs_here, time_backends
+from models.build import ComputeConfig
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -94,16 +94,23 @@ def test_matmul_holds_up_where_scores_are_large() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_those_are_timed_that_run_and_no_others(device: str) -> None:
-    seconds = time_backends(SHAPE, torch.bfloat16, torch.device(device), repeats=1)
+    """On a CPU, cuDNN's is not among them."""
+    where = (SHAPE, torch.bfloat16, torch.device(device))
+    seconds = time_backends(*where, repeats=1)
     assert list(seconds) == backends_here(torch.bfloat16, device)
+    assert [name for name in BACKENDS if runs_here(name, *where)] == list(seconds)
     assert all(0 < value < 60 for value in seconds.values())
+    assert device == "cuda" or "cudnn" not in seconds
 
 
-def test_the_kernel_of_cudnn_is_left_out_on_a_cpu() -> None:
-    assert "cudnn" not in time_backends(SHAPE, torch.float32, CPU, repeats=1)
-    *qkv, _ = drawn()
-    with pytest.raises(RuntimeError):
-        BACKENDS["cudnn"](*qkv)
+@pytest.mark.parametrize("device", DEVICES)
+def test_timing_leaves_the_global_random_state_as_it_was(device: str) -> None:
+    """Weights that are drawn afterwards do not depend on which backends were tried."""
+    generator = torch.cuda if device == "cuda" else torch
+    before = generator.get_rng_state()
+    fastest_backend(SHAPE, torch.float32, torch.device(device))
+    assert runs_here("matmul", SHAPE, torch.float32, torch.device(device))
+    assert torch.equal(generator.get_rng_state(), before)
 
 
 def test_the_time_of_a_backend_is_the_median_without_the_first_two_passes(
@@ -141,15 +148,10 @@ def test_a_backend_that_fails_in_its_backward_pass_is_left_out_and_the_others_ar
 def test_the_fastest_is_the_one_of_the_shortest_time(
     fastest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def timed(*arguments: object) -> dict[str, float]:
-        asked.append(arguments)
-        return {**dict.fromkeys(("default", "flash", "matmul"), 2.0), fastest: 1.5}
-
-    monkeypatch.setattr(attention, "time_backends", timed)
+    seconds = {**dict.fromkeys(("default", "flash", "matmul"), 2.0), fastest: 1.5}
+    timed = {(SHAPE, torch.bfloat16, CPU): seconds}
+    monkeypatch.setattr(attention, "time_backends", lambda *arguments: timed[arguments])
     assert fastest_backend(SHAPE, torch.bfloat16, CPU) == fastest
-    assert asked == [(SHAPE, torch.bfloat16, CPU)]
 
 
 def test_the_choice_on_this_machine_is_one_that_runs() -> None:
@@ -157,4 +159,5 @@ def test_the_choice_on_this_machine_is_one_that_runs() -> None:
 
 
 def test_a_user_can_ask_for_every_backend_and_for_no_other() -> None:
-    assert set(get_args(AttentionBackend)) == {"auto", *BACKENDS}
+    offered = get_args(ComputeConfig.model_fields["attention"].annotation)
+    assert set(offered) == {"auto", *BACKENDS}

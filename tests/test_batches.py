@@ -5,7 +5,7 @@ The data come from `write_split`: puzzle p has the identifier 10 + p, and a canv
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,7 @@ import pytest
 
 from common.errors import UserError
 from common.settings import validate
-from dataset.batches import (
-    DataConfig,
-    Sample,
-    TrainingBatches,
-    select_test_examples,
-)
+from dataset.batches import DataConfig, Sample, TrainingBatches, select_test_examples
 from dataset.splits import open_split
 from dataset.storage import PuzzleSplit
 
@@ -33,21 +28,18 @@ def split(write_split: WriteSplit) -> PuzzleSplit:
     return open_split(write_split(GROUPS), "train")
 
 
+@pytest.fixture
+def threes(write_split: WriteSplit) -> PuzzleSplit:
+    """Three puzzles of three pairs each."""
+    return open_split(write_split([[3], [3], [3]]), "train")
+
+
 def puzzles_of(sample: Sample) -> list[int]:
     return (sample.puzzle_ids - 10).tolist()
 
 
 def group_of(split: PuzzleSplit, puzzle: int) -> int:
     return int(np.searchsorted(split.group_indices, puzzle, side="right")) - 1
-
-
-def assert_same(left: Sample, right: Sample) -> None:
-    for ours, theirs in zip(left, right, strict=True):
-        assert np.array_equal(ours, theirs)
-
-
-def joined(parts: tuple[Sample, ...]) -> Sample:
-    return Sample(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def test_every_batch_is_full_and_its_rows_belong_together(split: PuzzleSplit) -> None:
@@ -68,29 +60,22 @@ def test_an_epoch_gives_one_whole_random_variant_of_every_group(split: PuzzleSpl
         chosen = list(dict.fromkeys(puzzles))
         groups = [group_of(split, puzzle) for puzzle in chosen]
         assert sorted(groups) == [0, 1, 2, 3, 4]
-        expected = {
-            row
-            for puzzle in chosen
-            for row in range(split.puzzle_indices[puzzle], split.puzzle_indices[puzzle + 1])
-        }
-        assert len(rows) == len(set(rows))
-        assert set(rows) == expected
+        pairs = [range(*split.puzzle_indices[puzzle : puzzle + 2]) for puzzle in chosen]
+        assert sorted(rows) == sorted(chain(*pairs))
         seen.update(chosen)
         orders.add(tuple(groups))
         shuffles.add(tuple(row for row, puzzle in zip(rows, puzzles, strict=True) if puzzle == 5))
     # Variants of a group come equally often: 200 / 4 each for the group of four, and so on.
-    for group, sizes in enumerate(GROUPS):
-        first = split.group_indices[group]
-        for puzzle in range(first, first + len(sizes)):
-            assert abs(seen[puzzle] - 200 / len(sizes)) < 4 * np.sqrt(200 / len(sizes))
+    for puzzle in range(12):
+        expected = 200 / len(GROUPS[group_of(split, puzzle)])
+        assert abs(seen[puzzle] - expected) < 4 * np.sqrt(expected)
     assert len(orders) > 60, "of 120 orders of five groups"
     assert len(shuffles) == 6, "of 6 orders of the three pairs of puzzle 5"
 
 
-def test_what_does_not_fit_into_a_batch_is_dropped(write_split: WriteSplit) -> None:
-    """Three puzzles of three pairs, batches of four: 3 + 1, and then only 3, which is not full."""
-    split = open_split(write_split([[3], [3], [3]]), "train")
-    sampler = TrainingBatches(split, 4, 1, seed=0)
+def test_what_does_not_fit_into_a_batch_is_dropped(threes: PuzzleSplit) -> None:
+    """Batches of four from three puzzles: 3 + 1, and then only 3, which is not full."""
+    sampler = TrainingBatches(threes, 4, 1, seed=0)
     positions = []
     for batch in islice(sampler, 5):
         first, _, _, last = puzzles_of(batch)
@@ -100,13 +85,11 @@ def test_what_does_not_fit_into_a_batch_is_dropped(write_split: WriteSplit) -> N
     assert positions == [(index, 1) for index in range(5)]
 
 
-def test_two_epochs_a_pass_carry_over_what_one_would_drop(write_split: WriteSplit) -> None:
-    """Two epochs of three puzzles with three pairs: 3+1, 3+1, 3+1, and nothing is left over."""
-    split = open_split(write_split([[3], [3], [3]]), "train")
-    sampler = TrainingBatches(split, 4, 2, seed=0)
-    batches = list(islice(sampler, 3))
+def test_two_epochs_a_pass_carry_over_what_one_would_drop(threes: PuzzleSplit) -> None:
+    """Two epochs are 3 + 1, 3 + 1, 3 + 1, and nothing is left over."""
+    sampler = TrainingBatches(threes, 4, 2, seed=0)
+    puzzles = [puzzles_of(batch) for batch in islice(sampler, 3)]
     assert sampler.position == (0, 3)
-    puzzles = [puzzles_of(batch) for batch in batches]
     assert [row[:3] for row in puzzles] == [[row[0]] * 3 for row in puzzles]
     order = [puzzle for row in puzzles for puzzle in (row[0], row[3])]
     assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]
@@ -130,13 +113,8 @@ def test_one_pair_of_each_visited_puzzle_stays_where_it_is(split: PuzzleSplit) -
 
 def test_random_numbers_are_uniform_and_new_in_each_batch(split: PuzzleSplit) -> None:
     samples = list(islice(TrainingBatches(split, 12, 1, seed=3), 300))
-    moved = [sample.shifts[(sample.shifts > 0).all(axis=1)] for sample in samples]
-    for numbers in (
-        np.concatenate(moved),
-        np.stack([sample.edges for sample in samples]),
-        np.stack([sample.coin for sample in samples]),
-        np.stack([sample.priorities for sample in samples]),
-    ):
+    *_, shifts, edges, coin, priorities = map(np.stack, zip(*samples, strict=True))
+    for numbers in (shifts[(shifts > 0).all(axis=2)], edges, coin, priorities):
         assert len(np.unique(numbers)) > 0.99 * numbers.size
         shares, _ = np.histogram(numbers, bins=10, range=(0, 1))
         assert shares.sum() == numbers.size
@@ -151,40 +129,23 @@ def test_the_first_batch_is_not_moved_by_the_numbers_that_chose_it(split: Puzzle
     assert not np.isin(sample.edges, drew_the_pass).any()
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
-def test_the_slices_of_all_ranks_make_up_the_batch_of_one(
-    split: PuzzleSplit, world_size: int
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("stop", [0, 1, 5, 6, 11])
+def test_ranks_set_to_a_position_go_on_together_as_one_that_never_stopped(
+    split: PuzzleSplit, world_size: int, stop: int
 ) -> None:
-    ranks = [TrainingBatches(split, 6, 1, 0, rank, world_size) for rank in range(world_size)]
-    for whole, *parts in islice(zip(TrainingBatches(split, 6, 1, 0), *ranks, strict=True), 10):
-        assert all(len(part.examples) == 6 // world_size for part in parts)
-        assert_same(whole, joined(tuple(parts)))
-
-
-@pytest.mark.parametrize("stop", [0, 1, 4, 5, 11])
-def test_a_sampler_set_to_a_position_goes_on_as_if_never_stopped(
-    split: PuzzleSplit, stop: int
-) -> None:
-    uninterrupted = TrainingBatches(split, 5, 3, seed=7)
+    """A pass is six batches; each rank has its slice of them, at any number of ranks."""
+    uninterrupted = TrainingBatches(split, 6, 3, seed=7)
     iterator = iter(uninterrupted)
     for _ in range(stop):
         next(iterator)
-    resumed = TrainingBatches(split, 5, 3, seed=7)
-    resumed.position = uninterrupted.position
-    for ours, theirs in islice(zip(resumed, iterator, strict=True), 12):
-        assert_same(ours, theirs)
-
-
-def test_a_run_resumes_on_another_number_of_ranks(split: PuzzleSplit) -> None:
-    one = TrainingBatches(split, 4, 2, seed=1)
-    iterator = iter(one)
-    for _ in range(3):
-        next(iterator)
-    pair = [TrainingBatches(split, 4, 2, 1, rank, 2) for rank in range(2)]
-    for sampler in pair:
-        sampler.position = one.position
-    for whole, *parts in islice(zip(iterator, *pair, strict=True), 6):
-        assert_same(whole, joined(tuple(parts)))
+    ranks = [TrainingBatches(split, 6, 3, 7, rank, world_size) for rank in range(world_size)]
+    for sampler in ranks:
+        sampler.position = uninterrupted.position
+    for whole, *parts in islice(zip(iterator, *ranks, strict=True), 12):
+        assert {len(part.examples) for part in parts} == {6 // world_size}
+        for expected, *shares in zip(whole, *parts, strict=True):
+            assert np.array_equal(np.concatenate(shares), expected)
 
 
 def test_the_order_depends_on_the_seed_and_on_the_pass(split: PuzzleSplit) -> None:
@@ -223,39 +184,20 @@ def test_the_smallest_variant_decides_whether_a_pass_fills_a_batch(write_split: 
     assert len(list(islice(TrainingBatches(split, 2, 1, 0), 20))) == 20
 
 
-@pytest.mark.parametrize(
-    ("max_variants", "rows", "puzzle_ids", "test_indices"),
-    [
-        (1, [0, 1, 4, 7], [10, 10, 12, 15], [0, 1, 0, 0]),
-        (2, [0, 1, 2, 3, 4, 5, 7], [10, 10, 11, 11, 12, 13, 15], [0, 1, 0, 1, 0, 0, 0]),
-        (
-            None,
-            [0, 1, 2, 3, 4, 5, 6, 7],
-            [10, 10, 11, 11, 12, 13, 14, 15],
-            [0, 1, 0, 1, 0, 0, 0, 0],
-        ),
-    ],
-)
+@pytest.mark.parametrize("max_variants", [1, 2, None])
 def test_the_first_variants_of_each_task_are_selected_for_the_test(
-    write_split: WriteSplit,
-    max_variants: int | None,
-    rows: list[int],
-    puzzle_ids: list[int],
-    test_indices: list[int],
+    split: PuzzleSplit, max_variants: int | None
 ) -> None:
-    split = open_split(write_split([[2, 2], [1, 1, 1], [1]]), "train")
+    expected, puzzle, row = [], 0, 0
+    for sizes in GROUPS:
+        for variant, size in enumerate(sizes):
+            if max_variants is None or variant < max_variants:
+                expected += [(row + pair, 10 + puzzle, pair) for pair in range(size)]
+            puzzle, row = puzzle + 1, row + size
     selected = select_test_examples(split, max_variants)
-    assert selected.rows.tolist() == rows
-    assert selected.puzzle_ids.tolist() == puzzle_ids
-    assert selected.test_indices.tolist() == test_indices
-
-
-def test_a_part_of_a_selection_keeps_its_columns_together(write_split: WriteSplit) -> None:
-    split = open_split(write_split([[2, 2], [1, 1, 1], [1]]), "train")
-    part = select_test_examples(split, 1).take(np.array([3, 1]))
-    assert part.rows.tolist() == [7, 1]
-    assert part.puzzle_ids.tolist() == [15, 10]
-    assert part.test_indices.tolist() == [0, 1]
+    assert list(zip(*selected, strict=True)) == expected
+    part = selected.take(np.array([3, 1]))
+    assert list(zip(*part, strict=True)) == [expected[3], expected[1]], "columns stay together"
 
 
 @pytest.mark.parametrize(
@@ -269,14 +211,5 @@ def test_a_part_of_a_selection_keeps_its_columns_together(write_split: WriteSpli
     ],
 )
 def test_what_is_out_of_range_is_refused(key: str, value: Any, limit: str) -> None:
-    sound = {
-        "path": None,
-        "trajectories": None,
-        "epochs_per_pass": 1,
-        "canvas": "window",
-        "window_margin": 0,
-        "whole_canvas_share": 0,
-    }
-    assert validate(DataConfig, sound, "data").window_margin == 0
     with pytest.raises(UserError, match=rf"{key}=.*{value}.* is not allowed.*{limit}"):
-        validate(DataConfig, {**sound, key: value}, "data")
+        validate(DataConfig, {key: value}, "data")

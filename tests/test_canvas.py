@@ -1,4 +1,4 @@
-"""Grids stand on the canvas as SPEC section 3 says, and are read back by the published rule."""
+"""Grids stand on the canvas as docs/formats.md says, and are read back by the published rule."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dataset.canvas import canvas_side, place, read_back, read_extents
+from dataset.canvas import canvas_side, grid_mask, place, read_back, read_extents
 
 
 @st.composite
@@ -23,34 +23,22 @@ def placed_grids(draw: st.DrawFn) -> tuple[np.ndarray, int, np.ndarray, np.ndarr
     return grids, side, tops, lefts
 
 
-def test_eos_stands_below_and_right_of_the_grid_and_not_in_the_corner() -> None:
-    grid = np.array([[0, 9, 1], [3, 0, 4]], dtype=np.uint8)
-    assert place(grid[None], 5, 1, 0).reshape(5, 5).tolist() == [
-        [0, 0, 0, 0, 0],
-        [2, 11, 3, 1, 0],
-        [5, 2, 6, 1, 0],
-        [1, 1, 1, 0, 0],
-        [0, 0, 0, 0, 0],
-    ]
-
-
 @pytest.mark.parametrize(
-    ("top", "left", "expected"),
+    ("grid", "top", "left", "expected"),
     [
-        (0, 0, [[7, 1, 0], [1, 0, 0], [0, 0, 0]]),
-        (2, 0, [[0, 0, 0], [0, 0, 0], [7, 1, 0]]),
-        (0, 2, [[0, 0, 7], [0, 0, 1], [0, 0, 0]]),
-        (2, 2, [[0, 0, 0], [0, 0, 0], [0, 0, 7]]),
+        ([[0, 9], [3, 4]], 1, 0, [[0, 0, 0, 0], [2, 11, 1, 0], [5, 6, 1, 0], [1, 1, 0, 0]]),
+        ([[5]], 2, 0, [[0, 0, 0], [0, 0, 0], [7, 1, 0]]),
+        ([[5]], 0, 2, [[0, 0, 7], [0, 0, 1], [0, 0, 0]]),
+        ([[5]], 2, 2, [[0, 0, 0], [0, 0, 0], [0, 0, 7]]),
     ],
 )
-def test_no_eos_where_the_canvas_ends(top: int, left: int, expected: list[list[int]]) -> None:
-    grid = np.array([[[5]]], dtype=np.uint8)
-    assert place(grid, 3, top, left).reshape(3, 3).tolist() == expected
-
-
-def test_a_grid_that_fills_the_canvas_leaves_no_room_for_eos() -> None:
-    grid = np.arange(900, dtype=np.uint8).reshape(30, 30) % 10
-    assert np.array_equal(place(grid[None], 30), grid.reshape(1, 900) + 2)
+def test_eos_stands_below_and_right_of_the_grid_where_the_canvas_does_not_end(
+    grid: list[list[int]], top: int, left: int, expected: list[list[int]]
+) -> None:
+    """And not in the corner between."""
+    side = len(expected)
+    canvas = place(np.array([grid], dtype=np.uint8), side, top, left)
+    assert canvas.reshape(side, side).tolist() == expected
 
 
 @given(placed_grids())
@@ -71,49 +59,36 @@ def test_a_grid_at_the_top_left_is_read_back_whole_and_elsewhere_not_at_all(
     case: tuple[np.ndarray, int, np.ndarray, np.ndarray],
 ) -> None:
     grids, side, tops, lefts = case
-    rows, cols = read_extents(place(grids, side))
-    assert (rows == grids.shape[1]).all()
-    assert (cols == grids.shape[2]).all()
-    for n, grid in enumerate(grids):
-        read = read_back(place(grid[None], side)[0])
+    moved = zip(grids, place(grids, side), place(grids, side, tops, lefts), strict=True)
+    for grid, canvas, elsewhere in moved:
+        read = read_back(canvas)
         assert read is not None
         assert read.dtype == np.uint8
         assert np.array_equal(read, grid)
-        if tops[n] or lefts[n]:
-            assert read_back(place(grid[None], side, tops[n], lefts[n])[0]) is None
+        assert np.array_equal(elsewhere, canvas) or read_back(elsewhere) is None
 
 
 @pytest.mark.parametrize(
-    ("canvas", "rows", "cols"),
+    ("canvas", "grid"),
     [
         # An L: 3 x 1 and 1 x 3 tie at 3 cells, 2 x 2 is not all colours.
-        ([[2, 2, 2], [2, 1, 0], [2, 0, 0]], 1, 3),
+        ([[2, 3, 4], [5, 1, 0], [6, 0, 0]], [[0, 1, 2]]),
         # 2 x 2 beats the long first row of 3.
-        ([[2, 2, 2], [2, 2, 1], [0, 0, 0]], 2, 2),
+        ([[2, 2, 2], [2, 2, 1], [0, 0, 0]], [[0, 0], [0, 0]]),
         # A hole inside: the two full rows on top are the largest.
-        ([[2, 3, 4], [5, 6, 7], [8, 0, 9]], 2, 3),
-        # Colours that do not touch the corner's rectangle do not count.
-        ([[2, 1, 9], [1, 0, 9], [9, 9, 9]], 1, 1),
-        ([[1, 2, 2], [2, 2, 2], [2, 2, 2]], 0, 0),
-        ([[0, 0, 0], [0, 0, 0], [0, 0, 0]], 0, 0),
-        ([[11, 11, 11], [11, 11, 11], [11, 11, 11]], 3, 3),
-        ([[4, 1, 0], [4, 1, 0], [4, 1, 0]], 3, 1),
+        ([[2, 3, 4], [5, 6, 7], [8, 0, 9]], [[0, 1, 2], [3, 4, 5]]),
+        # Colours apart from the corner's rectangle do not count.
+        ([[2, 1, 9], [1, 0, 9], [9, 9, 9]], [[0]]),
+        ([[1, 2, 2], [2, 2, 2], [2, 2, 2]], None),
+        ([[11, 11, 11], [11, 11, 11], [11, 11, 11]], [[9, 9, 9]] * 3),
+        ([[4, 1, 0], [4, 1, 0], [4, 1, 0]], [[2], [2], [2]]),
     ],
 )
 def test_a_broken_canvas_shows_its_largest_top_left_rectangle_of_colours(
-    canvas: list[list[int]], rows: int, cols: int
+    canvas: list[list[int]], grid: list[list[int]] | None
 ) -> None:
-    tokens = np.array(canvas, dtype=np.uint8)
-    assert tuple(extent.tolist() for extent in read_extents(tokens.reshape(1, 9))) == (
-        [rows],
-        [cols],
-    )
-    read = read_back(tokens.reshape(9))
-    if rows == 0:
-        assert read is None
-    else:
-        assert read is not None
-        assert read.tolist() == (tokens[:rows, :cols] - 2).tolist()
+    read = read_back(np.array(canvas, dtype=np.uint8).reshape(9))
+    assert grid is None if read is None else read.tolist() == grid
 
 
 @given(
@@ -144,3 +119,11 @@ def test_the_side_of_a_canvas_is_the_root_of_its_cells() -> None:
     assert [canvas_side(cells) for cells in (1, 16, 900)] == [1, 4, 30]
     with pytest.raises(AssertionError, match="a canvas is square"):
         canvas_side(901)
+
+
+def test_the_mask_covers_the_grid_that_is_read_back() -> None:
+    shown = place(np.array([[[1, 2], [3, 4], [5, 6]]], dtype=np.uint8), 6)
+    mask = grid_mask(np.concatenate([shown, np.zeros_like(shown)])).reshape(2, 6, 6)
+    assert mask[0, :3, :2].all()
+    assert mask[0].sum() == 6
+    assert not mask[1].any()

@@ -1,12 +1,15 @@
 """Mistakes end in one line and exit code 2, settings complain in sentences, files appear whole."""
 
+import copy
 import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -15,10 +18,15 @@ from common.files import (
     atomic_directory,
     atomic_file,
     atomic_write,
+    read_arrays,
+    read_json,
+    read_object,
     require_creatable,
     require_new_directory,
 )
-from common.settings import Settings, validate
+from common.settings import Settings, validate, validate_stored
+
+# ---- errors ----
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -29,28 +37,41 @@ def raising(error: BaseException) -> Callable[[], None]:
     return main
 
 
+FREE = "free some space or choose another folder"
+
+
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("error", "code", "line"),
     [
-        (UserError("key a=1:\n  must be   2"), "error: key a=1: must be 2\n"),
+        (UserError("key a=1:\n  must be   2"), 2, "error: key a=1: must be 2\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "a.npy"),
-            "error: the disk is full while writing a.npy: free some space or choose another "
-            "folder\n",
+            2,
+            f"error: the disk is full while writing a.npy: {FREE}\n",
         ),
+        (OSError(errno.EDQUOT, "Quota exceeded"), 2, f"error: the disk is full: {FREE}\n"),
         (
-            OSError(errno.EDQUOT, "Disk quota exceeded"),
-            "error: the disk is full: free some space or choose another folder\n",
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.npy"),
+            2,
+            "error: a.npy: No such file or directory; check the path and its permissions\n",
         ),
+        # As a shell's: a program that was interrupted.
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_exit_code_2(
-    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_info:
         raising(error)()
-    assert exit_info.value.code == 2
+    assert exit_info.value.code == code
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), PermissionError(errno.EACCES, "a bug")])
+def test_bugs_and_what_the_system_says_of_no_file_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error), match="a bug"):
+        raising(error)()
 
 
 def test_only_rank_0_may_start_the_line_with_error(
@@ -64,19 +85,6 @@ def test_only_rank_0_may_start_the_line_with_error(
         raising(UserError("bad"))()
     assert capsys.readouterr().err == "[rank 3] error: bad\n"
     assert waits
-
-
-@pytest.mark.parametrize("error", [ValueError("a bug"), PermissionError(errno.EACCES, "a bug")])
-def test_bugs_keep_their_traceback(error: Exception) -> None:
-    with pytest.raises(type(error), match="a bug"):
-        raising(error)()
-
-
-def test_an_interrupt_exits_with_the_shells_code(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        raising(KeyboardInterrupt())()
-    assert exit_info.value.code == 130
-    assert capsys.readouterr().err == ""
 
 
 def test_an_open_progress_bar_ends_its_line_before_the_error_is_printed(
@@ -103,6 +111,16 @@ def test_an_entry_point_that_succeeds_returns() -> None:
     calls = []
     exit_cleanly(lambda: calls.append("done"))()
     assert calls == ["done"]
+
+
+def test_a_command_line_that_does_not_parse_is_one_sentence() -> None:
+    parser = CommandParser()
+    parser.add_argument("--number", type=int)
+    with pytest.raises(UserError, match=r"--number: invalid int value: 'x'; --help lists"):
+        parser.parse_args(["--number", "x"])
+
+
+# ---- settings ----
 
 
 class Inner(Settings):
@@ -174,30 +192,67 @@ def test_good_settings_are_kept_and_cannot_be_changed() -> None:
         settings.ratio = 1.0  # type: ignore[misc]
 
 
-def test_a_new_or_an_empty_folder_may_be_written(tmp_path: Path) -> None:
+REMOVED = {"inner.colour": "0.3", "depth": "0.1", "inner.never_stored": "0.2"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "lines"),
+    [
+        ({"inner": {"size": 3, "name": "b"}, "ratio": 0.25}, []),
+        (
+            {"inner": {"size": 3}},
+            ["run.json: keys that it lacks take their defaults: inner.name=a, ratio=0.5"],
+        ),
+        (
+            {"inner": {"size": 3, "name": "b", "colour": "red"}, "ratio": 0.25, "depth": None},
+            [
+                "run.json: ignoring keys that there are no more: "
+                "inner.colour (dropped in 0.3), depth (dropped in 0.1)"
+            ],
+        ),
+    ],
+    ids=["complete", "older", "newer"],
+)
+def test_stored_settings_lack_keys_or_have_removed_ones_which_is_said_in_a_line(
+    stored: dict[str, Any], lines: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = copy.deepcopy(stored)
+    with caplog.at_level("INFO"):
+        settings = validate_stored(Outer, stored, "run.json", REMOVED)
+    assert settings.inner == Inner(size=3, name=stored["inner"].get("name", "a"))
+    assert settings.ratio == stored.get("ratio", 0.5)
+    assert caplog.messages == lines
+    assert stored == before
+
+
+def test_a_stored_key_that_there_never_was_is_still_an_error() -> None:
+    with pytest.raises(UserError, match=r"^run.json: unknown key 'inner.color' \(given 'red'\)$"):
+        validate_stored(Outer, {"inner": {"color": "red"}, "depth": 1}, "run.json", REMOVED)
+
+
+# ---- files ----
+
+
+def test_only_a_new_or_an_empty_folder_may_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require_new_directory(tmp_path / "a" / "b", "--out", "move it")
     require_new_directory(Path("a_relative_folder_that_is_not_there"), "--out", "move it")
     (tmp_path / "empty").mkdir()
     require_new_directory(tmp_path / "empty", "--out", "move it")
-
-
-def test_a_file_or_a_filled_folder_is_kept(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     file = tmp_path / "folder" / "file"
     file.write_text("mine")
-    for path in (tmp_path / "folder", file):
-        with pytest.raises(UserError, match=rf"--out {path} exists already .* kept.*: move it"):
-            require_new_directory(path, "--out", "move it")
-
-
-def test_a_place_below_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(
-        UserError, match=r"--out .*file/a/b cannot be created, .*/file is no folder"
+    # Nothing can be renamed over a mount point.
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    for path, reason in (
+        (file.parent, r"/folder exists already .* kept.*: move it"),
+        (file, r"/folder/file exists already .* kept.*: move it"),
+        (file / "a" / "b", r"file/a/b cannot be created, .*/file is no folder"),
+        (tmp_path, "mount point: name a folder inside it"),
     ):
-        require_creatable(tmp_path / "file" / "a" / "b", "--out")
-    with pytest.raises(UserError, match="cannot be created"):
-        require_new_directory(tmp_path / "file" / "a", "--out", "move it")
+        with pytest.raises(UserError, match=f"--out .*{reason}"):
+            require_new_directory(path, "--out", "move it")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -217,7 +272,7 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["out"]
 
 
-def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_error_leaves_nothing_of_a_folder_behind(tmp_path: Path) -> None:
     def work() -> None:
         with atomic_directory(tmp_path / "out") as folder:
             (folder / "file").write_text("half")
@@ -243,15 +298,17 @@ def test_leftovers_of_a_killed_run_are_cleared_away(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
     def work() -> None:
-        with atomic_directory(tmp_path / "out"):
-            (tmp_path / "out").mkdir()
-            (tmp_path / "out" / "file").write_text("theirs")
+        with atomic_directory(out):
+            out.mkdir()
+            (out / "file").write_text("theirs")
 
     with pytest.raises(OSError, match="not empty"):
         work()
     assert os.listdir(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "file").read_text() == "theirs"
+    assert (out / "file").read_text() == "theirs"
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to name open files")
@@ -272,101 +329,77 @@ def test_files_are_flushed_before_the_folder_is_renamed(
     assert set(names) == {"file", "sub", "inner", f"out.{os.getpid()}.partial"}
 
 
-def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    atomic_write(path, "old")
-    atomic_write(path, "new é")
-    assert path.read_bytes() == "new é".encode()
-
-    def fails(source: Path, target: Path) -> None:
-        assert source.read_text(encoding="utf-8") == "newest"
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(OSError, match="full"):
-        atomic_write(path, "newest")
-    assert path.read_bytes() == "new é".encode()
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_file_appears_only_when_it_is_complete_and_flushed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def old_file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_text("old")
+    return path
+
+
+def test_a_file_is_replaced_in_one_step_when_it_is_complete_and_flushed(
+    old_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flushed = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(path.read_text()))
-    with atomic_file(path) as partial:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(old_file.read_text()))
+    with atomic_file(old_file) as partial:
         partial.write_text("new")
-        assert path.read_text() == "old"
+        assert old_file.read_text() == "old"
     assert flushed == ["old"]
-    assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["file"]
+    assert old_file.read_text() == "new"
+    atomic_write(old_file, "newest é")
+    assert old_file.read_bytes() == "newest é".encode()
+    assert os.listdir(old_file.parent) == ["file"]
 
 
-def test_an_error_while_a_file_is_written_leaves_the_old_one(tmp_path: Path) -> None:
-    """Whether or not there is a new one yet."""
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_error_while_a_file_is_written_leaves_the_old_one(
+    old_file: Path, writes: bool, error: type[BaseException]
+) -> None:
+    """Whether or not there is a new one yet. What the system says gets the file's name."""
 
-    def work(writes: bool) -> None:
-        with atomic_file(tmp_path / "file") as partial:
+    def work() -> None:
+        with atomic_file(old_file) as partial:
             if writes:
                 partial.write_text("half")
-            raise KeyboardInterrupt
+            raise error(errno.ENOSPC, "full")  # As of a file that is open: without its name.
 
-    (tmp_path / "file").write_text("old")
-    for writes in (True, False):
-        with pytest.raises(KeyboardInterrupt):
-            work(writes)
-        assert os.listdir(tmp_path) == ["file"]
-        assert (tmp_path / "file").read_text() == "old"
-
-
-def test_a_disk_that_fills_up_while_a_file_is_written_is_reported_with_its_name(
-    tmp_path: Path,
-) -> None:
-    def work() -> None:
-        with atomic_file(tmp_path / "file"):
-            raise OSError(errno.ENOSPC, "full")  # As of a file that is open.
-
-    with pytest.raises(OSError, match="full") as error:
+    with pytest.raises(error) as raised:
         work()
-    assert error.value.filename == str(tmp_path / f"file.{os.getpid()}.partial")
+    if isinstance(raised.value, OSError):
+        assert raised.value.filename == f"{old_file}.{os.getpid()}.partial"
+    assert os.listdir(old_file.parent) == ["file"]
+    assert old_file.read_text() == "old"
 
 
-def test_a_mount_point_cannot_be_the_output(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Nothing can be renamed over it: better said before the work than after."""
-    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
-    with pytest.raises(UserError, match="mount point: name a folder inside it"):
-        require_new_directory(tmp_path, "--out", "move it")
+def test_a_json_file_is_parsed_or_refused_with_its_name_and_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text('{"a": [1, "é"]}', encoding="utf-8")
+    assert read_json(path, "") == read_object(path, "") == {"a": [1, "é"]}
+    path.write_text("[1]")
+    assert read_json(path, "") == [1]
+    with pytest.raises(UserError, match=r"file\.json must hold a JSON object, not a list: again"):
+        read_object(path, "again")
+    for content in (b"", b"{", b"\xff\xfe{}"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"file\.json is not valid JSON \(.*\): again"):
+            read_json(path, "again")
+    with pytest.raises(UserError, match=r"other\.json does not exist: again"):
+        read_json(tmp_path / "other.json", "again")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\): again"):
+        read_json(tmp_path, "again")
 
 
-def test_what_the_system_says_about_a_file_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @exit_cleanly
-    def main() -> None:
-        (tmp_path / "missing").read_text()
-
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "missing: No such file or directory" in line
-
-
-def test_an_error_of_the_system_about_no_file_is_a_bug_and_keeps_its_traceback() -> None:
-    @exit_cleanly
-    def main() -> None:
-        raise OSError(errno.EIO, "broken")
-
-    with pytest.raises(OSError, match="broken"):
-        main()
-
-
-def test_a_command_line_that_does_not_parse_is_one_sentence() -> None:
-    parser = CommandParser()
-    parser.add_argument("--number", type=int)
-    with pytest.raises(UserError, match=r"--number: invalid int value: 'x'; --help lists"):
-        parser.parse_args(["--number", "x"])
+def test_an_npz_file_is_read_or_refused_by_the_key_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    with pytest.raises(UserError, match=r"^key=it does not exist: again"):
+        read_arrays(path, ["a"], "key=it", "again")
+    np.savez(path, a=np.arange(3), b=np.zeros(1))
+    assert {name: a.tolist() for name, a in read_arrays(path, ["a"], "", "").items()} == {
+        "a": [0, 1, 2], "b": [0.0]
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"^key=it has no array 'c': again"):
+        read_arrays(path, ["a", "c"], "key=it", "again")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"^key=it is damaged or no .npz file .*: again"):
+        read_arrays(path, ["a"], "key=it", "again")

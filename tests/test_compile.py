@@ -1,19 +1,18 @@
 """torch.compile of the network: same numbers, and no more graphs than there are uses."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 import torch._dynamo.testing
-from tiny import SEQ_LEN, random_table, random_tokens, tiny_arch, tiny_model, tiny_supervision
+from tiny import SEQ_LEN, random_table, random_tokens, tiny_arch, tiny_model
 from torch import Tensor
 
+from common.distributed import Ranks
 from common.segments import Segment
 from dataset.canvas import ARC_COLOURS
-from models.build import COMPILED_GRAPHS, build_model
+from models.build import COMPILED_GRAPHS, ComputeConfig, build_model
 from models.recursive import StepOutput, TinyRecursiveModel, run_step
-from models.steps import ImprovementSteps
-from models.supervision import DeepImprovementSupervision
+from models.steps import TrainedModel
+from models.supervision import DeepImprovementSupervision, SupervisionConfig
 
 pytestmark = pytest.mark.long
 
@@ -73,18 +72,11 @@ def test_the_compiled_baseline_computes_the_same_with_examples_at_steps_of_their
     assert graphs.frame_count == 1
 
 
-class Window(NamedTuple):
-    """Tokens and their cells, both [B, L]."""
-
-    inputs: Tensor
-    cells: Tensor
-
-
-def window(rows: int, length: int, seed: int = 0) -> Window:
-    """As many rows of as many cells, other ones for each row, in any order."""
+def window(rows: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens of as many cells, other ones for each row in any order, and which these are [B, L]."""
     generator = torch.Generator().manual_seed(seed)
     cells = torch.rand(rows, SEQ_LEN, generator=generator).argsort(dim=1)[:, :length].contiguous()
-    return Window(random_tokens(seed, rows).take_along_dim(cells, 1), cells)
+    return random_tokens(seed, rows).take_along_dim(cells, 1), cells
 
 
 def gradients(model: TinyRecursiveModel, outputs: list[StepOutput]) -> list[Tensor]:
@@ -133,11 +125,11 @@ def test_training_and_evaluating_shapes_of_all_kinds_makes_a_few_graphs_and_then
     # What counts is what is traced; no need to generate code for it.
     graphs = torch._dynamo.testing.CompileCounterWithBackend("eager")
     model.compile(backend=graphs)
-    config = tiny_supervision(objective="dual", next_input="answer")
+    config = SupervisionConfig(objective="dual", next_input="answer")
     supervision = DeepImprovementSupervision(
         config, model, model, table, ARC_COLOURS, diagnostics=False
     )
-    steps = ImprovementSteps(model, table, config)
+    trained = TrainedModel(model, table, config)
 
     def train(*shapes: tuple[int, int]) -> None:
         for result in supervision.run([segment(*shape) for shape in shapes], seed=0):
@@ -146,7 +138,7 @@ def test_training_and_evaluating_shapes_of_all_kinds_makes_a_few_graphs_and_then
     def evaluate(*shapes: tuple[int, int]) -> None:
         for given in (segment(*shape) for shape in shapes):
             with torch.no_grad():
-                list(steps.run(given.inputs, given.puzzle_ids, given.cells))
+                list(trained.improve(given.inputs, given.puzzle_ids, 3, cells=given.cells))
 
     with torch._dynamo.config.patch(recompile_limit=COMPILED_GRAPHS):
         train((5, 6), (4, 9), (2, SEQ_LEN))
@@ -172,7 +164,7 @@ def test_watching_the_steps_makes_no_other_graph() -> None:
     model.compile(backend=graphs)
     for diagnostics in (False, True):
         supervision = DeepImprovementSupervision(
-            tiny_supervision(), model, model, table, ARC_COLOURS, diagnostics
+            SupervisionConfig(), model, model, table, ARC_COLOURS, diagnostics
         )
         for result in supervision.run([segment(3, SEQ_LEN)], seed=0):
             result.loss.backward()
@@ -180,8 +172,8 @@ def test_watching_the_steps_makes_no_other_graph() -> None:
 
 
 def test_a_compiled_model_may_have_more_graphs_than_pytorch_allows_by_itself() -> None:
+    ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
     with torch._dynamo.config.patch(recompile_limit=8):
-        build_model(tiny_arch(), 12, SEQ_LEN, torch.device("cpu"), "auto", "off", "default")
-        assert torch._dynamo.config.recompile_limit == 8
-        build_model(tiny_arch(), 12, SEQ_LEN, torch.device("cpu"), "auto", "on", "default")
-        assert torch._dynamo.config.recompile_limit == COMPILED_GRAPHS
+        for compiled, limit in (("off", 8), ("auto", 8), ("on", COMPILED_GRAPHS)):
+            build_model(tiny_arch(), 12, SEQ_LEN, ComputeConfig(compile=compiled), ranks)
+            assert torch._dynamo.config.recompile_limit == limit

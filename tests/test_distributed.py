@@ -5,29 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 from runs import torchrun, train_arguments
+from tiny import ALONE, CPU
 
-from common.distributed import Ranks, peak_memory, start_ranks, wrap_for_ranks
+from common.distributed import peak_memory, start_ranks, wrap_for_ranks
 from common.errors import UserError
 from models.layers import Linear
 
-ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-
 
 def test_a_plain_process_is_the_only_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its collectives return what they are given."""
     for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with start_ranks("cpu") as ranks:
-        assert (ranks.rank, ranks.world_size, ranks.device.type) == (0, 1, "cpu")
+        assert ranks == ALONE
         assert ranks.is_main
-
-
-def test_collectives_of_one_rank_return_what_they_are_given() -> None:
-    values = torch.tensor([1.0, 2.0])
-    assert ALONE.sum(values) is values
-    assert ALONE.concatenate(values) is values
+    values, layer = torch.tensor([1.0, 2.0]), Linear(2, 2)
+    assert ALONE.sum(values) is ALONE.concatenate(values) is values
     assert ALONE.gather_objects("a") == ["a"]
     assert ALONE.from_main(lambda: 3) == 3
-    layer = Linear(2, 2)
     assert wrap_for_ranks(layer, ALONE) is layer
 
 
@@ -44,20 +39,17 @@ def test_an_error_that_only_the_main_rank_can_see_ends_all_ranks(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """The run folder is taken: nobody waits for a collective that never comes."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("mine")
-    process = torchrun(
-        2, "train_arc_tiny_corrupt.py", *train_arguments(tiny_dataset, tmp_path / "run")
-    )
+    (tmp_path / "thesis.txt").write_text("mine")
+    process = torchrun(2, "train_arc_tiny_corrupt.py", *train_arguments(tiny_dataset, tmp_path))
     assert process.returncode != 0
     (line,) = [line for line in process.stderr.splitlines() if line.startswith("error:")]
     assert "exists already" in line
 
 
 def test_peak_memory_is_that_of_the_process_in_bytes() -> None:
-    before = peak_memory(torch.device("cpu"))
+    before = peak_memory(CPU)
     assert 1e8 < before < 1e11, "a process that has loaded torch"
     # More than the process has ever held, whatever ran before in it.
     block = bytearray(before + 50_000_000)
     block[::4096] = b"x" * len(block[::4096])
-    assert peak_memory(torch.device("cpu")) >= before + 50_000_000
+    assert peak_memory(CPU) >= before + 50_000_000

@@ -13,10 +13,17 @@ import torch
 from conftest import REPOSITORY
 from tiny import cell_random, target_request
 
+from common.flags import parse_flags
 from config.loading import load_config
 from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
-from dataset import build_arc_dataset, build_nqueens_dataset, build_sudoku_dataset, import_arc
-from models.targets.request import TargetRequest, path_to_solution
+from dataset import (
+    build_maze_dataset,
+    build_nqueens_dataset,
+    build_plan,
+    build_sudoku_dataset,
+    import_arc,
+)
+from models import targets
 from study import __main__ as study
 
 OUTPUTS = ("data", "demo_output", "kaggle", "runs", "wandb")
@@ -29,57 +36,31 @@ COMMANDS = [
 ]
 
 
-def commands(program: str) -> list[str]:
-    return [command for command in COMMANDS if program in command]
+def arguments_of(program: str) -> list[list[str]]:
+    """Of every command that runs the program."""
+    found = [shlex.split(command) for command in COMMANDS]
+    return [words[words.index(program) + 1 :] for words in found if program in words]
 
 
-def arguments_of(command: str, program: str) -> list[str]:
-    words = shlex.split(command)
-    return words[words.index(program) + 1 :]
+CONFIGURED: list[tuple[str, Any, list[str]]] = [
+    *(("train", TrainConfig, given) for given in arguments_of("train_arc_tiny_corrupt.py")),
+    *(("evaluate", EvaluateConfig, given) for given in arguments_of("evaluate.py")),
+    *(
+        ("diagnose", DiagnoseConfig, given.split())
+        for given in re.findall(r"`python diagnose.py ([^`]*)`", README)
+    ),
+]
 
 
-@pytest.mark.parametrize("command", commands("train_arc_tiny_corrupt.py"))
-def test_every_training_command_is_a_valid_configuration(command: str) -> None:
-    arguments = arguments_of(command, "train_arc_tiny_corrupt.py")
-    load_config("train", TrainConfig, "", arguments)
+def test_there_are_commands_of_each_script() -> None:
+    assert {name for name, _, _ in CONFIGURED} == {"train", "evaluate", "diagnose"}
 
 
-@pytest.mark.parametrize("command", commands("evaluate.py"))
-def test_every_evaluation_command_is_a_valid_configuration(command: str) -> None:
-    load_config("evaluate", EvaluateConfig, "", arguments_of(command, "evaluate.py"))
-
-
-def test_the_diagnosis_command_is_a_valid_configuration() -> None:
-    (arguments,) = re.findall(r"`python diagnose.py ([^`]*)`", README)
-    load_config("diagnose", DiagnoseConfig, "", arguments.split())
-
-
-@pytest.mark.parametrize(
-    ("module", "program"),
-    [
-        (build_nqueens_dataset, "dataset.build_nqueens_dataset"),
-        (build_sudoku_dataset, "dataset.build_sudoku_dataset"),
-        (study, "study"),
-    ],
-)
-def test_every_other_command_parses(
-    module: Any, program: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "schema", "arguments"), CONFIGURED)
+def test_every_command_of_a_script_is_a_valid_configuration(
+    name: str, schema: Any, arguments: list[str]
 ) -> None:
-    found = commands(f"-m {program}")
-    assert found
-    for command in found:
-        monkeypatch.setattr(sys, "argv", [program, *arguments_of(command, program)])
-        module.parse_arguments()
-
-
-def test_the_generator_that_the_readme_adds_works() -> None:
-    """Its class as printed, in a registry of one."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    names = {"torch": torch, "TargetRequest": TargetRequest, "Tensor": torch.Tensor}
-    exec(code, names | {"path_to_solution": path_to_solution}, found := {})
-    inputs, solution = torch.full((1, 16), 2), torch.full((1, 16), 3)
-    frames = found["BackwardEdits"]()(target_request(inputs, solution, 4, cell_random(1)))
-    assert [(frame == 3).nonzero()[0].item() for frame in frames[0]] == [12, 8, 4, 0]
+    load_config(name, schema, "", arguments)
 
 
 def test_training_without_overrides_is_the_compact_model_on_arc_1() -> None:
@@ -88,24 +69,75 @@ def test_training_without_overrides_is_the_compact_model_on_arc_1() -> None:
     assert str(config.data.path) == "data/arc1concept-aug-1000"
 
 
-@pytest.mark.parametrize("command", commands("dataset.build_arc_dataset"))
+@pytest.mark.parametrize(
+    ("options", "program", "expected"),
+    [
+        (build_nqueens_dataset.BuildOptions, "dataset.build_nqueens_dataset", {}),
+        (build_sudoku_dataset.BuildOptions, "dataset.build_sudoku_dataset", {}),
+        (build_maze_dataset.BuildOptions, "dataset.build_maze_dataset", {}),
+        (
+            import_arc.ImportOptions,
+            "dataset.import_arc",
+            {"output_prefix": "kaggle/combined/arc-agi"},
+        ),
+        (
+            build_plan.BuildOptions,
+            "dataset.build_arc_dataset",
+            {"num_aug": 1000, "seed": 42, "puzzle_identifiers_start": 1},
+        ),
+    ],
+)
+def test_every_other_command_parses(
+    options: Any,
+    program: str,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """In a folder where the CSVs exist."""
+    monkeypatch.chdir(tmp_path)
+    found = arguments_of(program)
+    assert found
+    for arguments in found:
+        for file in arguments:
+            if file.endswith(".csv"):
+                Path(file).touch()
+        parsed = parse_flags(options, program, None, arguments)
+        assert {key: getattr(parsed, key) for key in expected} == expected
+
+
+def test_the_study_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    (arguments,) = arguments_of("study")
+    monkeypatch.setattr(sys, "argv", ["study", *arguments])
+    study.parse_arguments()
+
+
+def test_the_generator_that_the_readme_adds_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its function as printed, added to the module, and its line to the registry."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (line,) = re.findall(r"`(\"backwards\": .*?),`", README)
+    exec(code, names := dict(vars(targets)))
+    monkeypatch.setattr(targets, "TARGETS", targets.TARGETS | eval(f"{{{line}}}", names))
+    inputs, solution = torch.full((1, 16), 2), torch.full((1, 16), 3)
+    request = target_request(inputs, solution, 4, cell_random(1))
+    frames = targets.TARGETS["backwards"].generate(request)
+    assert [(frame == 3).nonzero()[0].item() for frame in frames[0]] == [12, 8, 4, 0]
+
+
+@pytest.mark.parametrize("arguments", arguments_of("dataset.build_arc_dataset"))
 def test_the_builder_commands_run_word_for_word(
-    command: str, tmp_path: Path, kaggle_prefix: str
+    arguments: list[str], tmp_path: Path, kaggle_prefix: str
 ) -> None:
     """In a folder where the named files exist, here with a few small tasks in each subset."""
     folder = tmp_path / "kaggle" / "combined"
     folder.mkdir(parents=True)
-    sources = {"training": "training", "evaluation": "evaluation"}
-    sources |= {"training2": "training", "evaluation2": "evaluation"}
-    for subset, source in sources.items():
-        for half in ("challenges", "solutions"):
-            shutil.copy(
-                f"{kaggle_prefix}_{source}_{half}.json", folder / f"arc-agi_{subset}_{half}.json"
-            )
     for half in ("challenges", "solutions"):
+        for subset in ("training", "evaluation", "training2", "evaluation2"):
+            source = f"{kaggle_prefix}_{subset.removesuffix('2')}_{half}.json"
+            shutil.copy(source, folder / f"arc-agi_{subset}_{half}.json")
         (folder / f"arc-agi_concept_{half}.json").write_text("{}")
     process = subprocess.run(
-        [sys.executable, *shlex.split(command)[1:], "--num-aug", "3"],
+        [sys.executable, "-m", "dataset.build_arc_dataset", *arguments, "--num-aug", "3"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
         capture_output=True,
@@ -113,20 +145,8 @@ def test_the_builder_commands_run_word_for_word(
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    options = arguments_of(command, "dataset.build_arc_dataset")
-    built = tmp_path / options[options.index("--output-dir") + 1]
+    built = tmp_path / arguments[arguments.index("--output-dir") + 1]
     assert (built / "train" / "all__inputs.npy").is_file()
-
-
-def test_the_import_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
-    (command,) = commands("dataset.import_arc")
-    arguments = arguments_of(command, "dataset.import_arc")
-    monkeypatch.setattr(sys, "argv", ["import_arc", *arguments])
-    assert str(import_arc.parse_arguments().output_prefix) == "kaggle/combined/arc-agi"
-    (first, *_) = commands("dataset.build_arc_dataset")
-    monkeypatch.setattr(sys, "argv", ["build", *arguments_of(first, "dataset.build_arc_dataset")])
-    options = build_arc_dataset.parse_arguments()
-    assert (options.num_aug, options.seed, options.puzzle_identifiers_start) == (1000, 42, 1)
 
 
 def test_every_link_and_path_of_the_readme_exists() -> None:

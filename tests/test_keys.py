@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import BaseModel
-from runs import HALTING, InProcess
+from runs import HALTING, call, run_evaluation, run_training
 
 import demo
 import diagnose
@@ -54,55 +53,33 @@ def leaves(schema: type[BaseModel]) -> Iterator[tuple[str, str]]:
             yield schema.__name__, name
 
 
-def test_the_trainer_reads_every_key(
+def test_trainer_evaluator_and_diagnoser_read_every_key(
     monkeypatch: pytest.MonkeyPatch, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """In a run from scratch and one that starts from its weights and counts its epochs.
+    """Training from scratch, then from these weights for some epochs on windows, then with halting.
 
-    The second also trains on windows and votes in rounds, and the third lets examples halt: only
-    then do their settings matter.
-    `device` is read by `main`, before the part that is watched.
+    Only then do the settings of each matter. What a script's `main` reads before the part that is
+    watched is given. What `diagnose.py` says of predictions is read from the `EvalConfig` that it
+    makes of it.
     """
-    torch.set_num_threads(1)
     read: Read = {("TrainConfig", "device")}
     watch(monkeypatch, train_arc_tiny_corrupt, "train", read)
-    scripts = InProcess(monkeypatch)
-    first = scripts.train(tiny_dataset, tmp_path / "first", "train.max_steps=3")
-    scripts.train(
-        tiny_dataset,
-        tmp_path / "second",
-        f"init_from={first}",
-        "train.max_steps=null",
-        "train.epochs=1",
-        "data.canvas=window",
-        "eval.voting=sequential",
-        "wandb.mode=offline",
-    )
-    scripts.train(tiny_dataset, tmp_path / "third", "train.max_steps=1", *HALTING)
+    first = run_training(tiny_dataset, tmp_path / "first", "train.max_steps=3")
+    windows = ("train.epochs=1", "data.canvas=window", "wandb.mode=offline")
+    source = (f"init_from={first}", "train.max_steps=null")
+    run_training(tiny_dataset, tmp_path / "second", *source, *windows)
+    run_training(tiny_dataset, tmp_path / "third", "train.max_steps=1", *HALTING)
     assert set(leaves(TrainConfig)) - read == set()
 
-
-def test_the_evaluator_reads_every_key(
-    monkeypatch: pytest.MonkeyPatch, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    scripts = InProcess(monkeypatch)
-    run_dir = scripts.train(tiny_dataset, tmp_path / "run", "train.max_steps=3")
-    read: Read = {("EvaluateConfig", name) for name in ("device", "checkpoint", "predictions")}
+    read = {("EvaluateConfig", name) for name in ("device", "checkpoint", "predictions")}
     watch(monkeypatch, evaluate, "evaluate_checkpoints", read)
-    scripts.evaluate(tmp_path / "out", f"checkpoint={run_dir}", "eval.voting=sequential")
+    run_evaluation(tmp_path / "scored", f"checkpoint={first}")
     assert set(leaves(EvaluateConfig)) - read == set()
 
-
-def test_the_diagnoser_reads_every_key(
-    monkeypatch: pytest.MonkeyPatch, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    """What it says of predictions is read from the `EvalConfig` that it makes of it."""
-    run_dir = InProcess(monkeypatch).train(tiny_dataset, tmp_path / "run", "train.max_steps=3")
-    read: Read = {("DiagnoseConfig", "device")}
+    read = {("DiagnoseConfig", "device")}
     watch(monkeypatch, diagnose, "diagnose", read)
-    arguments = [f"checkpoint={run_dir}", f"output_dir={tmp_path / 'out'}", "device=cpu"]
-    monkeypatch.setattr("sys.argv", ["diagnose.py", *arguments, "guidance_weights=[1]"])
-    diagnose.main()
+    output = (f"output_dir={tmp_path / 'diagnosed'}", "device=cpu", "guidance_weights=[1]")
+    call(diagnose.main, f"checkpoint={first}", *output)
     read |= {("PredictConfig", name) for section, name in read if section == "EvalConfig"}
     assert set(leaves(DiagnoseConfig)) - read == set()
 
@@ -112,7 +89,6 @@ def test_the_demo_reads_every_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     read: Read = set()
     monkeypatch.setattr(demo, "run", lambda *_: None)
     monkeypatch.setattr(demo, "report", lambda *_: None)
-    monkeypatch.setattr("sys.argv", ["demo.py", f"output_dir={tmp_path / 'out'}"])
     with recorded(monkeypatch, read):
-        demo.main()
+        call(demo.main, f"output_dir={tmp_path / 'out'}")
     assert set(leaves(DemoConfig)) - read == set()

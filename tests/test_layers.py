@@ -24,10 +24,6 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def rms(x: Tensor) -> Tensor:
-    return x.double().square().mean(dim=-1).sqrt()
-
-
 def test_the_truncated_normal_has_the_given_std_after_the_cut() -> None:
     torch.manual_seed(0)
     drawn = truncated_normal_(torch.empty(400_000), std=0.5)
@@ -41,20 +37,14 @@ def test_the_truncated_normal_has_the_given_std_after_the_cut() -> None:
     assert (drawn.abs() < sigma).float().mean().item() == pytest.approx(0.683 / 0.9545, abs=0.005)
 
 
-def test_the_weights_of_a_linear_map_have_std_1_over_root_fan_in_and_no_bias() -> None:
+def test_linear_maps_and_embeddings_have_std_1_over_root_width_and_no_bias() -> None:
     torch.manual_seed(0)
-    layer = Linear(64, 2000)
-    assert [name for name, _ in layer.named_parameters()] == ["weight"]
-    assert layer.weight.shape == (2000, 64)
-    assert layer.weight.std().item() == pytest.approx(1 / 8, rel=0.01)
-
-
-def test_an_embedding_has_std_1_over_root_width() -> None:
-    torch.manual_seed(0)
-    table = Embedding(2000, 64)
-    assert table.weight.std().item() == pytest.approx(1 / 8, rel=0.01)
+    for layer in (Linear(64, 2000), Embedding(2000, 64)):
+        assert [name for name, _ in layer.named_parameters()] == ["weight"]
+        assert layer.weight.shape == (2000, 64)
+        assert layer.weight.std().item() == pytest.approx(1 / 8, rel=0.01)
     index = torch.tensor([[3, 0], [3, 7]])
-    assert torch.equal(table(index), table.weight[index])
+    assert torch.equal(layer(index), layer.weight[index])
 
 
 def test_rms_norm_by_hand() -> None:
@@ -78,19 +68,10 @@ def test_rms_norm_computes_in_fp32_whatever_its_input() -> None:
 
 def test_rotary_turns_pairs_half_a_head_apart_by_position_times_frequency() -> None:
     # Head dimension 4, base 10,000: frequencies 1 and 10000 ** (-2/4) = 0.01.
-    rotary = RotaryEmbedding(4, 3, 10_000.0)
-    first = rotate(torch.tensor([1.0, 0, 0, 0]).expand(1, 1, 3, 4), rotary(None))[0, 0, 2]
-    assert torch.allclose(first, torch.tensor([math.cos(2), 0, math.sin(2), 0]))
-    second = rotate(torch.tensor([0, 1.0, 0, 0]).expand(1, 1, 3, 4), rotary(None))[0, 0, 2]
-    assert torch.allclose(second, torch.tensor([0, math.cos(0.02), 0, math.sin(0.02)]))
-
-
-def test_rotary_leaves_position_0_alone_and_keeps_every_norm() -> None:
-    x = normal(2, 3, 20, 8)
-    turned = rotate(x, RotaryEmbedding(8, 20, 10_000.0)(None))
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])
-    assert not torch.allclose(turned[:, :, 1], x[:, :, 1], atol=0.01)
-    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
+    rotation = RotaryEmbedding(4, 3, 10_000.0)(None)
+    turned = [rotate(unit.expand(1, 1, 3, 4), rotation)[0, 0, 2] for unit in torch.eye(4)[:2]]
+    assert torch.allclose(turned[0], torch.tensor([math.cos(2), 0, math.sin(2), 0]))
+    assert torch.allclose(turned[1], torch.tensor([0, math.cos(0.02), 0, math.sin(0.02)]))
 
 
 def test_query_times_key_depends_on_the_distance_of_their_positions_only() -> None:
@@ -124,12 +105,6 @@ def test_given_positions_turn_each_vector_as_its_place_in_the_full_sequence_woul
             assert torch.equal(turned[row, :, place], expected)
 
 
-def test_all_positions_in_order_are_the_full_sequence() -> None:
-    rotary, x = RotaryEmbedding(8, 20, 100.0), normal(2, 3, 20, 8)
-    given = rotate(x, rotary(torch.arange(20).expand(2, -1)))
-    assert torch.equal(given, rotate(x, rotary(None)))
-
-
 @pytest.mark.parametrize(
     ("width", "inner"),
     [
@@ -160,105 +135,46 @@ def test_swiglu_by_hand() -> None:
     assert torch.allclose(answer, torch.tensor([[0.0, 4.3863514]]))
 
 
-def naive_attention(layer: Attention, x: Tensor, positions: list[int], base: float) -> Tensor:
-    """Softmax attention of one sequence [T, D], one head, one query and one key at a time."""
-    length, width = x.shape
-    head_dim = width // layer.num_heads
-    half = head_dim // 2
+def test_heads_are_split_and_joined_as_if_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rearranged queries, keys and values of each head, and back, to the bit.
 
-    def turned(vector: Tensor, position: int) -> Tensor:
-        angles = position * base ** (-torch.arange(half, dtype=torch.float64) / half)
-        number = torch.complex(vector[:half], vector[half:]) * torch.polar(
-            torch.ones(half, dtype=torch.float64), angles
-        )
-        return torch.cat([number.real, number.imag])
-
-    weight = layer.qkv.weight.double()
-    joined = torch.zeros(length, width, dtype=torch.float64)
-    for head in range(layer.num_heads):
-        rows = slice(head * head_dim, (head + 1) * head_dim)
-        q, k, v = (x @ part[rows].T for part in weight.split(width))
-        for i in range(length):
-            scores = [
-                turned(q[i], positions[i]) @ turned(k[j], positions[j]) / math.sqrt(head_dim)
-                for j in range(length)
-            ]
-            joined[i, rows] = torch.stack(scores).softmax(dim=0) @ v
-    return joined @ layer.out.weight.double().T
-
-
-def test_attention_is_softmax_attention_over_all_positions() -> None:
-    torch.manual_seed(0)
-    layer = Attention(16, num_heads=2)
-    x = normal(2, 6, 16)
-    answer = layer(x, RotaryEmbedding(8, 6, 100.0)(None)).double()
-    everywhere = list(range(6))
-    expected = [naive_attention(layer, row.double(), everywhere, base=100.0) for row in x]
-    assert torch.allclose(answer, torch.stack(expected), atol=1e-5)
-
-
-def test_attention_over_some_positions_is_softmax_attention_among_these() -> None:
-    torch.manual_seed(0)
-    layer, rotary = Attention(16, num_heads=2), RotaryEmbedding(8, 30, 100.0)
-    positions = [[0, 1, 7, 29], [3, 28, 2, 11]]
-    x = normal(2, 4, 16)
-    answer = layer(x, rotary(torch.tensor(positions))).double()
-    expected = [
-        naive_attention(layer, row.double(), places, base=100.0)
-        for row, places in zip(x, positions, strict=True)
-    ]
-    assert torch.allclose(answer, torch.stack(expected), atol=1e-5)
-    in_order = layer(x, RotaryEmbedding(8, 4, 100.0)(None)).double()
-    assert not torch.allclose(answer, in_order, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["default", "flash", "matmul"])
-def test_attention_is_computed_by_the_layers_backend(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    What attention computes of them, and where, see test_attention.py and test_recursive.py.
+    """
     torch.manual_seed(0)
     layer, rotation = Attention(16, num_heads=2), RotaryEmbedding(8, 6, 100.0)(None)
-    assert layer.backend == "default"
-    x = normal(2, 6, 16)
-    expected, calls = layer(x, rotation), []
-    backend = BACKENDS[name]
+    attended: list[tuple[Tensor, ...]] = []
 
-    def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        calls.append(q.shape)
-        return backend(q, k, v)
+    def attend(*qkv: Tensor) -> Tensor:
+        attended.append(qkv)
+        return qkv[2]
 
-    monkeypatch.setitem(BACKENDS, name, counted)
-    layer.backend = name
-    assert torch.allclose(layer(x, rotation), expected, atol=1e-6)
-    assert calls == [(2, 2, 6, 8)]
+    monkeypatch.setitem(BACKENDS, "default", attend)
+    x = normal(3, 6, 16)
+    answer = layer(x, rotation)
+    q, k, v = layer.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+    by_hand = rotate(q, rotation), rotate(k, rotation), v
+    for ours, expected in zip(attended[0], by_hand, strict=True):
+        assert ours.shape == (3, 2, 6, 8)
+        assert torch.equal(ours, expected)
+    assert torch.equal(answer, layer.out(v.transpose(1, 2).flatten(-2)))
 
 
-def test_attention_is_not_causal() -> None:
+@pytest.mark.parametrize("eps", [1e-5, 3.0])
+def test_a_block_normalises_after_each_residual_addition(eps: float) -> None:
     torch.manual_seed(0)
-    layer, rotation = Attention(16, num_heads=2), RotaryEmbedding(8, 6, 100.0)(None)
-    x = normal(1, 6, 16)
-    changed = x.clone()
-    changed[0, 5] += 1
-    assert not torch.allclose(layer(x, rotation)[0, 0], layer(changed, rotation)[0, 0], atol=1e-3)
-
-
-def test_a_block_normalises_after_each_residual_addition() -> None:
-    torch.manual_seed(0)
-    block, rotation = Block(16, 2, 4.0, 1e-5), RotaryEmbedding(8, 6, 10_000.0)(None)
-    x = 100 * normal(2, 6, 16)
-    answer = block(x, rotation)
-    assert torch.allclose(rms(answer), torch.ones(2, 6, dtype=torch.float64), atol=1e-4)
+    block, rotation = Block(16, 2, 4.0, eps), RotaryEmbedding(8, 6, 10_000.0)(None)
+    x = normal(2, 6, 16) * (100 if eps < 1 else 1)
     h = x + block.attention(x, rotation)
-    h = h / (h.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    h = h / (h.square().mean(dim=-1, keepdim=True) + eps).sqrt()
     h = h + block.swiglu(h)
-    h = h / (h.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    h = h / (h.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    answer = block(x, rotation)
     assert torch.allclose(answer, h, atol=1e-5)
-
-
-def test_the_epsilon_of_a_block_is_the_one_it_is_given() -> None:
-    torch.manual_seed(0)
-    block, rotation = Block(16, 2, 4.0, norm_eps=3.0), RotaryEmbedding(8, 6, 10_000.0)(None)
-    assert rms(block(normal(1, 6, 16), rotation)).max() < 0.9
+    rms = answer.square().mean(dim=-1).sqrt()
+    if eps < 1:
+        assert torch.allclose(rms, torch.ones(2, 6), atol=1e-4)
+    else:
+        assert rms.max() < 0.9
 
 
 def test_a_block_computes_in_the_dtype_of_its_input_and_keeps_fp32_weights() -> None:

@@ -5,18 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import ALONE, CPU
 from torch import Tensor
 
-from common.distributed import Ranks
 from models.supervision import StepResult
 from training.metrics import MetricSums, TrainingMetrics
 
-CPU = torch.device("cpu")
-ALONE = Ranks(rank=0, world_size=1, device=CPU)
 
-
-def result(
-    steps: list[int], finished: list[bool], loss: float, **figures: list[float]
+def step_result(
+    steps: list[int], finished: list[bool], loss: float, **metrics: list[float]
 ) -> StepResult:
     nothing = torch.zeros(0)
     return StepResult(
@@ -25,14 +22,14 @@ def result(
         nothing,
         torch.tensor(steps),
         torch.tensor(finished),
-        {name: torch.tensor(values) for name, values in figures.items()},
+        {name: torch.tensor(values) for name, values in metrics.items()},
     )
 
 
 def of_all(step: int, loss: float, cell: list[float], exact: list[float]) -> StepResult:
     """A batch of two whose examples take the same step, the second of two the last."""
-    figures = {"cell_accuracy": cell, "exact_accuracy": exact}
-    return result([step] * 2, [step == 2] * 2, loss, **figures)
+    metrics = {"cell_accuracy": cell, "exact_accuracy": exact}
+    return step_result([step] * 2, [step == 2] * 2, loss, **metrics)
 
 
 def two_batches() -> MetricSums:
@@ -47,7 +44,7 @@ def two_batches() -> MetricSums:
     return sums
 
 
-def test_means_over_two_batches_by_hand() -> None:
+def test_means_over_two_batches_by_hand_and_then_anew() -> None:
     sums = two_batches()
     assert sums.num_steps == 4
     means = sums.read(ALONE)
@@ -57,39 +54,6 @@ def test_means_over_two_batches_by_hand() -> None:
     assert means.by_step["exact_accuracy"] == pytest.approx([0.25, 0.75])
     assert means.finished == pytest.approx({"cell_accuracy": 0.6, "exact_accuracy": 0.75})
     assert means.is_finite
-
-
-def test_examples_at_steps_of_their_own_count_at_these_by_hand() -> None:
-    """Three slots, two optimizer steps, up to three supervision steps: as with halting."""
-    sums = MetricSums(num_supervision_steps=3, device=CPU)
-    for steps, finished, taken in (
-        ([1, 3, 1], [False, True, True], [10.0, 20.0, 30.0]),
-        ([2, 1, 1], [True, False, False], [40.0, 50.0, 60.0]),
-    ):
-        sums.begin_batch()
-        sums.add(result(steps, finished, 1.0, figure=taken), torch.tensor(1.0))
-    means = sums.read(ALONE)
-    assert means.by_step == {"figure": [(10 + 30 + 50 + 60) / 4, 40, 20]}
-    assert means.finished == {"figure": (20 + 30 + 40) / 3}
-
-
-def test_a_step_that_no_example_took_has_no_figure_nor_has_what_none_finished() -> None:
-    sums = MetricSums(num_supervision_steps=3, device=CPU)
-    sums.begin_batch()
-    sums.add(result([2, 2], [False, False], 1.5, figure=[1.0, 2.0]), torch.tensor(1.0))
-    means = sums.read(ALONE)
-    assert means.finished == {}
-    assert means.by_step["figure"][1] == 1.5
-    assert means.is_finite, "nothing has diverged"
-    written = means.as_dict()
-    assert {name for name in written if "figure" in name} == {"train/figure_step2"}
-    assert all(math.isfinite(value) for value in written.values())
-    assert written["train/examples_per_second"] == 0
-
-
-def test_reading_starts_anew() -> None:
-    sums = two_batches()
-    sums.read(ALONE)
     assert sums.num_steps == 0
     sums.begin_batch()
     for step in (1, 2):
@@ -98,6 +62,34 @@ def test_reading_starts_anew() -> None:
     assert (means.loss, means.grad_norm) == (1.0, 2.0)
     assert means.by_step == {"cell_accuracy": [1.0, 1.0], "exact_accuracy": [1.0, 1.0]}
     assert means.finished == {"cell_accuracy": 1.0, "exact_accuracy": 1.0}
+
+
+def test_examples_at_steps_of_their_own_count_at_these_by_hand() -> None:
+    """Three slots, two optimizer steps, up to three supervision steps: as with halting."""
+    sums = MetricSums(num_supervision_steps=3, device=CPU)
+    for steps, finished, values in (
+        ([1, 3, 1], [False, True, True], [10.0, 20.0, 30.0]),
+        ([2, 1, 1], [True, False, False], [40.0, 50.0, 60.0]),
+    ):
+        sums.begin_batch()
+        sums.add(step_result(steps, finished, 1.0, metric=values), torch.tensor(1.0))
+    means = sums.read(ALONE)
+    assert means.by_step == {"metric": [(10 + 30 + 50 + 60) / 4, 40, 20]}
+    assert means.finished == {"metric": (20 + 30 + 40) / 3}
+
+
+def test_what_no_example_took_or_finished_has_no_metric() -> None:
+    sums = MetricSums(num_supervision_steps=3, device=CPU)
+    sums.begin_batch()
+    sums.add(step_result([2, 2], [False, False], 1.5, metric=[1.0, 2.0]), torch.tensor(1.0))
+    means = sums.read(ALONE)
+    assert means.finished == {}
+    assert means.by_step["metric"][1] == 1.5
+    assert means.is_finite, "nothing has diverged"
+    written = means.as_dict()
+    assert {name for name in written if "metric" in name} == {"train/metric_step2"}
+    assert all(math.isfinite(value) for value in written.values())
+    assert written["train/examples_per_second"] == 0
 
 
 class TwoRanks:
@@ -112,32 +104,25 @@ class TwoRanks:
         return tensor.add_(self.other * tensor)
 
 
-def test_the_means_are_over_all_ranks() -> None:
-    """Losses are the mean of two ranks', figures that of all examples."""
-    idle: Any = TwoRanks(other=0)  # Zeros everywhere, and no examples.
-    means = two_batches().read(idle)
-    assert (means.loss, means.grad_norm) == (2.5, 2.0)
-    assert means.by_step["exact_accuracy"] == pytest.approx([0.25, 0.75])
-    equal: Any = TwoRanks(other=1)
-    means = two_batches().read(equal)
-    assert (means.loss, means.grad_norm) == (5.0, 4.0)
+@pytest.mark.parametrize(
+    ("other", "loss", "norm", "examples"), [(0, 2.5, 2.0, 4), (1, 5.0, 4.0, 8)]
+)
+def test_losses_are_the_mean_of_two_ranks_and_metrics_that_of_all_examples(
+    monkeypatch: pytest.MonkeyPatch, other: float, loss: float, norm: float, examples: int
+) -> None:
+    """A rank that got nothing has zeros everywhere, and no examples.
+
+    The rates count optimizer steps, which the ranks take together, and finished examples.
+    """
+    # One reading of the clock when the first of the two batches begins, one at the end.
+    clock = iter([100.0, 108.0])
+    monkeypatch.setattr("training.metrics.time.perf_counter", clock.__next__)
+    ranks: Any = TwoRanks(other)
+    means = two_batches().read(ranks)
+    assert (means.loss, means.grad_norm) == (loss, norm)
     assert means.by_step["exact_accuracy"] == pytest.approx([0.25, 0.75])
     assert means.finished["exact_accuracy"] == pytest.approx(0.75)
-
-
-def test_the_rates_count_optimizer_steps_and_finished_examples_since_the_first_batch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # One reading of the clock when the first of the two batches begins, one at the end.
-    clock = iter([100.0, 108.0, 200.0, 208.0])
-    monkeypatch.setattr("training.metrics.time.perf_counter", lambda: next(clock))
-    means = two_batches().read(ALONE)
-    assert means.steps_per_second == 4 / 8
-    assert means.examples_per_second == 4 / 8
-    of_two_ranks: Any = TwoRanks(other=1)
-    means = two_batches().read(of_two_ranks)
-    assert means.steps_per_second == 4 / 8, "the ranks take the same steps"
-    assert means.examples_per_second == 8 / 8
+    assert (means.steps_per_second, means.examples_per_second) == (4 / 8, examples / 8)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -151,12 +136,12 @@ def test_one_value_that_is_not_finite_is_noticed_among_many(what: str, value: fl
     assert not sums.read(ALONE).is_finite
 
 
-def test_the_names_of_the_figures() -> None:
+def test_the_names_of_the_metrics() -> None:
     means = TrainingMetrics(
         loss=1.5,
         grad_norm=7.0,
-        finished={"cell_accuracy": 0.2, "exact_accuracy": 0.4},
-        by_step={"cell_accuracy": [0.1, math.nan, 0.2], "exact_accuracy": [0.3, math.nan, 0.5]},
+        finished={"steps_taken": 2.5, "exact_accuracy": 0.4},
+        by_step={"steps_taken": [1.0, 2.0, 3.0], "exact_accuracy": [0.3, math.nan, 0.5]},
         steps_per_second=8.0,
         examples_per_second=9.0,
     )
@@ -166,9 +151,7 @@ def test_the_names_of_the_figures() -> None:
         "train/steps_per_second": 8.0,
         "train/examples_per_second": 9.0,
         "train/exact_accuracy": 0.4,
-        "train/cell_accuracy": 0.2,
-        "train/cell_accuracy_step1": 0.1,
-        "train/cell_accuracy_step3": 0.2,
+        "train/steps_taken": 2.5,  # After each step it is the step's number: not said.
         "train/exact_accuracy_step1": 0.3,
         "train/exact_accuracy_step3": 0.5,
     }

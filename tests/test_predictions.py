@@ -1,6 +1,7 @@
 """predictions.npz: read as it was written, and refused if it is anything else."""
 
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from evaluation.predictions import Predictions, concatenate, load_predictions
+from evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions, pool_predictions
 
 
 def some(count: int = 3, cells: int = 16) -> Predictions:
@@ -25,137 +26,122 @@ def some(count: int = 3, cells: int = 16) -> Predictions:
     )
 
 
-def arrays_of(predictions: Predictions) -> dict[str, Any]:
-    return {field.name: getattr(predictions, field.name) for field in fields(predictions)}
+NAMES = list(some().arrays())
+
+
+Save = Callable[[dict[str, Any]], Path]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Write arrays as a file of predictions."""
+
+    def write(arrays: dict[str, Any]) -> Path:
+        np.savez_compressed(tmp_path / PREDICTIONS_FILE, **arrays)
+        return tmp_path / PREDICTIONS_FILE
+
+    return write
 
 
 def assert_equal(left: Predictions, right: Predictions) -> None:
-    for name, array in arrays_of(left).items():
-        assert array.dtype == arrays_of(right)[name].dtype, name
-        assert np.array_equal(array, arrays_of(right)[name]), name
+    for name, array in left.arrays().items():
+        assert array.dtype == right.arrays()[name].dtype, name
+        assert np.array_equal(array, right.arrays()[name]), name
 
 
-def test_what_was_saved_is_loaded_again_with_its_dtypes(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.npz"
-    some().save(path)
-    assert_equal(load_predictions(path), some())
-    with np.load(path) as file:
-        forms = {name: (file[name].dtype, file[name].shape) for name in file.files}
-    assert forms.pop("task_id")[0].kind == "U"
-    assert forms == {
-        "test_index": (np.int32, (3,)),
-        "identifier": (np.int32, (3,)),
-        "dihedral": (np.int8, (3,)),
-        "colour_permutation": (np.uint8, (3, 10)),
-        "canvas": (np.uint8, (3, 16)),
-        "confidence": (np.float32, (3,)),
-        "checkpoint": (np.int16, (3,)),
-    }
+def without(name: str) -> dict[str, Any]:
+    return {key: array for key, array in some().arrays().items() if key != name}
 
 
-def test_an_empty_set_of_predictions_is_legal(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.npz"
-    some().select(slice(0, 0)).save(path)
-    assert len(load_predictions(path)) == 0
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 0)], ids=["three", "none"])
+def test_what_was_saved_is_loaded_again_with_its_dtypes(save: Save, rows: slice) -> None:
+    chosen = some().select(rows)
+    assert_equal(load_predictions(save(chosen.arrays())), chosen)
 
 
-def test_without_checkpoint_numbers_all_come_from_one(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.npz"
-    arrays = arrays_of(some())
-    del arrays["checkpoint"]
-    np.savez(path, **arrays)
-    loaded = load_predictions(path)
-    assert loaded.checkpoint.tolist() == [0, 0, 0]
-    assert loaded.checkpoint.dtype == np.int16
-
-
-@pytest.mark.parametrize("name", [f.name for f in fields(Predictions) if f.name != "checkpoint"])
-def test_a_missing_array_is_named(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "predictions.npz"
-    arrays = arrays_of(some())
-    del arrays[name]
-    np.savez(path, **arrays)
-    with pytest.raises(UserError, match=f"predictions={path} has no array '{name}'"):
-        load_predictions(path)
-
-
-@pytest.mark.parametrize("name", [f.name for f in fields(Predictions) if f.name != "task_id"])
-def test_an_array_of_another_length_is_named(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "predictions.npz"
-    replace(some(), **{name: arrays_of(some(4))[name]}).save(path)
-    with pytest.raises(UserError, match=f"'{name}' has not 3 rows"):
-        load_predictions(path)
+def test_without_checkpoint_numbers_all_come_from_one(save: Save) -> None:
+    path = save(without("checkpoint"))
+    assert_equal(load_predictions(path), replace(some(), checkpoint=np.zeros(3, np.int16)))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("arrays", "message"),
     [
-        ("canvas", np.full((3, 16), 12, dtype=np.uint8)),
-        ("canvas", np.zeros(3, dtype=np.uint8)),
-        ("colour_permutation", np.full((3, 10), 10, dtype=np.uint8)),
-        ("colour_permutation", np.zeros((3, 9), dtype=np.uint8)),
-        ("dihedral", np.full(3, 8, dtype=np.int8)),
-        ("dihedral", np.full(3, -1, dtype=np.int8)),
+        *((without(name), f" has no array '{name}'") for name in NAMES if name != "checkpoint"),
+        *(
+            (without(name) | {name: some(4).arrays()[name]}, f": '{name}' has not 3 rows")
+            for name in NAMES
+            if name != "task_id"
+        ),
+        *(
+            (without(name) | {name: value}, " holds a value out of range")
+            for name, value in [
+                ("canvas", np.full((3, 16), 12, dtype=np.uint8)),
+                ("canvas", np.zeros(3, dtype=np.uint8)),
+                ("colour_permutation", np.full((3, 10), 10, dtype=np.uint8)),
+                ("colour_permutation", np.zeros((3, 9), dtype=np.uint8)),
+                ("dihedral", np.full(3, 8, dtype=np.int8)),
+                ("dihedral", np.full(3, -1, dtype=np.int8)),
+            ]
+        ),
+        ({"task_id": np.array([{"an": "object"}], dtype=object)}, " is damaged or no .npz file"),
     ],
 )
-def test_a_value_out_of_range_is_refused(tmp_path: Path, name: str, value: Any) -> None:
-    path = tmp_path / "predictions.npz"
-    replace(some(), **{name: value}).save(path)
-    with pytest.raises(UserError, match=f"predictions={path} holds a value out of range"):
+def test_an_array_that_is_missing_or_of_another_form_is_refused(
+    save: Save, arrays: dict[str, Any], message: str
+) -> None:
+    path = save(arrays)
+    with pytest.raises(UserError, match=f"predictions={path}{message}"):
         load_predictions(path)
 
 
-def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        load_predictions(tmp_path / "predictions.npz")
+def npy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "folder", "npy", "pickled"])
-def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "predictions.npz"
-    match kind:
-        case "text":
-            path.write_text("{}")
-        case "empty":
-            path.touch()
-        case "truncated":
-            some().save(path)
-            path.write_bytes(path.read_bytes()[:-200])
-        case "folder":
-            path.mkdir()
-        case "npy":
-            with path.open("wb") as file:
-                np.save(file, np.zeros(3))
-        case "pickled":
-            np.savez(path, task_id=np.array([{"an": "object"}], dtype=object))
-    with pytest.raises(UserError, match=f"predictions={path} is damaged or no .npz file"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_text("{}"), "is damaged or no .npz file"),
+        (Path.touch, "is damaged or no .npz file"),
+        (Path.mkdir, "is damaged or no .npz file"),
+        (npy, "is damaged or no .npz file"),
+    ],
+    ids=["nothing", "text", "empty", "folder", "npy"],
+)
+def test_what_is_no_npz_is_refused(
+    tmp_path: Path, make: Callable[[Path], Any], message: str
+) -> None:
+    path = tmp_path / PREDICTIONS_FILE
+    make(path)
+    with pytest.raises(UserError, match=f"predictions={path} {message}"):
         load_predictions(path)
 
 
-def test_altered_bytes_are_refused_wherever_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.npz"
-    some(20, cells=900).save(path)
+def test_altered_bytes_are_refused_wherever_they_are(save: Save) -> None:
+    whole = some(20, cells=900)
+    path = save(whole.arrays())
     sound, refused = path.read_bytes(), 0
     for place in range(60, len(sound) - 60, len(sound) // 50):
         path.write_bytes(sound[:place] + bytes([255 - sound[place]]) + sound[place + 1 :])
-        message = None
         try:
-            loaded = load_predictions(path)
+            # A byte of the archive that carries nothing, such as a date, may be any.
+            assert_equal(load_predictions(path), whole)
         except UserError as error:
-            message = str(error)
-        if message is None:  # A byte of the archive that carries nothing, such as a date.
-            assert_equal(loaded, some(20, cells=900))
-            continue
-        assert message.startswith(f"predictions={path}")
-        refused += 1
+            refused += str(error).startswith(f"predictions={path}")
     assert refused > 40
+    path.write_bytes(sound[:-200])
+    with pytest.raises(UserError, match=f"predictions={path} is damaged"):
+        load_predictions(path)
 
 
 def test_selecting_and_joining_keep_the_columns_together() -> None:
     whole = some(5)
     parts = [whole.select(np.array([3, 1])), whole.select(slice(0, 0)), whole.select([4])]
-    joined = concatenate(parts)
-    assert len(joined) == 3
-    assert_equal(joined, whole.select(np.array([3, 1, 4])))
-    assert joined.task_id.tolist() == ["task3", "task1", "task4"]
-    assert joined.identifier.tolist() == [103, 101, 104]
+    joined = pool_predictions([replace(part, checkpoint=part.checkpoint * 0) for part in parts])
+    expected = replace(whole.select([3, 1, 4]), checkpoint=np.array([0, 0, 2], np.int16))
+    assert_equal(joined, expected)
+    with pytest.raises(UserError, match="canvases of different sizes"):
+        pool_predictions([whole, some(cells=25)])

@@ -1,29 +1,38 @@
-"""Target generators: laws that hold for every canvas, and the randomness behind them."""
+"""Target generators: laws that hold for every canvas, orders by hand, and what each requires."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import cell_random, random_tokens, target_request, tiny_supervision
+from tiny import SEQ_LEN, cell_random, random_tokens, target_request
 from torch import Tensor
 
+from common.distributed import Ranks
+from common.errors import UserError
+from common.segments import MISSING
+from config.loading import load_config
+from config.schema import TrainConfig
 from models.objective import IGNORE
 from models.randomness import CellRandom
-from models.supervision import step_targets
-from models.targets import TARGETS
-from models.targets.edits import ColourEdits, ComponentEdits, RowEdits, first_cells
-from models.targets.linear import FinalTargets, LinearTargets
-from models.targets.noise import MaskTargets, ReplaceTargets
-from models.targets.request import TargetRequest
-from models.targets.stored import MISSING, StoredTargets
+from models.supervision import SupervisionConfig, step_targets
+from models.targets import TARGETS, TargetGenerator, TargetRequest, first_cells
+from train_arc_tiny_corrupt import open_batches
 
 NAMES = sorted(TARGETS)
+EDITS = [name for name in NAMES if name.startswith("edits")]
 COLOURS = range(2, 5)
 """Fewer than ARC's: random ones often agree with the solution's."""
+
+
+def generate(name: str, request: TargetRequest) -> Tensor:
+    return TARGETS[name].generate(request)
 
 
 @st.composite
@@ -56,16 +65,18 @@ def distances(frames: Tensor, solution: Tensor) -> Tensor:
     return (frames != solution.unsqueeze(1)).sum(dim=2)
 
 
-def starting_points(name: str, request: TargetRequest) -> Tensor:
-    """Whether a cell [B, S, L] of that token may be one that is still to be replaced."""
-    frames = TARGETS[name](request)
+# ---- laws ------------------------------------------------------------------------------------
+
+
+def may_be_replaced_later(name: str, request: TargetRequest) -> Tensor:
+    """Whether a cell [B, S, L] shows what this generator starts from."""
+    frames = generate(name, request)
     shows_input = frames == request.inputs.unsqueeze(1)
     shows_colour = (frames >= COLOURS.start) & (frames < COLOURS.stop)
-    is_stored = frames == request.stored if request.stored is not None else shows_input
     return {
         "mask": frames == 0,
         "replace": shows_colour & (request.solution.unsqueeze(1) > 0),
-        "file": shows_input | is_stored,
+        "file": shows_input | (frames == request.stored),
         "final": torch.zeros_like(shows_input),
     }.get(name, shows_input)
 
@@ -76,28 +87,30 @@ def starting_points(name: str, request: TargetRequest) -> Tensor:
 def test_every_generator_ends_at_the_solution_and_never_moves_away_from_it(
     name: str, case: TargetRequest
 ) -> None:
-    frames = TARGETS[name](case)
+    frames = generate(name, case)
     assert frames.dtype == torch.int64
     assert frames.shape == (len(case.inputs), case.num_steps, case.inputs.shape[1])
     assert torch.equal(frames[:, -1], case.solution)
     assert (distances(frames, case.solution).diff(dim=1) <= 0).all()
     is_solution = frames == case.solution.unsqueeze(1)
-    assert (is_solution | starting_points(name, case)).all()
+    assert (is_solution | may_be_replaced_later(name, case)).all()
     assert (is_solution.int().diff(dim=1) >= 0).all(), "a cell that is right stays right"
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("edits") or n == "linear"])
+@pytest.mark.parametrize("name", ["linear", *EDITS])
 @given(case=cases())
 @settings(max_examples=60)
-def test_paths_from_the_input_never_are_further_from_the_solution_than_it(
+def test_of_k_cells_to_replace_frame_s_of_n_has_replaced_floor_of_s_k_over_n(
     name: str, case: TargetRequest
 ) -> None:
-    first = TARGETS[name](case)[:, 0]
-    is_emptied = case.solution <= 0
-    # Edits empty cells beside the others, at the same pace.
-    for cells in (is_emptied, ~is_emptied) if "edits" in name else (torch.ones_like(is_emptied),):
-        before, after = (((c != case.solution) & cells).sum(dim=1) for c in (case.inputs, first))
-        assert torch.equal(after, before - before // case.num_steps)
+    """Cells that agree take no share; edits empty cells beside the others, at the same pace."""
+    frames = generate(name, case)
+    steps = torch.arange(1, case.num_steps + 1)
+    is_emptied = case.solution == 0
+    for cells in (is_emptied, ~is_emptied) if name in EDITS else (torch.ones_like(is_emptied),):
+        k = ((case.inputs != case.solution) & cells).sum(dim=1, keepdim=True)
+        replaced = ((frames != case.inputs.unsqueeze(1)) & cells.unsqueeze(1)).sum(dim=2)
+        assert torch.equal(replaced, steps * k // case.num_steps)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "final"])
@@ -106,7 +119,7 @@ def test_every_generator_but_final_comes_closer_on_average_at_every_step(name: s
     request = target_request(
         inputs, solution, 6, cell_random(64), stored=trajectories(solution, 6, seed=3)
     )
-    mean = distances(TARGETS[name](request), solution).double().mean(dim=0)
+    mean = distances(generate(name, request), solution).double().mean(dim=0)
     assert (mean.diff() < -0.3).all()
     assert mean[0] > 1
 
@@ -114,10 +127,10 @@ def test_every_generator_but_final_comes_closer_on_average_at_every_step(name: s
 @pytest.mark.parametrize("name", NAMES)
 @given(case=cases())
 @settings(max_examples=30)
-def test_an_examples_targets_are_no_matter_of_the_others_nor_of_the_number_of_ranks(
+def test_an_examples_targets_depend_neither_on_the_others_nor_on_the_number_of_ranks(
     name: str, case: TargetRequest
 ) -> None:
-    whole = TARGETS[name](case)
+    whole = generate(name, case)
     for row in range(len(case.inputs)):
         one = slice(row, row + 1)
         alone = case._replace(
@@ -126,7 +139,7 @@ def test_an_examples_targets_are_no_matter_of_the_others_nor_of_the_number_of_ra
             random=CellRandom(case.random.seed, case.random.rows[one], case.random.cells),
             stored=case.stored[one],
         )
-        assert torch.equal(TARGETS[name](alone), whole[one])
+        assert torch.equal(generate(name, alone), whole[one])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,24 +148,22 @@ def test_an_examples_targets_are_no_matter_of_the_others_nor_of_the_number_of_ra
 def test_cells_whose_solution_is_pad_are_never_counted_where_pad_is_ignored(
     name: str, case: TargetRequest
 ) -> None:
-    targets = step_targets(tiny_supervision(targets=name, pad_cells="ignored"), case)
+    targets = step_targets(SupervisionConfig(targets=name, pad_cells="ignored"), case)
     is_pad = (case.solution == 0).unsqueeze(1)
-    assert torch.equal(targets == IGNORE, is_pad.expand_as(targets))
-    shown = torch.cat([case.inputs.unsqueeze(1), TARGETS[name](case)], dim=1)
-    assert torch.equal(targets.masked_fill(is_pad, 0), shown.masked_fill(is_pad, 0))
+    shown = torch.cat([case.inputs.unsqueeze(1), generate(name, case)], dim=1)
+    assert torch.equal(targets, torch.where(is_pad, IGNORE, shown))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mask"])
+@pytest.mark.parametrize("name", [n for n in NAMES if not TARGETS[n].pad_ignored])
 @given(case=cases())
 @settings(max_examples=30)
 def test_pad_that_is_counted_until_replaced_is_out_for_good_then_and_at_the_last_step(
     name: str, case: TargetRequest
 ) -> None:
-    config = tiny_supervision(targets=name, pad_cells="counted_until_replaced")
+    config = SupervisionConfig(targets=name, pad_cells="counted_until_replaced")
     targets = step_targets(config, case)
     is_pad = case.solution == 0
     out = targets == IGNORE
-    assert torch.equal(out[:, -1], is_pad)
     assert torch.equal(targets[:, -1], case.solution.masked_fill(is_pad, IGNORE))
     assert torch.equal(targets[:, 0], case.inputs)
     assert (out.int().diff(dim=1) >= 0).all(), "a cell that is out stays out"
@@ -166,48 +177,16 @@ def test_pad_that_is_counted_until_replaced_is_out_for_good_then_and_at_the_last
         assert torch.equal(out[:, 1], is_pad)
 
 
-@given(case=cases())
-@settings(max_examples=100)
-def test_linear_frame_s_of_n_has_replaced_floor_of_s_k_over_n_cells(case: TargetRequest) -> None:
-    frames = LinearTargets()(case)
-    for row, inputs, solution in zip(frames, case.inputs, case.solution, strict=True):
-        k = int((inputs != solution).sum())
-        replaced = [int((frame != inputs).sum()) for frame in row]
-        assert replaced == [s * k // case.num_steps for s in range(1, case.num_steps + 1)]
-
-
-@given(case=cases())
-@settings(max_examples=100)
-def test_a_replaced_cell_stays_replaced(case: TargetRequest) -> None:
-    frames = LinearTargets()(case)
-    replaced = (frames != case.inputs.unsqueeze(1)).int()
-    assert (replaced.diff(dim=1) >= 0).all()
-
-
-def test_the_average_distance_falls_strictly_while_there_is_distance_left() -> None:
-    inputs = torch.zeros(2, 12, dtype=torch.long)
-    solution = torch.ones(2, 12, dtype=torch.long)
-    frames = LinearTargets()(target_request(inputs, solution, 6, cell_random(2, num_cells=12)))
-    assert distances(frames, solution).tolist() == [[10, 8, 6, 4, 2, 0]] * 2
-
-
-def test_cells_of_the_solution_that_the_input_shows_already_take_no_share_of_the_steps() -> None:
-    inputs = torch.tensor([[4, 4, 4, 4, 4, 4]])
-    solution = torch.tensor([[4, 7, 4, 4, 7, 4]])
-    for seed in range(20):
-        frames = LinearTargets()(
-            target_request(inputs, solution, 2, cell_random(1, seed, num_cells=6))
-        )
-        assert distances(frames, solution).tolist() == [[1, 0]]
+# ---- the linear path ------------------------------------------------------------------------
 
 
 def test_every_order_of_replacement_is_equally_likely() -> None:
     """Three cells, three steps: 6 orders; 6000 examples, each order 1000 times within 4 sigma."""
     rows = 6000
     inputs = torch.zeros(rows, 3, dtype=torch.long)
-    frames = LinearTargets()(target_request(inputs, inputs + 1, 3, cell_random(rows, num_cells=3)))
+    request = target_request(inputs, inputs + 1, 3, cell_random(rows, num_cells=3))
     # The step at which each cell is replaced, from the number of frames that show it so.
-    orders = Counter(map(tuple, (4 - frames.sum(dim=1)).tolist()))
+    orders = Counter(map(tuple, (4 - generate("linear", request).sum(dim=1)).tolist()))
     assert len(orders) == 6
     assert max(abs(count - 1000) for count in orders.values()) < 4 * (6000 * 1 / 6 * 5 / 6) ** 0.5
 
@@ -215,16 +194,13 @@ def test_every_order_of_replacement_is_equally_likely() -> None:
 def test_the_path_is_drawn_afresh_for_each_seed_and_place_and_is_a_function_of_them() -> None:
     inputs = torch.zeros(1, 30, dtype=torch.long)
 
-    def path(seed: int, row: int) -> list[list[list[int]]]:
+    def path(seed: int, row: int) -> Tensor:
         random = cell_random(1, seed, first_row=row, num_cells=30)
-        request = target_request(inputs, inputs + 1, 6, random)
-        frames: list[list[list[int]]] = LinearTargets()(request).tolist()
-        return frames
+        return generate("linear", target_request(inputs, inputs + 1, 6, random))
 
-    first = path(seed=1, row=0)
-    assert path(seed=1, row=0) == first
-    assert path(seed=2, row=0) != first
-    assert path(seed=1, row=1) != first
+    assert torch.equal(path(seed=1, row=0), path(seed=1, row=0))
+    assert not torch.equal(path(seed=2, row=0), path(seed=1, row=0))
+    assert not torch.equal(path(seed=1, row=1), path(seed=1, row=0))
 
 
 @given(case=cases(), data=st.data())
@@ -233,7 +209,7 @@ def test_cells_that_agree_can_be_left_out_without_a_change_to_the_path_of_the_re
     case: TargetRequest, data: st.DataObject
 ) -> None:
     """Not even the order matters in which the others are listed."""
-    whole = LinearTargets()(case)
+    whole = generate("linear", case)
     for row in range(len(case.inputs)):
         differs = case.inputs[row] != case.solution[row]
         kept = [cell for cell in range(len(differs)) if differs[cell] or data.draw(st.booleans())]
@@ -241,45 +217,22 @@ def test_cells_that_agree_can_be_left_out_without_a_change_to_the_path_of_the_re
         one = slice(row, row + 1)
         random = CellRandom(case.random.seed, case.random.rows[one], cells.unsqueeze(0))
         inputs, solution = case.inputs[one, cells], case.solution[one, cells]
-        frames = LinearTargets()(target_request(inputs, solution, case.num_steps, random))
+        frames = generate("linear", target_request(inputs, solution, case.num_steps, random))
         assert torch.equal(frames[0], whole[row][:, cells])
 
 
-def test_final_shows_the_solution_at_every_step() -> None:
-    inputs, solution = torch.tensor([[1, 2]]), torch.tensor([[3, 2]])
-    frames = FinalTargets()(target_request(inputs, solution, 3, cell_random(1, num_cells=2)))
-    assert frames.tolist() == [[[3, 2], [3, 2], [3, 2]]]
+# ---- edits -----------------------------------------------------------------------------------
 
 
-def test_a_solution_equal_to_its_input_is_the_target_throughout() -> None:
-    canvas = torch.tensor([[5, 0, 2]])
-    request = target_request(canvas, canvas, 3, cell_random(1, num_cells=3))
-    assert LinearTargets()(request).tolist() == [[[5, 0, 2]] * 3]
-
-
+@pytest.mark.parametrize("name", EDITS)
 @given(case=cases())
 @settings(max_examples=30)
-def test_edits_are_the_same_whatever_the_seed_and_place(case: TargetRequest) -> None:
+def test_edits_are_the_same_whatever_the_seed_and_place(name: str, case: TargetRequest) -> None:
     other = case._replace(random=cell_random(len(case.inputs), 1, 77, case.inputs.shape[1]))
-    for edits in (RowEdits(), ColourEdits(), ComponentEdits()):
-        assert torch.equal(edits(case), edits(other))
+    assert torch.equal(generate(name, case), generate(name, other))
 
 
-Generator = Callable[[TargetRequest], Tensor]
-
-
-def order_of_edits(edits: Generator, inputs: list[int], solution: list[int]) -> list[int]:
-    """Cells in the order in which they are replaced, one a step."""
-    differing = sum(a != b for a, b in zip(inputs, solution, strict=True))
-    canvases = [torch.tensor([inputs]), torch.tensor([solution])]
-    random = cell_random(1, num_cells=len(inputs))
-    frames = edits(target_request(canvases[0], canvases[1], differing, random))
-    before = torch.cat([canvases[0], frames[0, :-1]])
-    changed = (before != frames[0]).nonzero()
-    assert changed[:, 0].tolist() == list(range(differing)), "one cell a step"
-    return [int(cell) for cell in changed[:, 1]]
-
-
+GROUND = [2] * 16
 GRID = [
     5, 2, 2, 3,
     5, 2, 4, 3,
@@ -287,71 +240,46 @@ GRID = [
     3, 3, 2, 5,
 ]  # fmt: skip
 """Five components on a ground of 2."""
+PARTED = [4 if cell == 10 else 2 for cell in range(16)]
+"""The middle of the 4s is there already: 6 and 11 are left, which touch at a corner."""
+RECOLOURED = [9 if cell in (6, 7) else token for cell, token in enumerate(PARTED)]
+CORNERS = [
+    2, 3, 4,
+    3, 2, 2,
+    3, 2, 2,
+]  # fmt: skip
+WRAPPED = [
+    2, 2, 3,
+    3, 2, 4,
+    3, 2, 2,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("edits", "order"),
+    ("name", "inputs", "solution", "order"),
     [
-        (RowEdits(), [0, 3, 4, 6, 7, 10, 11, 12, 13, 15]),
+        ("edits_by_row", GROUND, GRID, [0, 3, 4, 6, 7, 10, 11, 12, 13, 15]),
         # The 3s, the 4s, the 5s.
-        (ColourEdits(), [3, 7, 12, 13, 6, 10, 11, 0, 4, 15]),
+        ("edits_by_colour", GROUND, GRID, [3, 7, 12, 13, 6, 10, 11, 0, 4, 15]),
         # By their first cells: 0, 3, 6, 12 and 15.
-        (ComponentEdits(), [0, 4, 3, 7, 6, 10, 11, 12, 13, 15]),
+        ("edits_by_component", GROUND, GRID, [0, 4, 3, 7, 6, 10, 11, 12, 13, 15]),
+        # Cells that agree take no part and part components ...
+        ("edits_by_component", PARTED, GRID, [0, 4, 3, 7, 6, 11, 12, 13, 15]),
+        # ... and what the input shows of the others makes no difference.
+        ("edits_by_component", RECOLOURED, GRID, [0, 4, 3, 7, 6, 11, 12, 13, 15]),
+        # Components touch at edges, not at corners.
+        ("edits_by_component", [2] * 9, CORNERS, [1, 2, 3, 6]),
+        # The last cell of a row is no neighbour of the first cell of the next.
+        ("edits_by_component", [2] * 9, WRAPPED, [2, 3, 6, 5]),
     ],
 )
-def test_edits_by_hand(edits: Generator, order: list[int]) -> None:
-    assert order_of_edits(edits, [2] * 16, GRID) == order
-
-
-def test_cells_that_agree_take_no_part_and_part_components_by_hand() -> None:
-    inputs = [2] * 16
-    inputs[10] = 4  # The middle of the 4s: 6 and 11 are left, which touch at a corner.
-    assert order_of_edits(ComponentEdits(), inputs, GRID) == [0, 4, 3, 7, 6, 11, 12, 13, 15]
-    inputs[6] = inputs[7] = 9  # What the input shows makes no difference to the components.
-    assert order_of_edits(ComponentEdits(), inputs, GRID) == [0, 4, 3, 7, 6, 11, 12, 13, 15]
-
-
-def test_components_touch_at_edges_not_at_corners() -> None:
-    solution = [
-        2, 3, 4,
-        3, 2, 2,
-        3, 2, 2,
-    ]  # fmt: skip
-    assert order_of_edits(ComponentEdits(), [2] * 9, solution) == [1, 2, 3, 6]
-
-
-def test_components_end_at_the_edge_of_the_canvas() -> None:
-    """The last cell of a row is no neighbour of the first cell of the next."""
-    solution = [
-        2, 2, 3,
-        3, 2, 4,
-        3, 2, 2,
-    ]  # fmt: skip
-    assert order_of_edits(ComponentEdits(), [2] * 9, solution) == [2, 3, 6, 5]
-
-
-@pytest.mark.parametrize("edits", [RowEdits(), ColourEdits(), ComponentEdits()])
-def test_emptying_cells_uses_up_no_step_in_which_others_could_be_edited(edits: Generator) -> None:
-    """Six cells to edit and ten to empty in two steps: three and five in the first."""
-    solution = torch.tensor([[3, 4, 0, 0, 5, 6, 0, 0, 7, 8, 0, 0, 0, 0, 0, 0]])
-    request = target_request(torch.full((1, 16), 2), solution, 2, cell_random(1))
-    first = edits(request)[0, 0]
-    assert ((first != 2) & (solution[0] != 0)).sum() == 3
-    assert ((first != 2) & (solution[0] == 0)).sum() == 5
-    counted = step_targets(tiny_supervision(targets="linear"), request)[0, 1] >= 0
-    assert counted.sum() == 6
-
-
-def test_edits_are_spread_evenly_over_fewer_steps_by_hand() -> None:
-    """Ten cells in four steps: 2, 5, 7 and 10 of them."""
-    inputs = torch.full((1, 16), 2)
-    request = target_request(inputs, torch.tensor([GRID]), 4, cell_random(1))
-    replaced = [[0, 3], [4, 6, 7], [10, 11], [12, 13, 15]]
-    expected, frame = [], [2] * 16
-    for cells in replaced:
-        frame = [GRID[c] if c in cells else token for c, token in enumerate(frame)]
-        expected.append(frame)
-    assert RowEdits()(request)[0].tolist() == expected
+def test_edits_by_hand(name: str, inputs: list[int], solution: list[int], order: list[int]) -> None:
+    """Cells in the order in which they are replaced, one a step."""
+    before, after = torch.tensor([inputs]), torch.tensor([solution])
+    request = target_request(before, after, len(order), cell_random(1, num_cells=len(inputs)))
+    frames = generate(name, request)[0]
+    changed = (torch.cat([before, frames[:-1]]) != frames).nonzero()
+    assert changed.tolist() == [[step, cell] for step, cell in enumerate(order)]
 
 
 def flood_fill(member: list[bool], colour: list[int], side: int) -> list[int]:
@@ -403,58 +331,50 @@ def test_a_component_that_winds_over_the_whole_canvas_is_one() -> None:
         assert torch.equal(first[~member], torch.arange(900)[~member[0]])
 
 
-def test_mask_hides_a_share_that_falls_linearly_behind_pad() -> None:
-    solution = random_tokens(4, rows=3, lowest=1)
-    solution[:, [0, 5, 6, 15]] = 0  # Twelve cells are left.
-    request = target_request(random_tokens(5, rows=3), solution, 6, cell_random(3))
-    frames = MaskTargets()(request)
-    assert distances(frames, solution).tolist() == [[10, 8, 6, 4, 2, 0]] * 3
-    is_hidden = frames != solution.unsqueeze(1)
-    assert set(frames[is_hidden].tolist()) == {0}
-    assert (is_hidden.int().diff(dim=1) <= 0).all(), "no cell is hidden again"
-
-
-def test_which_cells_are_hidden_is_drawn_for_each_example() -> None:
-    solution = torch.full((2, 16), 5)
-    frames = MaskTargets()(target_request(solution, solution, 2, cell_random(2)))
-    assert not torch.equal(frames[0], frames[1])
+# ---- noise that lifts ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mask", "replace"])
-def test_behind_noise_nothing_tells_of_the_question(name: str) -> None:
-    solution, random = random_tokens(4), cell_random(2)
-    frames = [
-        TARGETS[name](target_request(random_tokens(seed), solution, 4, random)) for seed in (1, 2)
-    ]
-    assert torch.equal(frames[0], frames[1])
+def test_of_the_cells_with_content_a_share_is_hidden_that_falls_linearly(name: str) -> None:
+    """By PAD or by a colour that the solution does not have; PAD stays PAD, and has no share."""
+    solution, empty = random_tokens(4, rows=3, lowest=1), [0, 5, 6, 15]
+    solution[:, empty] = 0  # Twelve cells are left.
+    colours = range(20, 23)
+    inputs = random_tokens(5, rows=3)
+    frames = generate(name, target_request(inputs, solution, 6, cell_random(3), colours=colours))
+    assert distances(frames, solution).tolist() == [[10, 8, 6, 4, 2, 0]] * 3
+    shown_instead = set(frames[frames != solution.unsqueeze(1)].tolist())
+    assert shown_instead == {"mask": {0}, "replace": set(colours)}[name]
+    assert (frames[:, :, empty] == 0).all()
 
 
-def test_replace_draws_every_colour_of_the_range_equally_often_also_for_the_border() -> None:
-    """6000 cells of EOS of which the first frames show none: 2000 of each within 4 sigma."""
+@pytest.mark.parametrize("name", ["mask", "replace"])
+def test_noise_is_drawn_for_each_example_and_tells_nothing_of_the_question(name: str) -> None:
+    solution = torch.full((2, SEQ_LEN), 5)
+    one, other = (
+        generate(name, target_request(random_tokens(seed), solution, 4, cell_random(2)))
+        for seed in (1, 2)
+    )
+    assert torch.equal(one, other)
+    assert not torch.equal(one[0], one[1])
+
+
+@pytest.mark.parametrize(("num_steps", "count"), [(101, 6000), (2, 3000)])
+def test_replace_draws_every_colour_equally_often_whenever_the_cell_is_lifted(
+    num_steps: int, count: int
+) -> None:
+    """Of 6000 cells of EOS the first frame hides all, or half: a third by each, in 4 sigma."""
     solution = torch.ones(60, 100, dtype=torch.long)
-    request = target_request(solution, solution, 101, cell_random(60, num_cells=100))
-    frames = ReplaceTargets()(request._replace(colours=range(3, 6)))
-    counts = Counter(frames[:, 0].flatten().tolist())
+    random = cell_random(60, num_cells=100)
+    request = target_request(solution, solution, num_steps, random, colours=range(3, 6))
+    first = generate("replace", request)[:, 0]
+    counts = Counter(first[first != 1].tolist())
     assert set(counts) == {3, 4, 5}
-    assert max(abs(count - 2000) for count in counts.values()) < 4 * (6000 * 2 / 9) ** 0.5
+    assert sum(counts.values()) == count
+    assert max(abs(n - count / 3) for n in counts.values()) < 4 * (count * 2 / 9) ** 0.5
 
 
-def test_the_colour_of_a_replaced_cell_says_nothing_of_when_it_is_lifted() -> None:
-    """Half-way 3000 of the 6000 cells are hidden, a third of them by each colour."""
-    solution = torch.ones(60, 100, dtype=torch.long)
-    request = target_request(solution, solution, 2, cell_random(60, num_cells=100))
-    halfway = ReplaceTargets()(request._replace(colours=range(3, 6)))[:, 0]
-    counts = Counter(halfway[halfway != 1].tolist())
-    assert sum(counts.values()) == 3000
-    assert max(abs(count - 1000) for count in counts.values()) < 4 * (3000 * 2 / 9) ** 0.5
-
-
-def test_replace_leaves_pad_as_it_is_and_its_share_falls_linearly() -> None:
-    solution = torch.ones(1, 16, dtype=torch.long)
-    solution[0, :4] = 0
-    frames = ReplaceTargets()(target_request(solution, solution, 4, cell_random(1)))
-    assert (frames[:, :, :4] == 0).all()
-    assert distances(frames, solution).tolist() == [[9, 6, 3, 0]]
+# ---- from a file -----------------------------------------------------------------------------
 
 
 def test_stored_trajectories_are_handed_on_and_examples_without_one_get_the_linear_path() -> None:
@@ -462,12 +382,12 @@ def test_stored_trajectories_are_handed_on_and_examples_without_one_get_the_line
     stored = trajectories(solution, 4, seed=6)
     stored[1] = MISSING
     request = target_request(inputs, solution, 4, cell_random(3), stored=stored)
-    frames, linear = StoredTargets()(request), LinearTargets()(request)
+    frames, linear = generate("file", request), generate("linear", request)
     assert torch.equal(frames[[0, 2]], stored[[0, 2]].long())
     assert torch.equal(frames[1], linear[1])
     assert not torch.equal(frames[0], linear[0])
     # No file was read: at test time.
-    assert torch.equal(StoredTargets()(request._replace(stored=None)), linear)
+    assert torch.equal(generate("file", request._replace(stored=None)), linear)
 
 
 def test_stored_trajectories_with_pad_counted_until_replaced_by_hand() -> None:
@@ -489,7 +409,7 @@ def test_stored_trajectories_with_pad_counted_until_replaced_by_hand() -> None:
         InOrder(0, torch.arange(1), torch.arange(4)),
         stored=stored.to(torch.uint8),
     )
-    config = tiny_supervision(targets="file", pad_cells="counted_until_replaced")
+    config = SupervisionConfig(targets="file", pad_cells="counted_until_replaced")
     assert step_targets(config, request)[0].tolist() == [
         [2, 4, 5, 6],
         [9, 4, 5, 6],
@@ -497,18 +417,73 @@ def test_stored_trajectories_with_pad_counted_until_replaced_by_hand() -> None:
         [3, IGNORE, 7, 6],
         [3, IGNORE, 7, IGNORE],
     ]
-    config = tiny_supervision(targets="file", pad_cells="ignored")
+    config = SupervisionConfig(targets="file", pad_cells="ignored")
     assert step_targets(config, request)[0, 1:, [0, 2]].tolist() == [[9, 5], [3, 8], [3, 7], [3, 7]]
 
 
-def test_the_registry_has_the_names_that_users_select_by() -> None:
-    assert {name: type(generator) for name, generator in TARGETS.items()} == {
-        "linear": LinearTargets,
-        "final": FinalTargets,
-        "mask": MaskTargets,
-        "replace": ReplaceTargets,
-        "edits_by_row": RowEdits,
-        "edits_by_component": ComponentEdits,
-        "edits_by_colour": ColourEdits,
-        "file": StoredTargets,
+# ---- what generators require -----------------------------------------------------------------
+
+
+def test_the_registry_has_the_names_that_users_select_by_and_what_each_requires() -> None:
+    requirements = TargetGenerator._fields[1:]
+    assert {
+        name: [field for field in requirements if getattr(generator, field)]
+        for name, generator in TARGETS.items()
+    } == {
+        "linear": [],
+        "final": ["is_constant"],
+        "mask": ["pad_ignored"],
+        "replace": [],
+        "edits_by_row": [],
+        "edits_by_component": ["square_canvas"],
+        "edits_by_colour": [],
+        "file": ["trajectories"],
     }
+    for name in TARGETS:
+        assert SupervisionConfig(targets=name).targets == name
+
+
+def register(monkeypatch: pytest.MonkeyPatch, **requirements: bool) -> None:
+    """Make "new" a generator with these requirements."""
+    generator = TargetGenerator(TARGETS["linear"].generate, **requirements)
+    monkeypatch.setitem(TARGETS, "new", generator)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "fitting", "overrides", "message"),
+    [
+        ("pad_ignored", False, "supervision.pad_cells=counted_until_replaced", "pad_cells=ignored"),
+        ("is_constant", True, "supervision=trm arch=trm", "supervision.halting=true .*targets=new"),
+        ("trajectories", True, "data.trajectories=a.npz", "targets=new .*trajectories=a.npz"),
+        ("trajectories", False, "", "targets=new .*trajectories=None"),
+    ],
+)
+def test_a_generator_goes_with_what_its_entry_in_the_registry_says_and_with_nothing_else(
+    requirement: str, fitting: bool, overrides: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*overrides.split(), "supervision.targets=new"]
+    register(monkeypatch, **{requirement: fitting})
+    assert load_config("train", TrainConfig, "", arguments).supervision.targets == "new"
+    register(monkeypatch, **{requirement: not fitting})
+    with pytest.raises(UserError, match=message):
+        load_config("train", TrainConfig, "", arguments)
+
+
+def test_a_canvas_that_is_no_square_is_refused_for_a_generator_that_needs_one(
+    write_split: Callable[[list[list[int]]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_split([[4], [4]])
+    train = folder / "train"
+    for name in ("inputs", "labels"):  # Four cells become three.
+        path = train / f"all__{name}.npy"
+        np.save(path, np.load(path)[:, :3])
+    metadata = json.loads((train / "dataset.json").read_text())
+    (train / "dataset.json").write_text(json.dumps(metadata | {"seq_len": 3}))
+    register(monkeypatch, square_canvas=True)
+    overrides = [f"data.path={folder}", "supervision.targets=new", "train.global_batch_size=2"]
+    config = load_config("train", TrainConfig, "", overrides)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"supervision\.targets=new"):
+        open_batches(config, ranks)
+    register(monkeypatch, square_canvas=False)
+    assert open_batches(config, ranks).split.metadata.seq_len == 3

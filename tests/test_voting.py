@@ -1,4 +1,4 @@
-"""Votes: augmentations are undone exactly, and the count depends on nothing but the votes."""
+"""Votes and scores: augmentations are undone exactly, and only the votes count."""
 
 from typing import Any, NamedTuple
 
@@ -8,18 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
+from common.segments import PAD
 from dataset.augmentation import augment, invert
-from dataset.canvas import EOS, PAD, place, read_back
-from dataset.tasks import Grid
-from evaluation.predictions import Predictions, concatenate
+from dataset.canvas import EOS, place, read_back
+from dataset.tasks import Grid, Pair, Task
+from evaluation.predictions import Predictions, pool_predictions
 from evaluation.voting import (
     OUTSIDE,
     Ranking,
+    Scores,
     TestInput,
     count_votes,
-    grid_mask,
     invert_canvases,
-    rank_answers,
+    score,
+    solution_place,
+    submission,
 )
 
 SIDE = 6
@@ -92,8 +96,16 @@ def votes(draw: Any, exact: bool) -> list[Row]:
     return result
 
 
+SOME_GRID = np.zeros((1, 1), dtype=np.uint8)
+TASKS = [Task(i, (), (Pair(SOME_GRID, None),) * 2) for i in ("task", "a", "b")]
+
+
+def counted(*rows: Row) -> dict[TestInput, list[tuple[Any, int, float]]]:
+    """Rankings of the answers as lists, for exact comparison."""
+    return plain(count_votes(predictions(list(rows)), TASKS))
+
+
 def plain(rankings: dict[TestInput, Ranking]) -> dict[TestInput, list[tuple[Any, int, float]]]:
-    """Rankings as lists, for exact comparison."""
     return {
         key: [
             (grid.tolist(), int(count), float(confidence))
@@ -118,65 +130,26 @@ def test_every_augmentation_is_undone(grid: Grid, dihedral: int, permutation: li
     assert (squares[0, 1:] == OUTSIDE).all()
 
 
-def test_undoing_by_hand() -> None:
-    # The variant shows the task's grid turned counter-clockwise once, colours 1 and 2 exchanged.
-    shown = np.array([[2, 5], [1, 0], [3, 1]], dtype=np.uint8)
-    permutation = np.array([[0, 2, 1, 3, 4, 5, 6, 7, 8, 9]], dtype=np.uint8)
-    squares = invert_canvases(place(shown[None], 4), np.array([1], dtype=np.int8), permutation)
-    _ = OUTSIDE
-    assert squares[0].tolist() == [
-        [3, 2, 1, _],
-        [2, 0, 5, _],
-        [_, _, _, _],
-        [_, _, _, _],
-    ]
-
-
 @pytest.mark.parametrize("first_cell", [PAD, EOS])
 def test_a_canvas_that_shows_no_grid_does_not_vote(first_cell: int) -> None:
     given_rows = predictions([Row([[4]], 0.25), Row([[7, 7]], 0.9)])
     given_rows.canvas[1, 0] = first_cell
-    ranking = rank_answers(given_rows)
-    assert [grid.tolist() for grid in ranking.grids] == [[[4]]]
-    assert ranking.votes.tolist() == [1]
+    assert plain(count_votes(given_rows, TASKS)) == {("task", 0): [([[4]], 1, 0.25)]}
 
 
-def test_the_mask_covers_the_grid_that_is_read_back() -> None:
-    canvases = predictions([Row([[1, 2], [3, 4], [5, 6]]), Row(NO_GRID)]).canvas
-    mask = grid_mask(canvases).reshape(2, SIDE, SIDE)
-    assert mask[0, :3, :2].all()
-    assert mask[0].sum() == 6
-    assert not mask[1].any()
-
-
-def test_answers_are_ranked_by_votes_then_by_mean_confidence() -> None:
-    a, b, c, d = [[1, 1]], [[1], [1]], [[2]], [[3]]
+def test_answers_are_ranked_by_votes_then_by_mean_confidence_then_by_the_grid() -> None:
+    """Whichever variant they were given to, and in whatever order."""
+    swapped = (0, 2, 1, 3, 4, 5, 6, 7, 8, 9)
+    a, b, c, d, e = [[1, 1]], [[1], [1]], [[1, 2, 3], [0, 0, 4]], [[3]], [[1, 2]]
     rows = [
-        *(Row(a, 0.5), Row(a, 0.75)),  # mean 0.625
-        *(Row(b, 0.875), Row(b, 0.5)),  # mean 0.6875
-        *(Row(c, 0.125), Row(c, 0.125), Row(c, 0.25)),  # three votes, however unsure
+        *(Row(e, 0.625), Row(e, 0.625)),
+        *(Row(a, 0.5), Row(a, 0.75)),
+        *(Row(b, 0.875), Row(b, 0.5, dihedral=3)),
+        *(Row(c, d / 32, dihedral=d, permutation=swapped) for d in range(8)),  # However unsure.
         Row(d, 1.0),
     ]
-    (ranking,) = count_votes(predictions(rows)).values()
-    assert [grid.tolist() for grid in ranking.grids] == [c, b, a, d]
-    assert ranking.votes.tolist() == [3, 2, 2, 1]
-    assert ranking.confidences.tolist() == pytest.approx([0.5 / 3, 0.6875, 0.625, 1.0])
-
-
-def test_what_is_equal_in_votes_and_confidence_is_ranked_by_the_grid() -> None:
-    rows = [Row([[colour]], 0.5) for colour in (3, 1, 2)]
-    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
-        (ranking,) = count_votes(predictions([rows[i] for i in order])).values()
-        assert [grid.item() for grid in ranking.grids] == [1, 2, 3]
-
-
-def test_variants_of_one_answer_vote_together() -> None:
-    swapped = (0, 2, 1, 3, 4, 5, 6, 7, 8, 9)
-    answer = [[1, 2, 3], [0, 0, 4]]
-    rows = [Row(answer, 0.5, dihedral=d, permutation=swapped) for d in range(8)]
-    (ranking,) = count_votes(predictions(rows)).values()
-    assert [grid.tolist() for grid in ranking.grids] == [answer]
-    assert ranking.votes.tolist() == [8]
+    ranked = [(c, 8, 3.5 / 32), (b, 2, 0.6875), (a, 2, 0.625), (e, 2, 0.625), (d, 1, 1.0)]
+    assert counted(*rows) == counted(*rows[::-1]) == {("task", 0): ranked}
 
 
 def test_each_test_input_of_each_task_is_counted_by_itself() -> None:
@@ -184,20 +157,23 @@ def test_each_test_input_of_each_task_is_counted_by_itself() -> None:
         Row([[1]], 0.5, "b", 0),
         Row([[2]], 0.5, "a", 1),
         Row([[3]], 0.5, "a", 0),
-        Row([[4]], 0.5, "b", 1),
+        Row(NO_GRID, 0.5, "b", 1),
         Row([[3]], 0.25, "a", 0),
     ]
-    assert plain(count_votes(predictions(rows))) == {
+    assert counted(*rows) == {
         ("a", 0): [([[3]], 2, 0.375)],
         ("a", 1): [([[2]], 1, 0.5)],
         ("b", 0): [([[1]], 1, 0.5)],
-        ("b", 1): [([[4]], 1, 0.5)],
+        ("b", 1): [],
     }
+    assert counted() == {}
 
 
-def test_a_test_input_without_any_grid_has_an_empty_ranking() -> None:
-    assert plain(count_votes(predictions([Row(NO_GRID), Row(NO_GRID)]))) == {("task", 0): []}
-    assert count_votes(predictions([])) == {}
+def test_predictions_of_other_tasks_are_refused() -> None:
+    """Recounted against the wrong dataset they would score zero, or not at all."""
+    message = "test input 1 of task 'other' was predicted and is not in the test set"
+    with pytest.raises(UserError, match=message):
+        counted(Row([[1]]), Row([[1]], task_id="other", test_index=1))
 
 
 def by_dictionaries(rows: list[Row]) -> dict[TestInput, list[tuple[Any, int, float]]]:
@@ -225,7 +201,7 @@ def by_dictionaries(rows: list[Row]) -> dict[TestInput, list[tuple[Any, int, flo
 @given(rows=votes(exact=True))
 @settings(max_examples=150)
 def test_the_count_agrees_with_one_by_dictionaries(rows: list[Row]) -> None:
-    assert plain(count_votes(predictions(rows))) == by_dictionaries(rows)
+    assert counted(*rows) == by_dictionaries(rows)
 
 
 @given(rows=votes(exact=False), data=st.data())
@@ -233,26 +209,117 @@ def test_the_count_agrees_with_one_by_dictionaries(rows: list[Row]) -> None:
 def test_neither_the_order_nor_the_split_over_ranks_changes_a_bit(
     rows: list[Row], data: st.DataObject
 ) -> None:
-    expected = plain(count_votes(predictions(rows)))
     shuffled = data.draw(st.permutations(rows))
     cut = data.draw(st.integers(0, len(rows)))
     parts = [predictions(list(shuffled[:cut])), predictions(list(shuffled[cut:]))]
-    assert plain(count_votes(concatenate(parts))) == expected
+    assert plain(count_votes(pool_predictions(parts), TASKS)) == counted(*rows)
 
 
 def test_the_mean_confidence_is_the_same_to_the_last_bit_in_every_order() -> None:
     """Of sizes so different that a sum is rounded, and plain sums differ by the order."""
     generator = np.random.default_rng(0)
-    confidences = (10.0 ** -generator.uniform(0, 18, 50)).tolist()
-    means, plain_means = set(), set()
+    confidences = (10.0 ** -generator.uniform(0, 18, 50)).astype(np.float32).tolist()
+    means, plain_sums = set(), set()
     for _ in range(20):
-        order = generator.permutation(50)
-        given_rows = predictions([Row([[1]], confidences[i]) for i in order])
-        (ranking,) = count_votes(given_rows).values()
-        means.add(ranking.confidences[0])
-        total = 0.0
-        for confidence in given_rows.confidence.tolist():
-            total += confidence
-        plain_means.add(total / 50)
+        shuffled = generator.permutation(confidences).tolist()
+        ((answer,),) = counted(*(Row([[1]], confidence) for confidence in shuffled)).values()
+        means.add(answer[2])
+        plain_sums.add(float(np.cumsum(shuffled)[-1]))
     assert len(means) == 1
-    assert len(plain_means) > 1, "so the order did matter"
+    assert len(plain_sums) > 1, "so the order did matter"
+
+
+# ---- scores ----------------------------------------------------------------------------------
+
+
+def grid(value: Any) -> Grid:
+    return np.array(value, dtype=np.uint8)
+
+
+def task_of(task_id: str, *solutions: Any) -> Task:
+    """A task with one test input for each solution; None where it is hidden."""
+    some = grid([[0]])
+    outputs = [None if solution is None else grid(solution) for solution in solutions]
+    return Task(task_id, (Pair(some, some),), tuple(Pair(some, output) for output in outputs))
+
+
+def ranking(*answers: Any) -> Ranking:
+    """Answers in their order, with falling votes."""
+    count = len(answers)
+    return Ranking([grid(a) for a in answers], np.arange(count, 0, -1), np.full(count, 0.5))
+
+
+def wrong(count: int) -> list[Any]:
+    """As many different wrong answers, all wider than any solution here."""
+    return [[[0] * (width + 10)] for width in range(count)]
+
+
+def scored(votes: dict[TestInput, Ranking], *tasks: Task) -> Scores:
+    scores = score(votes, tasks)
+    assert scores is not None, "some solutions are known"
+    return scores
+
+
+def test_the_mean_over_tasks_is_not_the_mean_over_test_inputs() -> None:
+    votes = {
+        ("a", 0): ranking([[1]]),
+        ("a", 1): ranking([[9]]),
+        ("b", 0): ranking([[9]], [[3]]),  # second
+    }
+    scores = scored(votes, task_of("a", [[1]], [[2]]), task_of("b", [[3]]))
+    assert (scores.over_tasks[1], scores.over_tasks[2]) == (0.25, 0.75)  # (1/2 + 0)/2, (1/2 + 1)/2
+    assert scores.over_test_inputs[1] == pytest.approx(1 / 3)
+    assert scores.by_name()["pass@2"] == 0.75
+    assert scores.by_name()["pass@2_test_inputs"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("rank", "solved_from"),
+    [(1, 1), (2, 2), (3, 5), (5, 5), (6, 10), (11, 100), (101, 1000)],
+)
+def test_pass_at_k_looks_at_the_first_k_answers(rank: int, solved_from: int) -> None:
+    wrong = [[[0] * (width + 10)] for width in range(rank + 2)]
+    answers = ranking(*wrong[: rank - 1], [[7]], *wrong[rank - 1 :])
+    scores = scored({("a", 0): answers}, task_of("a", [[7]]))
+    expected = {k: float(k >= solved_from) for k in (1, 2, 5, 10, 100, 1000)}
+    assert scores.over_tasks == scores.over_test_inputs == expected
+
+
+def test_missing_predictions_count_as_unsolved() -> None:
+    tasks = [task_of(name, [[1]]) for name in "abc"]
+    scores = scored({("a", 0): ranking([[1]]), ("c", 0): ranking()}, *tasks)
+    assert scores.over_tasks[1000] == pytest.approx(1 / 3)
+
+
+def test_hidden_solutions_are_not_scored() -> None:
+    votes = {("a", 0): ranking([[9]]), ("a", 1): ranking([[1]]), ("b", 0): ranking([[1]])}
+    assert score(votes, [task_of("a", None, None), task_of("b", None)]) is None
+    # Known in part: the hidden ones are left out.
+    scores = scored(votes, task_of("a", None, [[1]]), task_of("b", None))
+    assert scores.over_tasks[1] == scores.over_test_inputs[1] == 1
+
+
+def test_an_answer_of_another_shape_is_another_answer() -> None:
+    assert solution_place(ranking([[1, 1]], [[1], [1]]), grid([[1], [1]])) == 2
+    assert solution_place(ranking([[1, 1]]), grid([[1]])) == float("inf")
+    assert solution_place(None, grid([[1]])) == float("inf")
+
+
+def test_the_submission_has_two_attempts_for_every_test_input_in_order() -> None:
+    tasks = [task_of("b", [[1]], None, [[3]]), task_of("a", [[4]])]
+    votes = {
+        ("b", 0): ranking([[1, 2]], [[3]], [[4]]),  # more than two: the first two
+        ("b", 1): ranking([[5], [6]]),  # one: twice
+        ("b", 2): ranking(),  # none
+        # "a" was not predicted at all
+    }
+    nothing = {"attempt_1": [[0]], "attempt_2": [[0]]}
+    assert submission(votes, tasks) == {
+        "b": [
+            {"attempt_1": [[1, 2]], "attempt_2": [[3]]},
+            {"attempt_1": [[5], [6]], "attempt_2": [[5], [6]]},
+            nothing,
+        ],
+        "a": [nothing],
+    }
+    assert list(submission(votes, tasks)) == ["b", "a"]

@@ -5,14 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.distributed import Ranks
 from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
 from models.puzzle_embedding import PuzzleEmbedding
 from models.randomness import CellRandom
 from models.recursive import ArchConfig, TinyRecursiveModel
-from models.supervision import SupervisionConfig
-from models.targets.request import TargetRequest
+from models.targets import TargetRequest
 from training.optimizers import OptimConfig
 
+CPU = torch.device("cpu")
+ALONE = Ranks(rank=0, world_size=1, device=CPU)
 CANVAS_SIDE = 4
 SEQ_LEN = CANVAS_SIDE**2
 
@@ -21,18 +23,10 @@ def tiny_arch(**changes: Any) -> ArchConfig:
     values = {
         "name": "tiny",
         "hidden_size": 16,
-        "num_layers": 1,
         "num_heads": 2,
         "expansion": 2,
-        "num_recursions": 1,
-        "num_latent_updates": 2,
         "num_supervision_steps": 3,
-        "separate_networks": False,
-        "step_embedding": True,
-        "halting_head": False,
         "prefix_length": 3,
-        "rope_base": 10000.0,
-        "norm_eps": 1e-5,
     }
     return ArchConfig(**{**values, **changes})
 
@@ -46,35 +40,8 @@ def tiny_model(
         return TinyRecursiveModel(tiny_arch(**changes), VOCAB_SIZE, SEQ_LEN, compute_dtype)
 
 
-def tiny_supervision(**changes: Any) -> SupervisionConfig:
-    values = {
-        "targets": "linear",
-        "objective": "dis",
-        "next_input": "question",
-        "pad_cells": "ignored",
-        "step_weights": "uniform",
-        "halting": False,
-        "halting_loss_weight": 0.5,
-        "halting_exploration": 0.1,
-    }
-    return SupervisionConfig(**{**values, **changes})
-
-
 def tiny_optim(**changes: Any) -> OptimConfig:
-    values = {
-        "name": "adamw",
-        "lr": 0.01,
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "weight_decay": 0.1,
-        "puzzle_lr": 0.01,
-        "puzzle_weight_decay": 0.1,
-        "warmup_steps": 0,
-        "lr_min_ratio": 1.0,
-        "grad_clip": None,
-        "ema_decay": None,
-    }
-    return OptimConfig(**{**values, **changes})
+    return OptimConfig(**{"lr": 0.01, "warmup_steps": 0, **changes})
 
 
 def random_tokens(seed: int, rows: int = 2, lowest: int = 0) -> Tensor:

@@ -6,7 +6,7 @@
         puzzle_embedding.safetensors  the table, under "weight"
         config.json                   the run's resolved configuration
         dataset.json                  which dataset the puzzle embeddings belong to
-        training_state.pt             optimizer, sampler position, RNG of every rank, W&B run, ...
+        training_state.pt             optimizer, place in the data, RNG of every rank, W&B run, ...
     RUN/checkpoints/best.json         which checkpoint and weights scored best in validation
 
 A folder is written aside, flushed and renamed, so any folder of that name is complete.
@@ -18,25 +18,31 @@ import json
 import logging
 import os
 import pickle
-import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.distributed import Ranks
 from common.errors import UserError
 from common.files import (
     atomic_directory,
     atomic_write,
     named_in_errors,
+    read_object,
     remove_directory,
 )
+from common.settings import SettingsType, validate_stored
+from models.build import ComputeConfig, build_model
+from models.puzzle_embedding import PuzzleEmbedding
+from models.recursive import ArchConfig
+from models.steps import TrainedModel
+from models.supervision import SupervisionConfig
 from training.run_folder import (
     CHECKPOINTS_FOLDER,
     MODEL_FILE,
@@ -50,6 +56,17 @@ CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
 STATE_FILE = "training_state.pt"
 BEST_FILE = "best.json"
+REMEDY = "use another checkpoint"
+
+REMOVED_KEYS = dict.fromkeys(
+    ("eval.voting", "eval.voting_error", "eval.voting_min_share", "eval.voting_seed"), "0.2.0"
+)
+"""Keys of stored configurations that there are no more -> the version that dropped them.
+
+When a field of a config class goes, its key comes here, so that old checkpoints stay readable; the
+name is not used again. The default of a new field must mean what was done before there was one.
+tests/fixtures holds a checkpoint of each format.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +83,10 @@ class Checkpoint:
     """Fingerprint of the dataset that the puzzle embeddings belong to."""
 
 
-class Score(NamedTuple):
+class Rating(NamedTuple):
     """How good a checkpoint is."""
 
-    figures: tuple[float, ...]
+    values: tuple[float, ...]
     """Compared one after the other; higher is better."""
     weights: str
     """Which of its weights were scored: "raw" or "ema"."""
@@ -87,15 +104,15 @@ class CheckpointFolder:
         step: int,
         checkpoint: Checkpoint,
         training_state: dict[str, Any],
-        score: Score | None,
+        rating: Rating | None,
     ) -> Path:
         """Write the checkpoint of `step`, keep the newest `keep` and the best, drop the rest.
 
         Args:
-            score: the validation score of this checkpoint; None if not scored.
+            rating: by validation; None if it was not scored.
 
         Raises:
-            OSError: the disk is full; what was there before is untouched.
+            OSError: the disk is full; the checkpoints that were there before are untouched.
         """
         path = self.path / f"{STEP_PREFIX}{step:08d}"
         with atomic_directory(path) as folder:
@@ -111,8 +128,8 @@ class CheckpointFolder:
             with named_in_errors(folder / STATE_FILE):
                 (folder / STATE_FILE).write_bytes(state_bytes.getbuffer())
         best = self._best()
-        if score is not None and (best is None or score.figures > tuple(best["score"])):
-            best = {"checkpoint": path.name, "score": score.figures, "weights": score.weights}
+        if rating is not None and (best is None or rating.values > tuple(best["score"])):
+            best = {"checkpoint": path.name, "score": rating.values, "weights": rating.weights}
             atomic_write(self.path / BEST_FILE, json.dumps(best))
         for old in complete_checkpoints(self.path)[: -self.keep]:
             if best is None or old.name != best["checkpoint"]:
@@ -121,13 +138,7 @@ class CheckpointFolder:
 
     def _best(self) -> dict[str, Any] | None:
         path = self.path / BEST_FILE
-        if not path.is_file():
-            return None
-        try:
-            best: dict[str, Any] = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged ({error}): remove it and resume") from error
-        return best
+        return read_object(path, "remove it and resume") if path.is_file() else None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -144,14 +155,66 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model=_load_tensors(path / MODEL_FILE),
         ema=_load_tensors(ema_path) if ema_path.is_file() else None,
         puzzle_embedding=table["weight"],
-        config=_load_object(path / CONFIG_FILE),
-        dataset=_load_object(path / DATASET_FILE),
+        config=read_object(path / CONFIG_FILE, REMEDY),
+        dataset=read_object(path / DATASET_FILE, REMEDY),
     )
 
 
-def stored_config(path: Path) -> dict[str, Any]:
-    """The configuration of a checkpoint, without its weights."""
-    return _load_object(path / CONFIG_FILE)
+def stored_config(path: Path, schema: type[SettingsType]) -> SettingsType:
+    """The configuration that a checkpoint was trained with, as an object of today's `schema`.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds a key that there never was.
+    """
+    file = path / CONFIG_FILE
+    return validate_stored(schema, read_object(file, REMEDY), str(file), REMOVED_KEYS)
+
+
+def load_trained(
+    path: Path,
+    arch: ArchConfig,
+    supervision: SupervisionConfig,
+    dataset: dict[str, Any],
+    weights: str,
+    compute: ComputeConfig,
+    ranks: Ranks,
+    typical_length: int | None = None,
+) -> tuple[TrainedModel, dict[str, str]]:
+    """A checkpoint's model, ready to predict, and facts that go with its score.
+
+    Args:
+        path: of the checkpoint.
+        arch: of its network, see `stored_config`.
+        supervision: that it was trained by.
+        dataset: fingerprint of the dataset to predict on.
+        weights: "raw", "ema" (the running mean), or "auto": the running mean if there is one.
+        compute: how the network is computed.
+        ranks: all must call this.
+        typical_length: see `build_model`.
+
+    Raises:
+        UserError: the checkpoint is damaged, was not trained on this dataset, has another
+            architecture than it says, or lacks the running mean that is asked for.
+    """
+    stored = load_checkpoint(path)
+    require_same_dataset(stored.dataset, dataset, f"checkpoint {path}")
+    if weights == "ema" and stored.ema is None:
+        raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
+    averaged = stored.ema if weights != "raw" else None
+    num_puzzles = dataset["num_puzzle_identifiers"]
+    model = build_model(
+        arch, dataset["vocab_size"], dataset["seq_len"], compute, ranks, typical_length
+    )
+    load_weights(model, stored.model if averaged is None else averaged, str(path))
+    table = PuzzleEmbedding(num_puzzles, arch.hidden_size, ranks.device)
+    remedy = "data.path must name the dataset that the checkpoint was trained on"
+    load_table(table.weight, stored.puzzle_embedding, str(path), remedy)
+    facts = {
+        "checkpoint": str(path),
+        "weights": "raw" if averaged is None else "ema",
+        "attention": model.attention_backend,
+    }
+    return TrainedModel(model, table, supervision), facts
 
 
 def require_same_dataset(stored: dict[str, Any], dataset: dict[str, Any], source: str) -> None:
@@ -165,16 +228,6 @@ def require_same_dataset(stored: dict[str, Any], dataset: dict[str, Any], source
                 f"{source} was trained on another dataset: its {key} is {value}, that of "
                 f"data.path is {dataset.get(key)}; use the dataset that it was trained on"
             )
-
-
-def _load_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"checkpoint file {path} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"checkpoint file {path} is not one that the trainer wrote")
-    return value
 
 
 def load_training_state(path: Path) -> dict[str, Any]:
@@ -200,9 +253,9 @@ def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], source: s
         UserError: naming the first difference; nothing has been copied then.
     """
     own = network.state_dict()
-    if missing := sorted(set(own) ^ set(weights)):
+    if different := sorted(set(own) ^ set(weights)):
         raise UserError(
-            f"{source} is of another architecture: '{missing[0]}' is in only one of it and this "
+            f"{source} is of another architecture: '{different[0]}' is in only one of it and this "
             f"model; use the arch group that it was trained with"
         )
     for name, tensor in weights.items():
@@ -222,30 +275,6 @@ def load_table(table: Tensor, stored: Tensor, source: str, remedy: str) -> None:
             f"and arch need {list(table.shape)}; {remedy}"
         )
     table.copy_(stored)
-
-
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """The state of this process's global random number generators."""
-    numpy_state: Any = np.random.get_state()  # noqa: NPY002
-    name, keys, position, has_gauss, cached = numpy_state
-    state = {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `rng_state` returned."""
-    random.setstate(state["python"])
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -18,9 +18,9 @@ class TrainingMetrics(NamedTuple):
     """Over optimizer steps, weights applied."""
     grad_norm: float
     finished: dict[str, float]
-    """Figures of examples after their last supervision step; none if no example got there."""
+    """Metrics of examples after their last supervision step; none if no example got there."""
     by_step: dict[str, list[float]]
-    """Figures after each supervision step; NaN where no example took it."""
+    """Metrics after each supervision step; NaN where no example took it."""
     steps_per_second: float
     """Optimizer steps."""
     examples_per_second: float
@@ -38,7 +38,7 @@ class TrainingMetrics(NamedTuple):
             for s, value in enumerate(values, start=1)
             if not math.isnan(value) and name != "steps_taken"  # Of step s it is s.
         }
-        figures = {
+        metrics = {
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "steps_per_second": self.steps_per_second,
@@ -46,7 +46,7 @@ class TrainingMetrics(NamedTuple):
             **self.finished,
             **by_step,
         }
-        return {f"train/{name}": value for name, value in figures.items()}
+        return {f"train/{name}": value for name, value in metrics.items()}
 
 
 class MetricSums:
@@ -56,9 +56,9 @@ class MetricSums:
         self._num_rows = num_supervision_steps + 1
         self._device = device
         self._names: list[str] = []
-        # A row for each supervision step and one for what is finished; a column for each figure,
-        # and one that counts examples.
-        self._figures = torch.zeros(0)
+        # A row for each supervision step and one for what is finished; a column for each
+        # metric, and one that counts examples.
+        self._sums = torch.zeros(0)
         self._steps = torch.zeros(2, device=device)  # Loss and gradient norm.
         self._started = 0.0
         self.num_steps = 0
@@ -71,20 +71,20 @@ class MetricSums:
     def add(self, result: StepResult, grad_norm: Tensor) -> None:
         """Add one optimizer step of this rank's batch."""
         if not self._names:
-            self._names = list(result.figures)
-            self._figures = torch.zeros(self._num_rows, len(self._names) + 1, device=self._device)
+            self._names = list(result.metrics)
+            self._sums = torch.zeros(self._num_rows, len(self._names) + 1, device=self._device)
         self._steps += torch.stack([result.loss.detach(), grad_norm])
-        columns = [*result.figures.values(), torch.ones_like(result.finished, dtype=torch.float32)]
+        columns = [*result.metrics.values(), torch.ones_like(result.finished, dtype=torch.float32)]
         rows = torch.stack(columns, dim=1)
-        self._figures.index_add_(0, result.supervision_steps - 1, rows)
-        self._figures[-1] += (rows * result.finished.unsqueeze(1)).sum(dim=0)
+        self._sums.index_add_(0, result.supervision_steps - 1, rows)
+        self._sums[-1] += (rows * result.finished.unsqueeze(1)).sum(dim=0)
         self.num_steps += 1
 
     def read(self, ranks: Ranks) -> TrainingMetrics:
         """The means so far, and start anew. Waits for the device; all ranks must call it."""
         steps = ranks.sum(self._steps) / (self.num_steps * ranks.world_size)
         loss, grad_norm = steps.tolist()
-        sums = ranks.sum(self._figures).cpu()
+        sums = ranks.sum(self._sums).cpu()
         # Without any example the mean is 0/0: NaN.
         means, counts = sums[:, :-1] / sums[:, -1:], sums[:, -1]
         seconds = time.perf_counter() - self._started
@@ -99,6 +99,6 @@ class MetricSums:
             examples_per_second=num_finished / seconds,
         )
         self._steps.zero_()
-        self._figures.zero_()
+        self._sums.zero_()
         self.num_steps = 0
         return metrics

@@ -1,41 +1,45 @@
-"""Optimizers of the network, learning-rate schedule and weight averaging (DIS §5, TRM §5).
+"""Optimizers, learning-rate schedule and weight averaging (DIS §5, TRM §5).
 
-The network is trained by AdamW or Adam-atan2; the puzzle embeddings by `training.sign_sgd`.
+The network is trained by AdamW or Adam-atan2, the puzzle embeddings by a sparse sign-SGD.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.distributed import Ranks
 from common.settings import Settings
+from models.puzzle_embedding import PuzzleEmbedding
 
 
 class OptimConfig(Settings):
     """Both optimizers, the schedule they share, clipping and averaging."""
 
-    name: Literal["adamw", "adam_atan2"] = Field(description="optimizer of the network")
-    lr: float = Field(gt=0, description="peak learning rate of the network")
-    beta1: float = Field(ge=0, lt=1, description="decay of the gradient's running mean")
-    beta2: float = Field(ge=0, lt=1, description="decay of the squared gradient's running mean")
-    weight_decay: float = Field(ge=0, description="decoupled weight decay of the network")
-    puzzle_lr: float = Field(ge=0, description="peak learning rate of the puzzle embeddings")
-    puzzle_weight_decay: float = Field(ge=0, description="decoupled, on the rows in the batch")
-    warmup_steps: int = Field(ge=0, description="optimizer steps of linear warm-up")
+    name: Literal["adamw", "adam_atan2"] = Field("adamw", description="optimizer of the network")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of the network")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's running mean")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the squared gradient's mean")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of the network")
+    puzzle_lr: float = Field(1e-2, ge=0, description="peak learning rate of puzzle embeddings")
+    puzzle_weight_decay: float = Field(
+        0.1, ge=0, description="decoupled weight decay of the puzzle embeddings in the batch"
+    )
+    warmup_steps: int = Field(2000, ge=0, description="optimizer steps of linear warm-up")
     lr_min_ratio: float = Field(
-        ge=0, le=1, description="end of the cosine, as a share of the peak; 1 keeps it constant"
+        1.0, ge=0, le=1, description="end of the cosine, as a share of the peak; 1: constant"
     )
-    grad_clip: float | None = Field(gt=0, description="largest gradient norm; null: no limit")
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
     ema_decay: float | None = Field(
-        ge=0, lt=1, description="decay of the weights' running mean; null: no averaging"
+        None, ge=0, lt=1, description="decay of the weights' running mean; null: no averaging"
     )
 
 
-def lr_factor(step: int, total_steps: int, warmup_steps: int, min_ratio: float) -> float:
+def lr_schedule(step: int, total_steps: int, warmup_steps: int, min_ratio: float) -> float:
     """Factor on the peak learning rate for the optimizer step numbered `step` from 0.
 
     Rises linearly over `warmup_steps`, then follows half a cosine down to `min_ratio` at
@@ -48,25 +52,31 @@ def lr_factor(step: int, total_steps: int, warmup_steps: int, min_ratio: float) 
 
 
 def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The network's optimizer; its learning rate is set before each step, see `set_lr`."""
+    """The network's optimizer; its learning rates follow the schedule, see `scale_lr`."""
     parameters = list(network.parameters())
+    # Beside the rate of the moment, each group keeps its own peak, as PyTorch's schedulers do.
+    groups = [{"params": parameters, "lr": config.lr, "initial_lr": config.lr}]
     betas = (config.beta1, config.beta2)
-    if config.name == "adam_atan2":
-        return AdamAtan2(parameters, config.lr, betas, config.weight_decay)
-    fused = all(parameter.is_cuda for parameter in parameters)
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=betas,
-        weight_decay=config.weight_decay,
-        fused=fused or None,
-        foreach=None if fused else True,
-    )
+    match config.name:
+        case "adamw":
+            fused = all(parameter.is_cuda for parameter in parameters)
+            return torch.optim.AdamW(
+                groups,
+                betas=betas,
+                weight_decay=config.weight_decay,
+                fused=fused or None,
+                foreach=None if fused else True,
+            )
+        case "adam_atan2":
+            return AdamAtan2(groups, config.lr, betas, config.weight_decay)
+        case other:
+            assert_never(other)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def scale_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its own peak."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["initial_lr"] * factor
 
 
 class AdamAtan2(torch.optim.Optimizer):
@@ -77,7 +87,7 @@ class AdamAtan2(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Iterable[dict[str, Any]],
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
@@ -111,6 +121,36 @@ class AdamAtan2(torch.optim.Optimizer):
                 mean = state["mean"] / (1 - beta1 ** state["step"])
                 root = (state["mean_square"] / (1 - beta2 ** state["step"])).sqrt_()
                 parameter.sub_(torch.atan2(mean, root), alpha=group["lr"])
+
+
+class SparseSignSGD:
+    """Sign-SGD for the puzzle embeddings, on the rows of the batch alone (HRM; TRM §5).
+
+    For each distinct puzzle of the global batch, with g the sum of its rows' gradients over the
+    batch and all ranks: row = row * (1 - lr * weight_decay) - lr * sign(g). Other rows are not
+    touched. There is no state, as the sign needs none; every rank does the same.
+    """
+
+    def __init__(self, embedding: PuzzleEmbedding, weight_decay: float, ranks: Ranks) -> None:
+        self.embedding = embedding
+        self.weight_decay = weight_decay
+        self.ranks = ranks
+
+    @torch.no_grad()
+    def step(self, puzzle_ids: Tensor, gradients: Tensor, lr: float) -> None:
+        """Apply the gradients [B, D] of the rows `puzzle_ids` [B] that this rank looked up."""
+        puzzle_ids = self.ranks.concatenate(puzzle_ids)
+        gradients = self.ranks.concatenate(gradients)
+        # A puzzle may stand in the batch several times: row i sums over all rows of its puzzle. A
+        # product with a 0/1 matrix does that without waiting for the device, as torch.unique would,
+        # and always in the same order, where index_add_ on CUDA is free to choose: a sum near zero
+        # could else take another sign on another rank, and the ranks' tables drift apart.
+        same = puzzle_ids[:, None] == puzzle_ids
+        summed = same.to(gradients.dtype) @ gradients
+        # All rows of a puzzle write the sum of its first one, so that they write the same.
+        summed = summed[same.int().argmax(dim=1)]
+        rows = self.embedding.weight[puzzle_ids]
+        self.embedding.weight[puzzle_ids] = rows * (1 - lr * self.weight_decay) - lr * summed.sign()
 
 
 class WeightAverage:

@@ -5,6 +5,7 @@
 - RUN/checkpoints/step_00001200/: see `training.checkpoints`
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,17 @@ def find_checkpoint(path: Path, key: str) -> Path:
             f"{CHECKPOINTS_FOLDER}/{STEP_PREFIX}* folders"
         )
     return found[-1]
+
+
+def default_output_dir(found: Sequence[Path], kind: str) -> Path:
+    """Where results go: in the first checkpoint's run folder, named by `kind` and checkpoint."""
+    run_dir = found[0].parent
+    if run_dir.name == CHECKPOINTS_FOLDER:
+        run_dir = run_dir.parent
+    pooled = f"_and_{len(found) - 1}_more" if len(found) > 1 else ""
+    return run_dir / f"{kind}_{found[0].name}{pooled}"
+
+
+def require_new_output(output_dir: Path) -> None:
+    """Raise UserError if there is something where results are to go."""
+    require_new_directory(output_dir, "output_dir", "remove it or set output_dir=...")

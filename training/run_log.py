@@ -1,9 +1,11 @@
 """The run's log: metrics as JSON lines, mirrored to Weights & Biases.
 
 W&B never stops a run: without a login or a network it records offline, and what it raises is
-logged once. Only the main rank logs; the others get a log that does nothing.
+logged once. It is imported only when a run is logged with it, so a machine without it can train.
+Only the main rank logs; the others get a log that does nothing.
 """
 
+import importlib
 import json
 import logging
 import secrets
@@ -11,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import wandb
 from pydantic import Field
 
 from common.files import atomic_write
@@ -26,13 +27,13 @@ Result = TypeVar("Result")
 
 
 class WandbConfig(Settings):
-    """Where the figures go besides the run folder."""
+    """Where the metrics go besides the run folder."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        description="auto: online if logged in, else offline (sync later with `wandb sync`)"
+        "auto", description="auto: online if logged in, else offline (sync later with `wandb sync`)"
     )
-    project: str = Field(description="W&B project")
-    run_name: str | None = Field(description="W&B run name; null: the run folder's name")
+    project: str = Field("deep-improvement-supervision", description="W&B project")
+    run_name: str | None = Field(None, description="W&B run name; null: the run folder's name")
 
 
 def configure_logging(is_main: bool) -> None:
@@ -79,13 +80,14 @@ class RunLog:
         if self._run is not None:
             _attempt("finish", self._run.finish)
 
-    def _start_wandb(
-        self, run_dir: Path, config: WandbConfig, run_config: dict[str, Any]
-    ) -> "wandb.Run | None":
+    def _start_wandb(self, run_dir: Path, config: WandbConfig, run_config: dict[str, Any]) -> Any:
         if config.mode == "disabled":
             return None
+        wandb = _attempt("be imported", lambda: importlib.import_module("wandb"))
+        if wandb is None:
+            return None
 
-        def start(mode: Literal["online", "offline"], run_id: str) -> wandb.Run:
+        def start(mode: Literal["online", "offline"], run_id: str) -> Any:
             settings = wandb.Settings(
                 silent=True,
                 console="off",
@@ -119,7 +121,7 @@ class RunLog:
         return _attempt("start offline", lambda: start("offline", run_id))
 
 
-def _record(run: "wandb.Run", step: int, metrics: dict[str, float]) -> bool:
+def _record(run: Any, step: int, metrics: dict[str, float]) -> bool:
     run.log(metrics, step=step)
     return True
 

@@ -3,17 +3,18 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from common.distributed import Ranks
 from common.errors import UserError
+from common.settings import Settings, fields_of, select
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import TinyRecursiveModel
 from models.supervision import Supervision
 from training import checkpoints
-from training.checkpoints import Checkpoint, CheckpointFolder, Score
+from training.checkpoints import Checkpoint, CheckpointFolder, Rating
 from training.optimizers import WeightAverage
 from training.run_folder import find_checkpoint
 
@@ -26,25 +27,20 @@ FIXED_ON_RESUME = (
     "data.epochs_per_pass",
     "train.global_batch_size",
 )
+NOT_WORTH_SAYING = ("run_dir", "resume", "init_from", "wandb")
+"""Where a run is and how it was started: no news when it is resumed."""
 
 log = logging.getLogger(__name__)
 
 
-class DataStream(Protocol):
-    """Batches that can be continued from a position, a pair of numbers."""
-
-    position: tuple[int, int]
-
-
 @dataclass
 class TrainingState:
-    """Weights, optimizer, average, place in the data, and the count of optimizer steps."""
+    """Weights, optimizer, average, and the count of optimizer steps."""
 
     model: TinyRecursiveModel
     puzzle_embedding: PuzzleEmbedding
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
-    data: DataStream
     supervision: Supervision
     dataset: dict[str, Any]
     """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
@@ -54,8 +50,9 @@ class TrainingState:
         self,
         folder: CheckpointFolder,
         ranks: Ranks,
-        config: dict[str, Any],
-        score: Score | None,
+        config: Settings,
+        position: tuple[int, int],
+        rating: Rating | None,
         wandb_run_id: str | None,
     ) -> None:
         """Write a checkpoint from the main rank; every rank must call this.
@@ -64,49 +61,47 @@ class TrainingState:
             folder: where checkpoints of this run go.
             ranks: whose random states are kept.
             config: the resolved configuration.
-            score: validation score of this checkpoint; None if not scored.
+            position: of the batch to come, see `dataset.batches`.
+            rating: by validation; None if it was not scored.
             wandb_run_id: the W&B run that a resumed run should go on with.
         """
-        rng_states = ranks.gather_objects(checkpoints.rng_state(ranks.device))
+        rng_states = ranks.gather_objects(_rng_state(ranks.device))
         # In the order of the global batch, so that another number of ranks can go on.
-        carried = {}
-        for name, tensor in self.supervision.carried().items():
+        under_way = {}
+        for name, tensor in self.supervision.state_dict().items():
             joined = ranks.concatenate(tensor)
             if ranks.is_main:  # The states of a large batch are a gigabyte: one copy will do.
-                carried[name] = joined.cpu()
+                under_way[name] = joined.cpu()
         checkpoint = Checkpoint(
             self.model.state_dict(),
             self.average.weights if self.average is not None else None,
             self.puzzle_embedding.weight,
-            config,
+            config.model_dump(mode="json"),
             self.dataset,
         )
         rest = {
             "step": self.step,
-            "position": tuple(self.data.position),
+            "position": position,
             "optimizer": self.optimizer.state_dict(),
-            "carried": carried,
+            "carried": under_way,
             "rng_states": rng_states,
             "wandb_run_id": wandb_run_id,
         }
-        ranks.from_main(lambda: folder.save(self.step, checkpoint, rest, score))
+        ranks.from_main(lambda: folder.save(self.step, checkpoint, rest, rating))
 
-    def restore(self, path: Path, ranks: Ranks, config: dict[str, Any]) -> str | None:
-        """Go back to where the checkpoint `path` was written; returns its W&B run id.
+    def restore(
+        self, path: Path, ranks: Ranks, config: Settings
+    ) -> tuple[tuple[int, int], str | None]:
+        """Go back to where the checkpoint `path` was written.
+
+        Returns the position of the batch to come, and the id of the W&B run.
 
         Raises:
             UserError: the checkpoint is damaged, or of a run that this one cannot continue.
         """
         stored = checkpoints.load_checkpoint(path)
         rest = checkpoints.load_training_state(path)
-        for key in FIXED_ON_RESUME:
-            before, now = _select(stored.config, key), _select(config, key)
-            if before != now:
-                raise UserError(
-                    f"resume: {key}={now} but {path} was trained with {key}={before}; resume with "
-                    f"the old value, or start a new run with init_from={path}"
-                )
-        _log_changes(stored.config, config)
+        _require_same_run(checkpoints.stored_config(path, type(config)), config, path)
         checkpoints.require_same_dataset(stored.dataset, self.dataset, f"resume: {path}")
         checkpoints.load_weights(self.model, stored.model, str(path))
         checkpoints.load_table(
@@ -124,8 +119,7 @@ class TrainingState:
         for saved, current in groups:
             saved.update({key: value for key, value in current.items() if key != "params"})
         self.optimizer.load_state_dict(rest["optimizer"])
-        self.data.position = rest["position"]
-        self.supervision.restore(
+        self.supervision.load_state_dict(
             {
                 name: tensor.chunk(ranks.world_size)[ranks.rank]
                 for name, tensor in rest["carried"].items()
@@ -135,16 +129,18 @@ class TrainingState:
         # With another number of ranks there is no state to restore for each; what the method
         # itself draws is a function of seed and step, and does not depend on these states.
         if len(rest["rng_states"]) == ranks.world_size:
-            checkpoints.set_rng_state(rest["rng_states"][ranks.rank], ranks.device)
+            rng_state = rest["rng_states"][ranks.rank]
+            torch.set_rng_state(rng_state["torch"])
+            if ranks.device.type == "cuda" and "cuda" in rng_state:
+                torch.cuda.set_rng_state(rng_state["cuda"], ranks.device)
         log.info("Resumed from %s at step %d", path, self.step)
-        wandb_run_id: str | None = rest["wandb_run_id"]
-        return wandb_run_id
+        return tuple(rest["position"]), rest["wandb_run_id"]
 
     def start_from(self, source: Path, take_puzzle_embedding: bool) -> None:
         """Take the weights of another run at step 0; the averaged ones if it has them.
 
         Raises:
-            UserError: another architecture, or a puzzle-embedding table of another size.
+            UserError: another architecture, or a puzzle-embedding table of another dataset or size.
         """
         path = find_checkpoint(source, "init_from")
         stored = checkpoints.load_checkpoint(path)
@@ -164,19 +160,23 @@ class TrainingState:
         log.info("Started from the weights of %s", path)
 
 
-def _log_changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
-    """Say which keys a resumed run changes; where it is and how it was started are no news."""
-    for key in sorted({*before, *now} - {"run_dir", "resume", "init_from", "wandb"}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            _log_changes(old, new, f"{prefix}{key}.")
-        elif old != new:
-            log.info("Resuming with %s%s=%s instead of %s", prefix, key, new, old)
+def _require_same_run(before: Settings, now: Settings, path: Path) -> None:
+    """Raise UserError if a key changed that must not; say which others did."""
+    for key, _ in fields_of(type(now)):
+        old, new = select(before, key), select(now, key)
+        if old == new or key.startswith(NOT_WORTH_SAYING):
+            continue
+        if key.startswith(FIXED_ON_RESUME):
+            raise UserError(
+                f"resume: {key}={new} but {path} was trained with {key}={old}; resume with the old "
+                f"value, or start a new run with init_from={path}"
+            )
+        log.info("Resuming with %s=%s instead of %s", key, new, old)
 
 
-def _select(config: dict[str, Any], key: str) -> Any:
-    """The value at a dotted key, None where there is none."""
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of this process's global random number generators."""
+    state = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state

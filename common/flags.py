@@ -1,0 +1,90 @@
+"""The flags of a command, made from its options: a `Settings` class that says everything once.
+
+A field `num_aug: int = Field(1000, ge=0, description="variants per task")` is the flag `--num-aug`.
+Its description is the help text, to which the default is added; a field without a default must be
+given. A field's `title` is what stands for its value in the usage, a word for each of several.
+"""
+
+from argparse import SUPPRESS
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from common.errors import CommandParser, UserError
+from common.files import require_new_directory
+from common.settings import SettingsType
+
+
+def parse_flags(
+    options: type[SettingsType],
+    prog: str,
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+) -> SettingsType:
+    """The options that a command line gives, that of this process by default.
+
+    Raises:
+        UserError: a flag is unknown or missing, or its value is of another type or out of range;
+            the message names flag, value and limit.
+    """
+    parser = CommandParser(prog=prog, description=description, argument_default=SUPPRESS)
+    for name, field in options.model_fields.items():
+        parser.add_argument(_flag(name), required=field.is_required(), **_behaviour(field))
+    try:
+        return options.model_validate(vars(parser.parse_args(arguments)))
+    except ValidationError as error:
+        raise UserError("; ".join(map(_sentence, error.errors()))) from error
+
+
+def _flag(name: object) -> str:
+    return f"--{str(name).replace('_', '-')}"
+
+
+def _behaviour(field: FieldInfo) -> dict[str, Any]:
+    """What argparse must know of a field; types and limits are left to pydantic."""
+    default = field.get_default(call_default_factory=True)
+    text = field.description or ""
+    if default is not False and default not in (PydanticUndefined, None, ()):
+        shown = " ".join(default) if isinstance(default, tuple) else default
+        text += f" (default: {shown})"
+    if field.annotation is bool:
+        assert default is False, "a flag can turn a choice on, not off"
+        return {"action": "store_true", "help": text}
+    # `X | None` takes what X takes.
+    optional = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    kind = optional[0] if NoneType in get_args(field.annotation) else field.annotation
+    members = get_args(kind)
+    metavar: Any = field.title
+    if get_origin(kind) is Literal:
+        metavar = f"{{{','.join(members)}}}"
+    if get_origin(kind) is not tuple:
+        return {"metavar": metavar, "help": text}
+    count = "+" if Ellipsis in members else len(members)
+    if metavar and count == len(metavar.split()):
+        metavar = tuple(metavar.split())
+    return {"nargs": count, "metavar": metavar, "help": text}
+
+
+def _sentence(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if not problem["loc"]:  # A combination of flags, which the validator's message names.
+        return str(message)
+    given = problem["input"]
+    shown = " ".join(map(str, given)) if isinstance(given, list) else given
+    return f"{_flag(problem['loc'][0])} {shown}: {message}"
+
+
+def _require_new(path: Path) -> Path:
+    require_new_directory(path, "--output-dir", "remove it or choose another folder")
+    return path
+
+
+NewFolder = Annotated[
+    Path, AfterValidator(_require_new), Field(description="folder to create; must not exist")
+]
+"""Of the field `output_dir`: refused where something is already."""

@@ -1,0 +1,320 @@
+"""What is compared (`grid.yaml`), what is kept of a run, and RESULTS.md made from both.
+
+Tables stand in RESULTS.md between markers; what stands outside of them is written by hand.
+
+    <!-- begin NAME -->
+    ...written by `python -m study`...
+    <!-- end NAME -->
+"""
+
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from common.settings import Settings
+
+Row = dict[str, float]
+
+
+class TaskSpec(Settings):
+    """A dataset and its measure; `grid.yaml` says what each key means, here and below."""
+
+    title: str
+    steps: int
+    measure: str
+    beside: list[str]
+    build: list[str]
+
+
+class Variant(Settings):
+    """One way to train."""
+
+    title: str
+    overrides: list[str]
+    cost: float = 1
+    diagnose: bool = False
+
+
+class Comparison(Settings):
+    """Variants side by side."""
+
+    tasks: list[str]
+    variants: list[str]
+    curves: bool = False
+
+
+class Grid(Settings):
+    """The whole study."""
+
+    seeds: list[int]
+    evaluations: int
+    tasks: dict[str, TaskSpec]
+    variants: dict[str, Variant]
+    comparisons: dict[str, Comparison]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a run; enough for every table and plot."""
+
+    task: str
+    variant: str
+    seed: int
+    command: str
+    parameters: int  # Of the network, puzzle embeddings not counted.
+    calls_per_answer: int  # Evaluations of f until the last answer at test time.
+    calls_per_step: int  # Evaluations of f in one optimizer step, ...
+    calls_with_gradient_per_step: int  # ... and those that a backward pass goes through.
+    # For each evaluation its metrics, and until then `step`, `seconds` of training and `examples`
+    # that took their last supervision step.
+    curve: list[Row]
+    diagnosis: dict[str, Any] | None  # What diagnose.py found, if the variant asks for it.
+
+    @property
+    def final(self) -> Row:
+        return self.curve[-1]
+
+
+def select(records: Sequence[Record], task: str, variant: str) -> list[Record]:
+    """The records of one variant, ordered by seed."""
+    found = [r for r in records if (r.task, r.variant) == (task, variant)]
+    return sorted(found, key=lambda record: record.seed)
+
+
+def diagnoses(records: Sequence[Record], task: str, variant: str) -> list[dict[str, Any]]:
+    """What diagnose.py found of a variant, ordered by seed."""
+    return [r.diagnosis for r in select(records, task, variant) if r.diagnosis is not None]
+
+
+def step_measure(grid: Grid, task: str, diagnosis: dict[str, Any]) -> str:
+    """The task's measure where it is known of each step, else exact accuracy (votes are not)."""
+    measure = grid.tasks[task].measure
+    return measure if measure in diagnosis["steps"][0] else "exact_accuracy"
+
+
+def spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+
+def fill(page: str, texts: dict[str, str]) -> str:
+    """The page with everything between markers replaced."""
+    return re.sub(
+        r"(<!-- begin (.*?) -->\n).*?(<!-- end \2 -->)",
+        lambda match: f"{match[1]}{texts.get(match[2], 'not run yet')}\n{match[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def tables(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
+    """All that can go between markers: name -> Markdown."""
+    hours = sum(record.final["seconds"] for record in records) / 3600
+    extent = f"{len(records)} runs, {hours:.1f} hours of training on one thread in all"
+    texts = {"extent": extent}
+    for key, comparison in grid.comparisons.items():
+        for task in comparison.tasks:
+            texts[f"{key} on {task}"] = comparison_table(grid, comparison.variants, task, records)
+    for task, spec in grid.tasks.items():
+        for variant in grid.variants:
+            if not (found := diagnoses(records, task, variant)):
+                continue
+            what = f"of {variant} on {task}"
+            shown = [step_measure(grid, task, found[0]), "cell_accuracy", "distance_to_solution"]
+            shown += ["distance_to_target", "cells_changed", "margin", "margin_positive"]
+            texts[f"steps {what}"] = diagnosis_table(found, "steps", "step", shown)
+            shown = [spec.measure, "margin"]
+            texts[f"guidance {what}"] = diagnosis_table(found, "guidance", "guidance_weight", shown)
+            if found[0]["variants"]:  # Nothing votes on boards.
+                shown = ["pass@1", "pass@2"]
+                texts[f"votes {what}"] = diagnosis_table(found, "variants", "variants", shown)
+    return texts
+
+
+def comparison_table(
+    grid: Grid, variants: Sequence[str], task: str, records: Sequence[Record]
+) -> str:
+    """One row for each variant that has been run."""
+    spec, rows = grid.tasks[task], []
+    first = [r.final[spec.measure] for r in select(records, task, variants[0])]
+    for key in variants:
+        if not (runs := select(records, task, key)):
+            continue
+        run, steps = runs[0], runs[0].final["step"]
+        finals = {name: [r.final[name] for r in runs] for name in run.final}
+        calls, with_gradient = (
+            f"{steps * per_step / 1000:.1f}"
+            for per_step in (run.calls_per_step, run.calls_with_gradient_per_step)
+        )
+        row = {"variant": grid.variants[key].title}
+        for name in (spec.measure, *spec.beside):
+            row[spaced(name)] = mean_and_spread(finals[name])
+        row |= {
+            "difference to the first (standard error)": difference(finals[spec.measure], first)
+            if first and key != variants[0]
+            else "",
+            "seeds": str(len(runs)),
+            "parameters": f"{run.parameters:,}",
+            "calls per answer": str(run.calls_per_answer),
+            "optimizer steps": f"{steps:,.0f}",
+            "examples": f"{statistics.median(finals['examples']):,.0f}",
+            "network calls (with gradient), thousands": f"{calls} ({with_gradient})",
+            "training, s": f"{statistics.median(finals['seconds']):.0f}",
+        }
+        rows.append(row)
+    return markdown(list(rows[0]), [list(row.values()) for row in rows]) if rows else "not run yet"
+
+
+def diagnosis_table(
+    found: Sequence[dict[str, Any]], section: str, name: str, shown: Sequence[str]
+) -> str:
+    """Means over diagnoses for each row of a section, which `name` tells from the others."""
+    rows = []
+    for of_seeds in zip(*(diagnosis[section] for diagnosis in found), strict=True):
+        value = of_seeds[0][name]
+        is_last = (name, value) == ("step", found[0]["trained_steps"])
+        cells = [mean_and_spread([row[metric] for row in of_seeds]) for metric in shown]
+        rows.append([f"{value:g}{' (last trained)' * is_last}", *cells])
+    titles = {"guidance_weight": "w", "variants": "variants that vote"}
+    if section == "guidance":
+        titles["margin"] = "margin of the last step"
+    return markdown([titles.get(key, spaced(key)) for key in (name, *shown)], rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation over seeds, as the tables show them."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def difference(values: Sequence[float], first: Sequence[float]) -> str:
+    """Difference of two means, and its standard error."""
+    means = statistics.mean(values) - statistics.mean(first)
+    if min(len(values), len(first)) == 1:
+        return f"{means:+.3f}"
+    error = sum(statistics.variance(side) / len(side) for side in (values, first)) ** 0.5
+    return f"{means:+.3f} ± {error:.3f}"
+
+
+# ---- plots -----------------------------------------------------------------------------------
+
+
+def draw(grid: Grid, records: Sequence[Record], folder: Path) -> None:
+    """All plots of the page."""
+    panels = []
+    for key, comparison in grid.comparisons.items():
+        if comparison.curves:
+            draw_curves(grid, comparison, records, folder / f"{key}.png")
+        else:
+            panels += [(key, task) for task in comparison.tasks]
+    if panels:
+        draw_factors(grid, panels, records, folder / "factors.png")
+    for variant in grid.variants:
+        tasks = [task for task in grid.tasks if diagnoses(records, task, variant)]
+        if tasks:
+            draw_diagnoses(grid, variant, tasks, records, folder / f"diagnosis_{variant}.png")
+
+
+@contextmanager
+def _figure(path: Path, rows: int) -> Iterator[Any]:
+    """Axes [rows][3] of a figure that is written to `path` at the end."""
+    figure = Figure(figsize=(11.1, 2.9 * rows), layout="constrained")
+    yield figure.subplots(rows, 3, squeeze=False)
+    # Without the time of drawing, so that the same records give the same bytes.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def draw_curves(grid: Grid, comparison: Comparison, records: Sequence[Record], path: Path) -> None:
+    """Each task's measure against optimizer steps, network calls and training time.
+
+    Lines are means over seeds, shades reach from the lowest to the highest.
+    """
+    with _figure(path, len(comparison.tasks)) as axes:
+        for row, task in zip(axes, comparison.tasks, strict=True):
+            measure = grid.tasks[task].measure
+            for index, variant in enumerate(comparison.variants):
+                if not (runs := select(records, task, variant)):
+                    continue
+                # By evaluation, the rows of all seeds.
+                evaluations = list(zip(*(run.curve for run in runs), strict=False))
+                values = [[point[measure] for point in points] for points in evaluations]
+                steps = [points[0]["step"] for points in evaluations]
+                calls = [step * runs[0].calls_per_step for step in steps]
+                seconds = [statistics.mean(p["seconds"] for p in points) for points in evaluations]
+                means = [statistics.mean(v) for v in values]
+                low, high = [min(v) for v in values], [max(v) for v in values]
+                colour, title = f"C{index}", grid.variants[variant].title
+                for plot, x in zip(row, (steps, calls, seconds), strict=True):
+                    plot.plot(x, means, color=colour, label=title)
+                    plot.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+            row[0].set_ylabel(f"{grid.tasks[task].title}\n{spaced(measure)}")
+            labels = ("optimizer steps", "network calls", "training time, s")
+            for plot, label in zip(row, labels, strict=True):
+                plot.set_xlabel(label)
+                plot.grid(alpha=0.3)
+        if axes[0][0].lines:
+            axes[0][0].legend(fontsize=7)
+
+
+def draw_factors(
+    grid: Grid, panels: Sequence[tuple[str, str]], records: Sequence[Record], path: Path
+) -> None:
+    """For each comparison and task, a dot for every seed's final measure and a bar at the mean."""
+    with _figure(path, -(-len(panels) // 3)) as axes:
+        for plot in axes.flat[len(panels) :]:
+            plot.set_axis_off()
+        for plot, (key, task) in zip(axes.flat, panels, strict=False):
+            variants, measure = grid.comparisons[key].variants, grid.tasks[task].measure
+            for row, variant in enumerate(variants):
+                values = [r.final[measure] for r in select(records, task, variant)]
+                plot.plot(values, [row] * len(values), "o", color=f"C{row}", alpha=0.6)
+                if values:
+                    plot.plot(statistics.mean(values), row, "|k", markersize=14)
+            titles = [grid.variants[variant].title for variant in variants]
+            plot.set_yticks(range(len(titles)), titles, fontsize=7)
+            plot.set_ylim(len(titles) - 0.5, -0.5)
+            # From 0, so that small differences look small.
+            plot.set_xlim(0, 1.05 * plot.get_xlim()[1])
+            plot.grid(alpha=0.3)
+            plot.set_title(f"{spaced(key)}: {grid.tasks[task].title}", fontsize=8)
+            plot.set_xlabel(spaced(measure), fontsize=8)
+
+
+def draw_diagnoses(
+    grid: Grid, variant: str, tasks: Sequence[str], records: Sequence[Record], path: Path
+) -> None:
+    """For each task: measure and margin by step, and the measure under guidance; a line a seed."""
+    with _figure(path, len(tasks)) as axes:
+        for (by_step, margins, guidance), task in zip(axes, tasks, strict=True):
+            found = diagnoses(records, task, variant)
+            measure, of_steps = grid.tasks[task].measure, step_measure(grid, task, found[0])
+            for plot, section, x, y in (
+                (by_step, "steps", "step", of_steps),
+                (margins, "steps", "step", "margin"),
+                (guidance, "guidance", "guidance_weight", measure),
+            ):
+                for diagnosis in found:
+                    rows = diagnosis[section]
+                    plot.plot([row[x] for row in rows], [row[y] for row in rows], marker=".")
+                plot.grid(alpha=0.3)
+            for plot in (by_step, margins):
+                plot.axvline(found[0]["trained_steps"], color="0.7", linestyle="--", zorder=0)
+                plot.set_xlabel("improvement steps at test time")
+            margins.axhline(0, color="0.7", zorder=0)
+            by_step.set_ylabel(f"{grid.tasks[task].title}\n{spaced(of_steps)}")
+            margins.set_ylabel("advantage margin")
+            guidance.set_xlabel("guidance weight w")
+            guidance.set_ylabel(spaced(measure))
