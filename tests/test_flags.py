@@ -20,6 +20,7 @@ class Options(Settings):
     clues: tuple[int, int] | None = Field(None, title="FEWEST MOST", description="clues")
     layout: Literal["full", "compact"] = Field("full", description="how")
     allow_leakage: bool = Field(False, description="accept it")
+    seed: int = Field(0, description="of all draws")
     workers: int = Field(default_factory=lambda: 5, description="processes")
 
     @field_validator("clues")
@@ -50,12 +51,12 @@ def test_every_kind_of_flag_becomes_a_value_of_its_fields_type(tmp_path: Path) -
     (file := tmp_path / "file").touch()
     found = parse(
         "--num-aug", 7, "--files", file, __file__, "--test-file", file, "--names", 1, "x",
-        "--clues", 20, 30, "--layout", "compact", "--allow-leakage", "--workers", 2,
+        "--clues", 20, 30, "--layout", "compact", "--allow-leakage", "--seed", 6, "--workers", 2,
     )  # fmt: skip
     assert dict(found) == {
         "output_dir": Path("nowhere"), "num_aug": 7, "files": (file, Path(__file__)),
         "test_file": file, "names": ("1", "x"), "clues": (20, 30), "layout": "compact",
-        "allow_leakage": True, "workers": 2,
+        "allow_leakage": True, "seed": 6, "workers": 2,
     }  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def test_the_help_has_descriptions_defaults_and_what_stands_for_a_value(capsys: 
         "usage: command", "What it does.", "folder to create; must not exist",
         "variants (default: 3)", "--files FILE [FILE ...] what to read --test-file",
         "who (default: a b)", "--clues FEWEST MOST clues",
-        "--layout {full,compact} how (default: full)", "--allow-leakage accept it",
-        "processes (default: 5)",
+        "--layout {full,compact} how (default: full)", "--allow-leakage accept it --seed",
+        "of all draws (default: 0)", "processes (default: 5)",
     ):  # fmt: skip
         assert part in text
