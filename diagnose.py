@@ -29,7 +29,6 @@ from common.files import atomic_directory
 from config.loading import load_config
 from config.schema import DiagnoseConfig, TrainConfig
 from dataset.tasks import Task
-from dataset.windows import typical_length
 from evaluation.predict import Answers, EvalConfig, predict
 from evaluation.predictions import Predictions, predictions_of
 from evaluation.summary import summarise
@@ -61,8 +60,8 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     data_path = config.data.resolved(trained_as)
     output_dir = config.output_dir or default_output_dir([path], "diagnosis")
     ranks.from_main(lambda: require_new_output(output_dir))
-    test_set = open_test_set(data_path, config.eval.max_variants, config.eval.canvas)
     shared = config.eval.resolved(trained_as.data.canvas)
+    test_set = open_test_set(data_path, config.eval.max_variants, shared.canvas)
     trained, facts = load_trained(
         path,
         trained_as.arch,
@@ -70,8 +69,7 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
         test_set.fingerprint,
         shared.weights,
         config,
-        ranks,
-        typical_length(shared.canvas, test_set.split.metadata.seq_len),
+        ranks.device,
     )
 
     def ask(num_steps: int, weight: float) -> tuple[Answers | None, Metrics]:

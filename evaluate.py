@@ -27,7 +27,6 @@ from config.loading import load_config
 from config.schema import EvaluateConfig, TrainConfig
 from dataset.storage import TEST_PUZZLES_FILE
 from dataset.tasks import load_tasks
-from dataset.windows import typical_length
 from evaluation.predict import Answers, predict
 from evaluation.predictions import (
     first_variants,
@@ -73,7 +72,9 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     data_path = config.data.resolved(stored[0])
     output_dir = config.output_dir or default_output_dir(found, "evaluation")
     ranks.from_main(lambda: require_new_output(output_dir))
-    test_set = open_test_set(data_path, config.eval.max_variants, config.eval.canvas)
+    canvases = {config.eval.resolved(trained_as.data.canvas).canvas for trained_as in stored}
+    needed = "window" if "window" in canvases else "whole"
+    test_set = open_test_set(data_path, config.eval.max_variants, needed)
     if isinstance(test_set, BoardTestSet) and len(paths) > 1:
         raise UserError("checkpoint: nothing votes on boards, so several cannot be pooled there")
     answered: list[Answers] = []
@@ -111,8 +112,7 @@ def predict_with(
         test_set.fingerprint,
         asked.weights,
         config,
-        ranks,
-        typical_length(asked.canvas, test_set.split.metadata.seq_len),
+        ranks.device,
     )
 
     def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:

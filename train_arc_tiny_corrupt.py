@@ -17,38 +17,36 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from common.distributed import Ranks, peak_memory, start_ranks, wrap_for_ranks
+from common.distributed import Ranks, peak_memory, start_ranks
 from common.errors import UserError, exit_cleanly
 from config.loading import load_config
 from config.schema import TrainConfig
-from dataset.batches import TrainingBatches
+from dataset.batches import TrainingBatches, require_shares
 from dataset.boards import solution_tokens
-from dataset.loading import BatchLoader
+from dataset.loading import BatchLoader, require_compact
 from dataset.splits import open_split, require_square
 from dataset.storage import fingerprint
-from dataset.windows import typical_length
 from evaluation.predict import predict
 from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set
-from models.build import build_model, build_supervision, describe
+from models.build import build_model, build_supervision, describe, is_compiled
 from models.puzzle_embedding import PuzzleEmbedding
 from models.steps import TrainedModel
-from models.supervision import StepResult, Supervision
 from models.targets import TARGETS
 from training.checkpoints import CheckpointFolder, Rating
+from training.engine import Engine, is_captured
+from training.memory import estimate_memory, require_memory
 from training.metrics import MetricSums
 from training.optimizers import (
-    SparseSignSGD,
     WeightAverage,
     build_optimizer,
     lr_schedule,
-    scale_lr,
     weights_in_place,
 )
+from training.profiling import profiled_batches
 from training.run_folder import find_start, is_inside, write_run_config
 from training.run_log import NoLog, RunLog, configure_logging
 from training.state import TrainingState
@@ -67,8 +65,8 @@ class Run:
     ranks: Ranks
     state: TrainingState
     loader: BatchLoader
-    supervision: Supervision
-    puzzle_optimizer: SparseSignSGD
+    engine: Engine
+    metrics: MetricSums
     total_steps: int
 
     @property
@@ -85,7 +83,8 @@ class Run:
 
     def is_due(self, every: int | None) -> bool:
         """Whether a multiple of `every` steps lies in the batch just done."""
-        return every is not None and self.state.step % every < self.supervision.steps_per_batch
+        steps_per_batch = self.engine.supervision.steps_per_batch
+        return every is not None and self.state.step % every < steps_per_batch
 
 
 @exit_cleanly
@@ -103,37 +102,37 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     test_set = None
     if loop.eval_every is not None:
         assert config.data.path is not None, "the schema requires a path to train on"
-        test_set = open_test_set(config.data.path, config.eval.max_variants, config.eval.canvas)
+        options = config.eval.resolved(config.data.canvas)
+        test_set = open_test_set(config.data.path, options.max_variants, options.canvas)
     # The main rank looks for all: on a shared file system, ranks may not see the same yet.
     start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
 
     run = build_run(config, ranks, batches)
+    describe_run(run)
     state, wandb_run_id = run.state, None
     if start is not None:
-        run.loader.position, wandb_run_id = state.restore(start, ranks, config)
+        run.loader.position, run.engine.carried, wandb_run_id = state.restore(start, ranks, config)
         if not is_inside(start, config.run_dir):  # A fork is a run of its own.
             wandb_run_id = None
     elif config.init_from is not None:
         state.start_from(config.init_from, config.init_puzzle_embedding)
+    if loop.dry_run:
+        log.info("Dry run: everything was checked, nothing is trained or written.")
+        return
     resolved = config.model_dump(mode="json")
     ranks.from_main(lambda: write_run_config(config.run_dir, resolved))
     first_step = state.step
 
-    # The two kinds of parameters are counted apart in every claim.
-    sizes = describe(state.model, batches.split.metadata.num_puzzle_identifiers)
-    log.info("arch %s: %s", config.arch.name, ", ".join(f"{k} {v:,}" for k, v in sizes.items()))
-    log.info("%d rank(s) on %s, %d steps", ranks.world_size, ranks.device.type, run.total_steps)
-
     # Only the main rank writes; the others have a log that does nothing, so none has to ask.
     run_log: RunLog | NoLog = NoLog()
     if ranks.is_main:
-        run_config = {**resolved, **sizes}
+        run_config = {**resolved, **describe(state.model, state.puzzle_embedding)}
         run_log = RunLog(config.run_dir, config.wandb, run_config, state.step, wandb_run_id)
     folder = CheckpointFolder(config.run_dir, loop.keep_checkpoints)
-    metrics = MetricSums(config.arch.num_supervision_steps, ranks.device)
     stream = iter(run.loader)
     bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
-    with closing(run_log), logging_redirect_tqdm(), bar:
+    profiling = profiled_batches(loop.profile if ranks.is_main else None, ranks.device)
+    with closing(run_log), logging_redirect_tqdm(), bar, profiling as end_of_batch:
         while True:
             # Decided once a batch, and by the step alone: all ranks decide alike.
             is_done = state.step >= run.total_steps
@@ -144,25 +143,28 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
             log_now = save_now or run.is_due(loop.log_every)
             # A run that has just been resumed did all this before it ended.
             if log_now and state.step > first_step:
-                report_metrics(run, metrics, run_log, bar)
+                report_metrics(run, run_log, bar)
                 scores = validate(run, test_set) if evaluate_now and test_set else {}
                 if scores:
                     run_log.write(state.step, scores)
                 if save_now:
                     rating, position = rate(run, scores), run.loader.position
-                    state.save(folder, ranks, config, position, rating, run_log.wandb_run_id)
+                    under_way = run.engine.state_dict()
+                    wandb_id = run_log.wandb_run_id
+                    state.save(folder, ranks, config, position, under_way, rating, wandb_id)
             if is_done:
                 break
-            metrics.begin_batch()
-            # An optimizer step follows each supervision step, so the next one sees new weights.
-            for result in run.supervision.run(next(stream), batch_seed(run)):
-                grad_norm = take_step(run, result)
-                metrics.add(result, grad_norm)
+            run.engine.begin(next(stream), batch_seed(run))
+            if state.step == first_step:
+                run.engine.prepare()
+            run.metrics.begin_batch()
+            take_steps(run)
+            end_of_batch()
     log.info("Done: %s", config.run_dir)
 
 
 def open_batches(config: TrainConfig, ranks: Ranks) -> TrainingBatches:
-    """This rank's share of the training batches.
+    """The training batches.
 
     Raises:
         UserError: the dataset is damaged or does not suit the configuration.
@@ -171,41 +173,37 @@ def open_batches(config: TrainConfig, ranks: Ranks) -> TrainingBatches:
     split = open_split(config.data.path, "train")
     if TARGETS[config.supervision.targets].square_canvas:
         require_square(split, f"supervision.targets={config.supervision.targets}")
-    return TrainingBatches(
-        split,
-        config.train.global_batch_size,
-        config.data.epochs_per_pass,
-        config.seed,
-        ranks.rank,
-        ranks.world_size,
-    )
+    require_compact(split, config.data)
+    require_shares(config.train.global_batch_size, ranks.world_size)
+    return TrainingBatches(split, config.train.global_batch_size, config.seed)
 
 
 def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Run:
     """Model, optimizers and schedule, at step 0."""
     assert config.data.path is not None, "the schema requires a path to train on"
     metadata = batches.split.metadata
-    length = typical_length(config.data.canvas, metadata.seq_len)
+    loader = BatchLoader(
+        batches,
+        config.data,
+        ranks,
+        config.arch.prefix_length,
+        config.train.micro_batch_tokens,
+        num_steps=config.arch.num_supervision_steps,
+    )
     torch.manual_seed(config.seed)
     model = build_model(
-        config.arch, metadata.vocab_size, metadata.seq_len, config.train, ranks, length
+        config.arch, metadata.vocab_size, metadata.seq_len, config.train, ranks.device
     )
-    log.info("attention by %s", model.attention_backend)
-    # From here on each rank has random numbers of its own, whatever the model drew.
-    torch.manual_seed(config.seed + ranks.rank)
     puzzle_embedding = PuzzleEmbedding(
         metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device
-    )
-    loader = BatchLoader(
-        batches, config.data, ranks.device, num_steps=config.arch.num_supervision_steps
     )
     supervision = build_supervision(
         config.supervision,
         model,
-        wrap_for_ranks(model, ranks),
         puzzle_embedding,
         solution_tokens(config.data.path, metadata.vocab_size),
         config.train.diagnostics,
+        config.train.global_batch_size,
     )
     decay = config.optim.ema_decay
     state = TrainingState(
@@ -213,7 +211,6 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         puzzle_embedding,
         build_optimizer(config.optim, model),
         WeightAverage(model, decay) if decay is not None else None,
-        supervision,
         fingerprint(config.data.path, metadata),
     )
     steps = config.train.max_steps
@@ -223,42 +220,59 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         steps = math.ceil(examples / config.train.global_batch_size)
     # A batch is used for all its supervision steps, so a run ends at the end of one.
     batch_count = math.ceil(steps / supervision.steps_per_batch)
-    return Run(
-        config,
-        ranks,
-        state,
-        loader,
+    metrics = MetricSums(supervision.metric_names, supervision.num_steps, ranks.device)
+    engine = Engine(
         supervision,
-        SparseSignSGD(puzzle_embedding, config.optim.puzzle_weight_decay, ranks),
-        total_steps=batch_count * supervision.steps_per_batch,
+        state,
+        config.optim,
+        metrics,
+        ranks,
+        compiled=is_compiled(config.train, ranks.device),
+        captured=is_captured(config.train.graphs, ranks.device),
     )
+    total_steps = batch_count * supervision.steps_per_batch
+    return Run(config, ranks, state, loader, engine, metrics, total_steps)
 
 
-def take_step(run: Run, result: StepResult) -> Tensor:
-    """Backward pass, then one update of network, puzzle embeddings and average.
+def describe_run(run: Run) -> None:
+    """Say what the run is and what it takes.
 
-    Returns the norm of the network's gradient, before clipping.
+    Raises:
+        UserError: it takes more memory than the device has.
     """
-    config, state = run.config.optim, run.state
-    state.optimizer.zero_grad(set_to_none=True)
-    # With several ranks this also averages the network's gradients, while it still runs.
-    result.loss.backward()
-    parameters = list(state.model.parameters())
-    # Not read: that would make the host wait for the device at every step.
-    grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if config.grad_clip is not None:
-        nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
-    scale_lr(state.optimizer, run.lr_factor)
-    state.optimizer.step()
-    # The table is no parameter: the leaf that the step looked up holds the gradient of its rows.
-    assert result.puzzle_vectors.grad is not None, "the puzzle vectors enter every step"
-    run.puzzle_optimizer.step(
-        result.puzzle_ids, result.puzzle_vectors.grad, config.puzzle_lr * run.lr_factor
+    config, ranks, loader, model = run.config, run.ranks, run.loader, run.state.model
+    split, batch_size = loader.batches.split, config.train.global_batch_size
+    # The two kinds of parameters are counted apart in every claim.
+    sizes = describe(model, run.state.puzzle_embedding)
+    log.info("arch %s: %s", config.arch.name, ", ".join(f"{k} {v:,}" for k, v in sizes.items()))
+    log.info(
+        "%s: %s examples an epoch, %s variants; up to %s tokens in a batch of %d on each rank",
+        split.path, f"{split.examples_per_epoch:,.0f}", f"{len(split.puzzle_identifiers):,}",
+        f"{loader.batch_tokens:,}", batch_size,
+    )  # fmt: skip
+    estimate = estimate_memory(
+        config.arch,
+        model.compute_dtype,
+        num_parameters=model.num_parameters,
+        num_puzzles=len(run.state.puzzle_embedding.weight),
+        is_averaged=run.state.average is not None,
+        batch_tokens=loader.batch_tokens,
+        tokens_at_a_time=loader.tokens_at_a_time,
     )
-    if state.average is not None:
-        state.average.update(state.model)
-    state.step += 1
-    return grad_norm
+    log.info("memory: %s, %s tokens at a time", estimate, f"{loader.tokens_at_a_time:,}")
+    if ranks.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(ranks.device)
+        held = torch.cuda.memory_allocated(ranks.device)  # The network and the table are there.
+        require_memory(estimate, loader.tokens_at_a_time, loader.maker.longest, free + held)
+    log.info("%d rank(s) on %s, %d steps", ranks.world_size, ranks.device.type, run.total_steps)
+
+
+def take_steps(run: Run) -> None:
+    """Train on the batch that has begun."""
+    # An optimizer step follows each supervision step, so the next one sees new weights.
+    for _ in range(run.engine.supervision.steps_per_batch):
+        run.engine.step(run.lr_factor)
+        run.state.step += 1
 
 
 def batch_seed(run: Run) -> int:
@@ -268,23 +282,26 @@ def batch_seed(run: Run) -> int:
     return int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1)
 
 
-def report_metrics(
-    run: Run, metrics: MetricSums, run_log: RunLog | NoLog, bar: "tqdm[Any]"
-) -> None:
+def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
     """Log what was summed since the last time.
 
     Raises:
-        UserError: on every rank alike, a loss or gradient was not finite. Comes before a
-            checkpoint is written, so that the newest one is sound.
+        UserError: on every rank alike, no step's loss and gradient were finite, so that nothing is
+            learned any more. Comes before a checkpoint is written.
     """
-    step = run.state.step
-    since = step - metrics.num_steps
-    means = metrics.read(run.ranks)
-    if not means.is_finite:
+    step, num_steps = run.state.step, run.metrics.num_steps
+    since = step - num_steps
+    means = run.metrics.read(run.ranks)
+    if means.skipped_steps:
+        log.warning(
+            "%d of the optimizer steps %d to %d changed nothing, as a loss or gradient was not "
+            "finite", means.skipped_steps, since + 1, step,
+        )  # fmt: skip
+    if means.skipped_steps == num_steps:
         raise UserError(
-            f"training diverged: a loss or gradient between optimizer steps {since} and {step} is "
-            f"not finite; go on from the last checkpoint with resume=auto and a lower optim.lr, "
-            f"optim.grad_clip=1.0 or a longer optim.warmup_steps"
+            f"training diverged: at no optimizer step from {since + 1} to {step} were loss and "
+            f"gradient finite; go on from the last checkpoint with resume=auto and a lower "
+            f"optim.lr, optim.grad_clip=1.0 or a longer optim.warmup_steps"
         )
     more = {
         "train/lr": run.config.optim.lr * run.lr_factor,

@@ -3,16 +3,15 @@ r"""How long does it take to build a dataset, and how much memory?
     python -m benchmarks.build --input-file-prefix kaggle/combined/arc-agi \
         --subsets training evaluation concept --test-set-name evaluation
 
-The first row is the plain way, see `benchmarks.plain_builder`, on every k-th task. Then come the
-full layout by one worker and by several, and the compact layout. Every case runs as its users run
-it, as a process of its own, in turns with the others; its time is that of the whole process, with
-its imports and, for the builder, with flushing everything to disk, which the plain one does not do.
+The full layout by one worker and by several, and the compact layout. Every case runs as its users
+run it, as a process of its own, in turns with the others; its time is that of the whole process,
+with its imports and with flushing everything to disk.
 
-"Times plain" compares examples per second; "by CPU" the same per second of CPU time of all of a
-case's processes, which is less disturbed by what else the machine runs. "Largest process" is the
-peak resident memory of the process or of its largest worker. "Identical files" counts those that
-are byte for byte as the single worker wrote them, among those that must be: all of the full
-layout's; of the compact one's, those that both layouts share.
+"Times one worker" compares seconds; "by CPU" those of CPU time of all of a case's processes, which
+is less disturbed by what else the machine runs. "Largest process" is the peak resident memory of
+the process or of its largest worker. "Identical files" counts those that are byte for byte as the
+single worker wrote them, among those that must be: all of the full layout's; of the compact one's,
+those that both layouts share.
 
 Known figure: the TRM builder takes 303 s and 15.5 GB of memory for the line above with 1000
 variants, on a two-core machine. For that line the table relates each case to the 303 s.
@@ -34,7 +33,6 @@ import torch
 from benchmarks.measure import machine, positive, run_python, write_results
 from common.errors import CommandParser, exit_cleanly
 from dataset.storage import BUILD_FILE
-from dataset.tasks import load_subset
 
 PUBLISHED_LINE = (["training", "evaluation", "concept"], 1000)
 PUBLISHED_SECONDS = 303.0
@@ -51,7 +49,6 @@ class Case:
     name: str
     command: tuple[str, ...]
     """Arguments of `python`, without those that all cases share."""
-    tasks: int
     usage: list[tuple[float, float, int]] = field(default_factory=list)
     """Seconds, CPU seconds and peak memory in bytes of each build."""
     examples: int = 0
@@ -89,10 +86,9 @@ def measure(cases: list[Case], shared: list[str], repeats: int, folder: Path) ->
         command = ["-m", "benchmarks.usage", *case.command, "--output-dir", folder, *shared, *more]
         case.usage.append(json.loads(run_python(*command)))
 
-    for case in cases[:2]:  # Warms up the system's cache of both programs and the tasks.
-        build(case, "--num-aug", "1")
-        case.usage.clear()
-        shutil.rmtree(folder)
+    build(cases[0], "--num-aug", "1")  # Warms up the system's cache of the program and the tasks.
+    cases[0].usage.clear()
+    shutil.rmtree(folder)
     for _ in range(repeats):
         for case in cases:
             build(case)
@@ -103,27 +99,24 @@ def measure(cases: list[Case], shared: list[str], repeats: int, folder: Path) ->
 
 
 def rows(cases: list[Case], published: bool) -> list[dict[str, Any]]:
-    """The table: every case beside the plain one, and beside the single worker."""
-    plain, reference = cases[:2]
-    # Examples per second, and per second of CPU time.
-    rates = [case.examples / np.median(case.usage, axis=0)[:2] for case in cases]
+    """The table: every case beside the single worker."""
+    reference = cases[0]
+    medians = [np.median(case.usage, axis=0)[:2] for case in cases]
     table = []
-    for case, (rate, rate_by_cpu) in zip(cases, rates, strict=True):
-        compared = case not in (plain, reference)
+    for case, (seconds, cpu_seconds) in zip(cases, medians, strict=True):
         row = {
             "builder": case.name,
-            "tasks": case.tasks,
             "examples": case.examples,
-            "seconds": case.examples / rate,
-            "examples/s": rate,
-            "times plain": rate / rates[0][0],
-            "times plain, by CPU": rate_by_cpu / rates[0][1],
+            "seconds": seconds,
+            "examples/s": case.examples / seconds,
+            "times one worker": medians[0][0] / seconds,
+            "by CPU": medians[0][1] / cpu_seconds,
             "largest process, MB": max(peak for _, _, peak in case.usage) / 1e6,
             "on disk, MB": case.bytes / 1e6,
-            "identical files": case.identical_files(reference) if compared else None,
+            "identical files": case.identical_files(reference) if case is not reference else None,
         }
-        if published:  # The plain one's time is extrapolated to all examples.
-            row["times published (303 s)"] = PUBLISHED_SECONDS * rate / reference.examples
+        if published:
+            row["times published (303 s)"] = PUBLISHED_SECONDS / seconds
         table.append(row)
     return table
 
@@ -137,7 +130,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--test-set-name", default="evaluation")
     add("--num-aug", type=int, default=PUBLISHED_LINE[1], help="variants per task")
     add("--workers", type=positive, help="of the case with several; default: the cores here")
-    add("--plain-tasks", type=positive, default=20, help="tasks that the plain builder builds")
     add("--repeats", type=positive, default=3, help="builds of each case; medians are reported")
     add("--output", type=Path, default=Path("benchmark_output/build.json"),
         help="file of results; the datasets stand beside it until they are measured")  # fmt: skip
@@ -155,19 +147,14 @@ def main() -> None:
     facts = machine(torch.device("cpu"))
     workers = arguments.workers or facts["cores"] or 1
     prefix = str(Path(arguments.input_file_prefix).absolute())
-    subsets = [load_subset(prefix, subset) for subset in arguments.subsets]
-    task_ids = [task.task_id for tasks in subsets for task in tasks]
-    every = max(len(task_ids) // arguments.plain_tasks, 1)
-    sample = task_ids[every // 2 :: every]
     shared = ["--input-file-prefix", prefix, "--test-set-name", arguments.test_set_name]
     shared += ["--num-aug", str(arguments.num_aug), "--subsets", *arguments.subsets]
     one = ("-m", "dataset.build_arc_dataset", "--workers", "1")
     several = (*one[:-1], str(workers))
     cases = [
-        Case("plain", ("-m", "benchmarks.plain_builder", "--task-ids", *sample), len(sample)),
-        Case("full, 1 worker", one, len(task_ids)),
-        Case(f"full, {workers} workers", several, len(task_ids)),
-        Case("compact", (*several, "--layout", "compact"), len(task_ids)),
+        Case("full, 1 worker", one),
+        Case(f"full, {workers} workers", several),
+        Case("compact", (*several, "--layout", "compact")),
     ]
     beside = arguments.output.absolute().parent
     beside.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ import torch
 
 from common.errors import UserError
 from common.files import atomic_write
+from models.layers import swiglu_width
 from models.recursive import ArchConfig
 
 Name = TypeVar("Name", bound=Hashable)
@@ -70,7 +71,7 @@ def step_flops(arch: ArchConfig, lengths: Sequence[int]) -> float:
     costs twice the forward pass; cycles without gradient have none.
     """
     width, blocks = arch.hidden_size, arch.num_layers
-    inner = -(-round(arch.expansion * width * 2 / 3) // 256) * 256
+    inner = swiglu_width(width, arch.expansion)
     calls = arch.num_latent_updates + 1
     passes = calls * (arch.num_recursions - 1 + 3)
     total = 0.0
@@ -134,14 +135,18 @@ def positive(text: str) -> int:
 def write_results(path: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print the rows as a table in Markdown, under the command and `facts`; write all as JSON."""
     command = f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}"
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns, ["---"] * len(columns)]
-    cells += [[_text(row.get(column)) for column in columns] for row in rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
     where = ", ".join(f"{key} {value}" for key, value in facts.items())
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps({"command": command, "machine": facts, "rows": rows}, indent=1))
-    sys.stdout.write(f"{command}\n{where}\n\n{table}\n\nWrote {path}\n")
+    sys.stdout.write(f"{command}\n{where}\n\n{markdown_table(rows)}\n\nWrote {path}\n")
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The rows under all of their keys."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, ["---"] * len(columns)]
+    cells += [[_text(row.get(column)) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _text(value: Any) -> str:

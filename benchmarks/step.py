@@ -3,14 +3,15 @@
     python -m benchmarks.step --data data/arc1concept-aug-1000 --batch-size 16
     python -m benchmarks.step --data data/arc1concept-aug-1000 arch=medium --batch-size 512
 
-The first row is the plain way: whole canvas, eager, fp32, see `benchmarks.plain`. Each further row
-makes one more change, down to the trainer's own path, cropped to the grids, and at last with
-its diagnostics on. All rows see the same examples, drawn from the real mix, and are timed in turns,
-batch by batch. A batch serves all supervision steps; "examples/s" counts it once for each, as
-published figures do. Times are totals over the timed batches, as batches of windows differ in size.
+The first row is the plain way: whole canvas, eager, fp32. Each further row makes one more change,
+down to the trainer's own path, cropped to the grids (which needs the compact layout), and at last
+with its diagnostics on. All rows see the same examples, drawn from the real mix, and are timed in
+turns, batch by batch. A batch serves all supervision steps; "examples/s" counts it once for each,
+as published figures do. Times are totals over the timed batches, as batches differ in size.
 """
 
 import argparse
+import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,59 +25,39 @@ from benchmarks.measure import (
     matmul_peak,
     positive,
     step_flops,
+    synchronize,
     time_in_turns,
     write_results,
 )
-from benchmarks.plain import (
-    DoubleLogits,
-    SynchronousLoader,
-    UniqueSignSGD,
-    run_redrawing_targets,
-)
-from common.distributed import Ranks, start_ranks
-from common.errors import CommandParser, UserError, exit_cleanly
-from common.segments import Segment
+from common.distributed import Ranks, peak_memory, start_ranks
+from common.errors import CommandParser, exit_cleanly
+from common.packed import PackedBatch
 from config.loading import load_config
 from config.schema import TrainConfig
-from models.supervision import DeepImprovementSupervision
-from train_arc_tiny_corrupt import Run, batch_seed, build_run, open_batches, take_step
-from training.metrics import MetricSums
-
-SETTLED_BATCHES = 8
-"""Batches of windows in a row that were trained on without compiling anything, before timing."""
-PLAIN_OVERRIDES = ("train.precision=fp32", "train.compile=off", "train.attention=default")
-PLAIN = frozenset({"targets", "loss", "waiting", "optimizer", "loading"})
+from models.puzzle_embedding import PuzzleEmbedding
+from train_arc_tiny_corrupt import Run, batch_seed, build_run, open_batches, take_steps
 
 
 class Change(NamedTuple):
-    """One row: what is changed, as configuration, and which pieces are still plain."""
+    """One row: its name, and all of its configuration."""
 
     name: str
     overrides: tuple[str, ...]
-    plain: frozenset[str]
 
 
 def changes(device: str) -> list[Change]:
     """The rows, each with all changes of the rows above it."""
-    rows = [Change("plain", PLAIN_OVERRIDES, PLAIN)]
+    plain = ("train.precision=fp32", "train.compile=off", "train.graphs=off", "data.canvas=whole")
+    rows = [Change("plain", plain)]
 
-    def add(name: str, *overrides: str, done: str | None = None) -> None:
-        before = rows[-1]
-        rows.append(Change(name, (*before.overrides, *overrides), before.plain - {done}))
+    def add(name: str, *overrides: str) -> None:
+        rows.append(Change(name, (*rows[-1].overrides, *overrides)))
 
-    add("+ targets once per batch", done="targets")
-    add("+ loss in fp32, not float64", done="loss")
-    add("+ no waiting: no unique, no reading", done="waiting")
-    add("+ multi-tensor optimizer", done="optimizer")
-    add("+ next batch made meanwhile", done="loading")
     add("+ bf16", "train.precision=bf16")
     add("+ compiled", "train.compile=on")
     if device == "cuda":
-        add("+ fastest attention", "train.attention=auto")
+        add("+ captured as graphs", "train.graphs=on")
     add("+ cropped to the grids", "data.canvas=window")
-    if device == "cpu":
-        # On short sequences alone: on the whole canvas the scores do not fit the cache.
-        add("+ attention by two products", "train.attention=matmul")
     # What it costs to watch: the one row that should bring nothing and take little.
     add("and diagnostics on", "train.diagnostics=true")
     return rows
@@ -84,105 +65,128 @@ def changes(device: str) -> list[Change]:
 
 @dataclass
 class Case:
-    """A row at work."""
+    """A run at work."""
 
-    change: Change
     run: Run
-    supervision: DeepImprovementSupervision
-    stream: Generator[list[Segment], None, None]
-    metrics: MetricSums
-    lengths: list[int] = field(default_factory=list)
-    """Cells of each example that was trained on."""
+    stream: Generator[list[PackedBatch], None, None]
+    seen: list[PackedBatch] = field(default_factory=list)
+    """What was trained on, without what is as long as its tokens."""
 
     def train_on_next_batch(self) -> None:
         """What the trainer does for a batch."""
-        batch = next(self.stream)
-        self.lengths += [s.inputs.shape[1] for s in batch for _ in range(len(s.inputs))]
-        redraws = "targets" in self.change.plain
-        supervise = run_redrawing_targets if redraws else DeepImprovementSupervision.run
-        for result in supervise(self.supervision, batch, batch_seed(self.run)):
-            grad_norm = take_step(self.run, result)
-            if "waiting" in self.change.plain:
-                result.loss.item(), grad_norm.item()
-                result.metrics["exact_accuracy"].mean().item()
-            else:
-                self.metrics.add(result, grad_norm)
+        parts = next(self.stream)
+        self.run.engine.begin(parts, batch_seed(self.run))
+        take_steps(self.run)
+        nothing = torch.zeros(0)
+        self.seen += [
+            part._replace(inputs=nothing, labels=nothing, cells=nothing, sequence=nothing)
+            for part in parts
+        ]
+
+    @property
+    def cells(self) -> list[int]:
+        """Of each example that was trained on; waits for the device."""
+        prefix_length = self.run.config.arch.prefix_length
+        lengths = [part.offsets.diff()[part.is_example] - prefix_length for part in self.seen]
+        numbers: list[int] = torch.cat(lengths).tolist()
+        return numbers
 
 
 def build_case(
-    change: Change, arguments: argparse.Namespace, ranks: Ranks, first: Case | None
-) -> Case:
-    """The trainer's parts as configured, with the plain ones put in their place."""
-    overrides = [
-        f"data.path={arguments.data}",
-        f"train.global_batch_size={arguments.batch_size}",
-        "train.eval_every=null",
-        *change.overrides,
-        *arguments.overrides,
-    ]
-    config = load_config("train", TrainConfig, __doc__ or "", overrides)
+    data: Path, batch_size: int, overrides: tuple[str, ...], ranks: Ranks,
+    table: PuzzleEmbedding | None = None,
+) -> Case:  # fmt: skip
+    """The trainer's run as configured; with a `table` that it shares with others."""
+    given = [
+        f"data.path={data}", f"train.global_batch_size={batch_size}", "train.eval_every=null",
+        *overrides,
+    ]  # fmt: skip
+    config = load_config("train", TrainConfig, __doc__ or "", given)
     run = build_run(config, ranks, open_batches(config, ranks))
-    plain, state, supervision = change.plain, run.state, run.supervision
-    if not isinstance(supervision, DeepImprovementSupervision):
-        raise UserError("supervision.halting=true: the rows are of the loop without halting")
-    if first is not None:  # One table for all: it may be larger than everything else together.
-        table = first.run.state.puzzle_embedding
-        state.puzzle_embedding = supervision.puzzle_embedding = table
-        run.puzzle_optimizer.embedding = table
-    if "loss" in plain:
-        supervision.network = DoubleLogits(state.model)
-    if "waiting" in plain:
-        decay = config.optim.puzzle_weight_decay
-        run.puzzle_optimizer = UniqueSignSGD(state.puzzle_embedding, decay, ranks)
-    if "optimizer" in plain:
-        state.optimizer.param_groups[0].update(foreach=False, fused=False)
-    if "loading" in plain:
-        run.loader = SynchronousLoader(run.loader.batches, config.data, ranks.device)
-    metrics = MetricSums(config.arch.num_supervision_steps, ranks.device)
-    return Case(change, run, supervision, iter(run.loader), metrics)
+    if table is not None:  # It may be larger than everything else together.
+        run.state.puzzle_embedding = run.engine.supervision.puzzle_embedding = table
+        run.engine.puzzle_optimizer.embedding = table
+    return Case(run, iter(run.loader))
 
 
-def warm_up(case: Case, batches: int) -> None:
-    """Train on some batches, then go back to the first.
+def warm_up(case: Case) -> float:
+    """Compile and capture, as the trainer does before its first step, and train on two batches.
 
-    Where windows are compiled, until so many batches have needed no new graph: they come in many
-    shapes, some of them rare, and what is compiled later would count as work.
+    Returns the seconds that it took until a first step was done.
     """
-    needed = SETTLED_BATCHES if case.run.config.data.canvas == "window" else batches
-    graphs = torch._dynamo.utils.counters["stats"]
-    settled = 0
-    while settled < needed:
-        before = graphs["unique_graphs"]
+    engine, device = case.run.engine, case.run.ranks.device
+    started = time.perf_counter()
+    engine.begin(next(case.stream), batch_seed(case.run))
+    engine.prepare()
+    engine.step(1.0)
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    for _ in range(2):
         case.train_on_next_batch()
-        settled = settled + 1 if graphs["unique_graphs"] == before else 0
-    case.stream.close()
-    case.run.loader.position = (0, 0)
-    case.stream = iter(case.run.loader)
-    case.lengths.clear()
+    case.seen.clear()
+    return seconds
 
 
-def rows(cases: list[Case], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_run(case: Case, seconds: float, peak: float) -> dict[str, Any]:
+    """What training costs once it runs, over batches for about so many `seconds`.
+
+    `peak` is the rate of matrix products, in FLOP/s, that the share of it is given of.
+    """
+    run, device = case.run, case.run.ranks.device
+    to_first_step = warm_up(case)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    steps = run.engine.supervision.steps_per_batch
+    synchronize(device)
+    started, batches = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        case.train_on_next_batch()
+        batches += 1
+    synchronize(device)
+    took = (time.perf_counter() - started) / (batches * steps)
+    batch_size = run.config.train.global_batch_size
+    flops = step_flops(run.config.arch, case.cells) / batches / took
+    return {
+        "ms per step": 1e3 * took,
+        "examples/s": batch_size / took,
+        "share of matmul peak": flops / peak,
+        "cells per example": sum(case.cells) / len(case.cells),
+        "tokens at a time": run.loader.tokens_at_a_time,
+        "GPU-hours, whole run": run.total_steps * took / 3600,
+        "peak memory, GB": peak_memory(device) / 1e9,
+        "s to the first step": to_first_step,
+        "recompiled": torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs,
+        "batches": batches,
+    }
+
+
+def rows(cases: dict[str, Case], repeats: int) -> list[dict[str, Any]]:
     """Time all cases in turns and relate them to the first and to the one before."""
-    device = cases[0].run.ranks.device
-    for case in cases:
-        warm_up(case, arguments.warmup)
-    works = {case.change.name: case.train_on_next_batch for case in cases}
-    seconds = [sum(times) for times in time_in_turns(works, arguments.repeats, device).values()]
-    peaks = {dtype: matmul_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    runs = [case.run for case in cases.values()]
+    device = runs[0].ranks.device
+    for case in cases.values():
+        warm_up(case)
+        # Back to the first examples, so that all see the same.
+        case.stream.close()
+        case.run.loader.position = (0, 0)
+        case.stream = iter(case.run.loader)
+    works = {name: case.train_on_next_batch for name, case in cases.items()}
+    seconds = [sum(times) for times in time_in_turns(works, repeats, device).values()]
+    dtypes = {run.state.model.compute_dtype for run in runs}
+    peaks = {dtype: matmul_peak(device, dtype) for dtype in dtypes}
     table = []
     before = seconds[0]
-    for case, took in zip(cases, seconds, strict=True):
-        arch = case.run.config.arch
-        steps = arguments.repeats * arch.num_supervision_steps
-        flops = step_flops(arch, case.lengths) * arch.num_supervision_steps / took
+    for (name, case), took in zip(cases.items(), seconds, strict=True):
+        arch, batch_size = case.run.config.arch, case.run.config.train.global_batch_size
+        steps = repeats * arch.num_supervision_steps
+        flops = step_flops(arch, case.cells) * arch.num_supervision_steps / took
         table.append(
             {
-                "change": case.change.name,
+                "change": name,
                 "ms per step": 1e3 * took / steps,
-                "examples/s": arguments.batch_size * steps / took,
+                "examples/s": batch_size * steps / took,
                 "times plain": seconds[0] / took,
                 "times the row before": before / took,
-                "cells per example": sum(case.lengths) / len(case.lengths),
+                "cells per example": sum(case.cells) / len(case.cells),
                 "model GFLOP/s": flops / 1e9,
                 "share of matmul peak": flops / peaks[case.run.state.model.compute_dtype],
             }
@@ -194,10 +198,8 @@ def rows(cases: list[Case], arguments: argparse.Namespace) -> list[dict[str, Any
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m benchmarks.step", description=__doc__)
     add = parser.add_argument
-    add("--data", required=True, type=Path, help="dataset folder, of either layout")
+    add("--data", required=True, type=Path, help="dataset folder in the compact layout")
     add("--batch-size", type=positive, default=16)
-    add("--warmup", type=positive, default=1,
-        help="batches before the clock runs, at least; more of windows")  # fmt: skip
     add("--repeats", type=positive, default=8, help="timed batches")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--output", type=Path, default=Path("benchmark_output/step.json"))
@@ -209,11 +211,14 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     with start_ranks(arguments.device) as ranks:
-        cases: list[Case] = []
-        for change in changes(ranks.device.type):
-            cases.append(build_case(change, arguments, ranks, cases[0] if cases else None))
-        facts = {**machine(ranks.device), "arch": cases[0].run.config.arch.name}
-        write_results(arguments.output, facts, rows(cases, arguments))
+        cases: dict[str, Case] = {}
+        table: PuzzleEmbedding | None = None
+        for name, overrides in changes(ranks.device.type):
+            overrides = (*overrides, *arguments.overrides)
+            case = build_case(arguments.data, arguments.batch_size, overrides, ranks, table)
+            table, cases[name] = case.run.state.puzzle_embedding, case
+        facts = {**machine(ranks.device), "arch": cases["plain"].run.config.arch.name}
+        write_results(arguments.output, facts, rows(cases, arguments.repeats))
 
 
 if __name__ == "__main__":

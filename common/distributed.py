@@ -4,7 +4,6 @@ Under torchrun each process is one rank with one device; without a launcher ther
 the collectives return what they are given.
 """
 
-import inspect
 import os
 import resource
 import sys
@@ -15,8 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from common.errors import UserError
 
@@ -86,24 +84,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kB.
-
-
-def wrap_for_ranks(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """Average gradients over all ranks in buckets, while the backward pass still runs.
-
-    Buffers are left alone: those of our models never change. A single rank needs no wrapper.
-    """
-    if ranks.world_size == 1:
-        return model
-    parameters = inspect.signature(DistributedDataParallel).parameters
-    # torch 2.13 calls it by another name, and warns about the old one.
-    keyword = (
-        "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    )
-    options: dict[str, Any] = {keyword: False, "gradient_as_bucket_view": True}
-    if ranks.device.type == "cuda":
-        options["device_ids"] = [ranks.device]
-    return DistributedDataParallel(model, **options)
 
 
 @contextmanager

@@ -42,6 +42,17 @@ class LoopConfig(ComputeConfig):
         "groups * mean pairs per puzzle / global_batch_size; not used when max_steps is set",
     )
     global_batch_size: int = Field(512, gt=0, description="examples per batch, over all ranks")
+    micro_batch_tokens: int = Field(
+        131_072,
+        gt=0,
+        description="most tokens (cells and prefixes) that a rank computes at a time; a larger "
+        "share of a batch is cut into micro-batches, whose gradients add up",
+    )
+    graphs: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="capture a training step as CUDA graphs, which spares the host thousands of "
+        "launches; auto: on CUDA",
+    )
     log_every: int = Field(50, gt=0, description="optimizer steps between recorded metrics")
     checkpoint_every: int = Field(10_000, gt=0, description="optimizer steps between checkpoints")
     keep_checkpoints: int = Field(3, gt=0, description="newest checkpoints kept, besides the best")
@@ -50,6 +61,16 @@ class LoopConfig(ComputeConfig):
         gt=0,
         description="optimizer steps between evaluations, the last at the end of the run; null "
         "disables evaluation, including the final one",
+    )
+    dry_run: bool = Field(
+        False,
+        description="only check everything and say what the run would be and take; nothing is "
+        "trained or written",
+    )
+    profile: AnyPath | None = Field(
+        None,
+        description="folder for a profile of the first batches: trace.json (for Perfetto or "
+        "chrome://tracing) and kernels.txt; null: none",
     )
     diagnostics: bool = Field(
         False,
@@ -170,7 +191,8 @@ class EvaluateConfig(CheckpointConfig):
                 + (", not both" if self.checkpoint is not None else "")
             )
         # How many at a time changes nothing, so it may be anything.
-        counted = EvalConfig(batch_size=self.eval.batch_size, max_variants=self.eval.max_variants)
+        options = self.eval
+        counted = EvalConfig(batch_tokens=options.batch_tokens, max_variants=options.max_variants)
         if self.predictions is not None and self.eval != counted:
             raise ValueError(
                 "predictions=... are there already: of the eval.* keys only eval.max_variants "

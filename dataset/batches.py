@@ -1,8 +1,9 @@
-"""Which examples make a batch, and the random numbers that go with them.
+"""Which examples make a batch, the random numbers that go with them, and who computes which.
 
 Sampling for training follows TRM: an epoch permutes the groups; each group gives one random
-variant, whose pairs are all appended, shuffled, until the global batch is full. The order is a
-pure function of (seed, pass number), so a run resumes at its exact batch, on any number of ranks.
+variant, whose pairs are all appended, shuffled. Epochs follow each other without end, and every
+`global_batch_size` examples are a batch. A batch is a pure function of the seed and of its place in
+that stream, whatever the ranks and the device: so a run resumes at its exact batch.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from common.settings import AnyPath, Settings
 from dataset.splits import Split
 from dataset.storage import SplitIndex
 
+NUM_SHARDS = 8
+"""Parts that a batch is dealt into; a rank takes one, two, four or all of them."""
+
 
 class DataConfig(Settings):
-    """Which dataset, how an epoch is laid out, and how much of a canvas the network sees."""
+    """Which dataset, and how much of a canvas the network sees."""
 
     path: AnyPath | None = Field(None, description="dataset folder, as the builder wrote it")
     trajectories: AnyPath | None = Field(
@@ -27,16 +31,10 @@ class DataConfig(Settings):
         description="file of target trajectories, as dataset.import_trajectories wrote it; null: "
         "none",
     )
-    epochs_per_pass: int = Field(
-        1,
-        ge=1,
-        description="epochs whose group orders are concatenated before they are cut into batches; "
-        "the partial batch at the end of a pass is dropped",
-    )
     canvas: Literal["whole", "window"] = Field(
         "whole",
         description="whole: every cell of the canvas; window: only the cells around input and "
-        "output, which is quicker (see dataset/windows.py)",
+        "output, which is quicker (see dataset/windows.py) and needs the compact layout",
     )
     window_margin: int = Field(
         1, ge=0, description="a window's four edges each move outwards by 0 to this many cells"
@@ -51,111 +49,103 @@ class DataConfig(Settings):
 
 
 class Sample(NamedTuple):
-    """One rank's share of a global batch, and the random numbers that rendering it takes."""
+    """The examples of a global batch, and the random numbers that rendering them takes."""
 
     examples: npt.NDArray[np.int64]
     """[B] rows of the split."""
     puzzle_ids: npt.NDArray[np.int32]
     """[B] identifiers."""
-    rows: npt.NDArray[np.int64]
-    """[B] places in the global batch."""
     shifts: npt.NDArray[np.float64]
     """[B, 2] in [0, 1): how far down and right the grids are moved, as a share of the room."""
     edges: npt.NDArray[np.float64]
     """[B, 4] in [0, 1): how far a window's edges move outwards, as a share of the margin."""
     coin: npt.NDArray[np.float64]
     """[B] in [0, 1): below `whole_canvas_share`, the whole canvas is shown."""
-    priorities: npt.NDArray[np.float32]
-    """[B, cells] in [0, 1): which cells around a window fill it up."""
 
 
 class TrainingBatches:
-    """Endless iterator over this rank's batches.
+    """Endless iterator over global batches.
 
-    `position` is the pass and the batch within it that comes next; setting it goes there.
+    `position` is the epoch and the example within it that come next; setting it goes there.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        global_batch_size: int,
-        epochs_per_pass: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if global_batch_size % world_size:
-            raise UserError(
-                f"train.global_batch_size={global_batch_size} is not divisible by the {world_size} "
-                f"ranks: choose a multiple of {world_size}"
-            )
-        # The fewest examples that a pass can hold: every group gives its smallest variant.
-        sizes = np.diff(split.puzzle_indices)
-        fewest = int(np.minimum.reduceat(sizes, split.group_indices[:-1]).sum())
-        if fewest * epochs_per_pass < global_batch_size:
-            raise UserError(
-                f"data.epochs_per_pass={epochs_per_pass}: a pass over {split.path} holds "
-                f"{fewest * epochs_per_pass} examples, fewer than train.global_batch_size="
-                f"{global_batch_size}; set data.epochs_per_pass to at least "
-                f"{-(-global_batch_size // fewest)}"
-            )
+    def __init__(self, split: Split, global_batch_size: int, seed: int) -> None:
         self.split = split
         self.global_batch_size = global_batch_size
-        self.epochs_per_pass = epochs_per_pass
         self.seed = seed
-        local = global_batch_size // world_size
-        self._slice = slice(rank * local, (rank + 1) * local)
         self.position = (0, 0)
 
     def __iter__(self) -> Iterator[Sample]:
+        epoch, first = self.position
+        drawn = self._draw_epoch(epoch)
         while True:
-            pass_index, first = self.position
-            batches = self._draw_pass(pass_index)
-            for index in range(first, len(batches)):
-                self.position = (pass_index, index + 1)
-                yield self._sample(batches[index], pass_index, index)
-            self.position = (pass_index + 1, 0)
+            # Counted from 1: a trailing zero changes no seed, and [seed, epoch] drew the order.
+            rng = np.random.default_rng([self.seed, epoch, 1 + first])
+            parts = []
+            missing = self.global_batch_size
+            while missing:
+                part = drawn[:, first : first + missing]
+                parts.append(part)
+                missing -= part.shape[1]
+                first += part.shape[1]
+                if first == drawn.shape[1]:
+                    epoch, first = epoch + 1, 0
+                    drawn = self._draw_epoch(epoch)
+            self.position = epoch, first
+            yield self._sample(np.concatenate(parts, axis=1), rng)
 
-    def _draw_pass(self, pass_index: int) -> list[npt.NDArray[np.int64]]:
-        """For each full global batch of one pass [3, B]: example, puzzle, whether it may move."""
-        rng = np.random.default_rng([self.seed, pass_index])
+    def _draw_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The examples of one epoch [3, E]: row, puzzle, whether its grids may move."""
+        rng = np.random.default_rng([self.seed, epoch])
         group_indices, puzzle_indices = self.split.group_indices, self.split.puzzle_indices
-        num_groups = len(group_indices) - 1
-        groups = np.concatenate([rng.permutation(num_groups) for _ in range(self.epochs_per_pass)])
+        groups = rng.permutation(len(group_indices) - 1)
         chosen = rng.integers(group_indices[groups], group_indices[groups + 1])
         first, end = puzzle_indices[chosen], puzzle_indices[chosen + 1]
         stays = rng.integers(first, end)
-        batches: list[npt.NDArray[np.int64]] = []
-        parts: list[npt.NDArray[np.int64]] = []
-        filled = 0
-        for puzzle, start, size, stay in zip(
-            chosen.tolist(), first.tolist(), (end - first).tolist(), stays.tolist(), strict=True
-        ):
-            pairs = start + rng.permutation(size)[: self.global_batch_size - filled]
-            parts.append(np.stack([pairs, np.full(len(pairs), puzzle), pairs != stay]))
-            filled += len(pairs)
-            if filled == self.global_batch_size:
-                batches.append(np.concatenate(parts, axis=1))
-                parts, filled = [], 0
-        return batches
+        sizes = end - first
+        places = np.repeat(np.arange(len(chosen)), sizes)
+        starts = np.cumsum(sizes) - sizes
+        rows = first[places] + np.arange(sizes.sum()) - starts[places]
+        # By puzzle, as they were drawn, and in a random order within each.
+        rows = rows[np.lexsort((rng.random(len(rows)), places))]
+        return np.stack([rows, chosen[places], rows != stays[places]])
 
-    def _sample(self, batch: npt.NDArray[np.int64], pass_index: int, batch_index: int) -> Sample:
-        """This rank's share; random numbers are drawn for all ranks alike, then cut."""
-        # Counted from 1: a trailing zero changes no seed, and [seed, pass] drew the pass's order.
-        rng = np.random.default_rng([self.seed, pass_index, 1 + batch_index])
-        mine = self._slice
-        examples, puzzles, moves = batch[:, mine]
-        size, cells = self.global_batch_size, self.split.metadata.seq_len
-        uniform = rng.random((size, 7))[mine]
+    def _sample(self, batch: npt.NDArray[np.int64], rng: np.random.Generator) -> Sample:
+        examples, puzzles, moves = batch
+        uniform = rng.random((self.global_batch_size, 7))
         return Sample(
             examples=examples,
             puzzle_ids=self.split.puzzle_identifiers[puzzles],
-            rows=np.arange(mine.start, mine.stop),
             shifts=uniform[:, :2] * moves[:, None],
             edges=uniform[:, 2:6],
             coin=uniform[:, 6],
-            priorities=rng.random((size, cells), dtype=np.float32)[mine],
         )
+
+
+def require_shares(global_batch_size: int, world_size: int) -> None:
+    """Raise UserError unless the ranks can share batches of this size."""
+    if NUM_SHARDS % world_size:
+        raise UserError(
+            f"--nproc_per_node: a batch is dealt into {NUM_SHARDS} parts, which {world_size} ranks "
+            f"cannot share evenly: start 1, 2, 4 or {NUM_SHARDS}"
+        )
+    if global_batch_size % world_size:
+        raise UserError(
+            f"train.global_batch_size={global_batch_size} is not divisible by the {world_size} "
+            f"ranks: choose a multiple of {world_size}"
+        )
+
+
+def deal(sizes: npt.NDArray[np.int64], rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+    """The places in a global batch of `sizes` [B] tokens that a rank computes, largest first.
+
+    In order of size the examples go to the shards one by one, there and back, so that shards are
+    about equally large; ranks have equally many examples (see `require_shares`).
+    """
+    order = np.argsort(-sizes, kind="stable")
+    turn, shard = np.divmod(np.arange(len(sizes)), NUM_SHARDS)
+    shard = np.where(turn % 2, NUM_SHARDS - 1 - shard, shard)
+    return order[shard % world_size == rank]
 
 
 class ExampleSelection(NamedTuple):

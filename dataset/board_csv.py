@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.segments import PAD
+from common.tokens import PAD
 from dataset.boards import Rules, keeps_given
 from dataset.build_boards import TEST, TRAIN, Half, PuzzleOptions
 

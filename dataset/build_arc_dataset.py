@@ -33,7 +33,7 @@ from common.errors import exit_cleanly
 from common.files import atomic_directory
 from common.flags import parse_flags
 from common.processes import worker_processes
-from common.segments import PAD
+from common.tokens import PAD
 from dataset.augmentation import (
     ORIGINAL,
     Variants,

@@ -65,25 +65,21 @@ class Recipes(NamedTuple):
 
 
 def expand(
-    originals: Originals, recipes: Recipes, cells: Tensor | None = None
+    originals: Originals, recipes: Recipes, example: Tensor, cells: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and labels, int64 [n, C], at the flat canvas cells [n, C], or [n, L] at all of them.
+    """Inputs and labels, int64 [N], at canvas cells [N] of the examples [N], 0 .. n-1.
 
     What `dataset.build_arc_dataset.render` makes, as plain index arithmetic: no loop, and nothing
-    for which the host would have to wait. Grids must lie inside the canvas.
+    for which the host would have to wait. Grids must lie inside the canvas; where a cell is below
+    0, both tokens are PAD.
     """
     num_cells = originals.inputs.shape[1]
     side = canvas_side(num_cells)
-    # Shapes [n, side, 1] and [n, 1, side], or [n, C, 1] twice: row and column of a canvas cell
-    # relative to the grid's top-left. What depends on the example alone is [n, 1, 1].
-    top, left = recipes.origins[:, :, None, None].unbind(1)
-    if cells is None:
-        along = torch.arange(side, device=recipes.origins.device)
-        rows, cols = along[:, None] - top, along - left
-    else:
-        rows, cols = cells[:, :, None] // side - top, cells[:, :, None] % side - left
-    dihedrals = recipes.dihedrals[:, None, None]
-    transpose, flip_rows, flip_cols = ((mask >> dihedrals) & 1 for mask in _DIHEDRAL_MASKS)
+    # Relative to the grid's top-left.
+    rows, cols = cells // side, cells % side
+    rows, cols = rows - recipes.origins[:, 0][example], cols - recipes.origins[:, 1][example]
+    dihedral = recipes.dihedrals[example]
+    transpose, flip_rows, flip_cols = ((mask >> dihedral) & 1 for mask in _DIHEDRAL_MASKS)
     # In the flat original one cell down and one to the right in the variant are steps of +-1 and
     # +-side, from a corner that depends on the flips.
     row_step, col_step = side * (1 - 2 * flip_rows), 1 - 2 * flip_cols
@@ -93,22 +89,31 @@ def expand(
     offsets = down * rows + right * cols
     # Only colours are looked up; PAD and EOS are set below, where the variant has them.
     colours = F.pad(recipes.permutations + COLOUR_OFFSET, (COLOUR_OFFSET, 0))
-    sizes = originals.sizes[recipes.pairs][..., None, None]
+    sizes = originals.sizes[recipes.pairs]
+    pair = recipes.pairs[example] * num_cells
 
-    def show(tokens: Tensor, height: Tensor, width: Tensor) -> Tensor:
-        corner = recipes.pairs[:, None, None] * num_cells
-        corner = corner + flip_rows * (height - 1) * side + flip_cols * (width - 1)
+    def show(tokens: Tensor, size: Tensor) -> Tensor:
+        height, width = size[:, 0][example], size[:, 1][example]
+        corner = pair + flip_rows * (height - 1) * side + flip_cols * (width - 1)
         shown_height = torch.where(transposed, width, height)
         shown_width = torch.where(transposed, height, width)
         in_rows, in_cols = _within(rows, shown_height), _within(cols, shown_width)
         inside = in_rows & in_cols
         below, beside = (rows == shown_height) & in_cols, in_rows & (cols == shown_width)
-        found = tokens.reshape(-1)[torch.where(inside, offsets + corner, 0)].flatten(1)
-        recoloured = colours.gather(1, found.long())
-        return torch.where(inside.flatten(1), recoloured, EOS * (below | beside).flatten(1)).long()
+        found = tokens.reshape(-1)[torch.where(inside, offsets + corner, 0)]
+        recoloured = colours[example, found.long()]
+        return torch.where(inside, recoloured, EOS * (below | beside)).long()
 
-    inputs = show(originals.inputs, sizes[:, 0, 0], sizes[:, 0, 1])
-    return inputs, show(originals.labels, sizes[:, 1, 0], sizes[:, 1, 1])
+    return show(originals.inputs, sizes[:, 0]), show(originals.labels, sizes[:, 1])
+
+
+def expand_whole(originals: Originals, recipes: Recipes) -> tuple[Tensor, Tensor]:
+    """Inputs and labels, int64 [n, L], on whole canvases."""
+    count, num_cells = len(recipes.pairs), originals.inputs.shape[1]
+    cells = torch.arange(num_cells, device=recipes.pairs.device).repeat(count)
+    example = torch.arange(count, device=cells.device).repeat_interleave(num_cells)
+    inputs, labels = expand(originals, recipes, example, cells)
+    return inputs.view(count, num_cells), labels.view(count, num_cells)
 
 
 def _within(places: Tensor, extent: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ class CompactSplit(SplitIndex):
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Inputs and labels [n, L] of the given examples, their grids at the top-left."""
         recipes = self.recipes(examples, np.zeros((len(examples), 2), dtype=np.int64))
-        inputs, labels = expand(self.originals, recipes)
+        inputs, labels = expand_whole(self.originals, recipes)
         return inputs.numpy().astype(np.uint8), labels.numpy().astype(np.uint8)
 
     def _locate(

@@ -38,8 +38,8 @@ from tqdm import tqdm
 from common.errors import UserError, exit_cleanly
 from common.files import atomic_file, read_arrays, read_object, require_creatable
 from common.flags import parse_flags
-from common.segments import MISSING, PAD
 from common.settings import Settings
+from common.tokens import MISSING, PAD
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import COLOUR_OFFSET, EOS, VOCAB_SIZE, Canvases, canvas_side, place, read_back
 from dataset.splits import Split, open_split, require_square

@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
 from common.files import named_in_errors, read_json
-from common.segments import MISSING, PAD
 from common.settings import validate
+from common.tokens import MISSING, PAD
 
 BLANK_IDENTIFIER: Final = 0
 BLANK_NAME = "<blank>"

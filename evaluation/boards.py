@@ -9,7 +9,7 @@ share that the best possible answers would reach, in expectation (the Bayes ceil
 import numpy as np
 import numpy.typing as npt
 
-from common.segments import PAD
+from common.tokens import PAD
 from dataset.boards import keeps_given, rules_of
 from evaluation.predict import Answers
 from evaluation.test_set import BoardTestSet

@@ -1,6 +1,6 @@
 """What each improvement step did to the answers of a batch, measured where the network computes.
 
-Shape letters: B batch, N rows of a test set, S steps, L canvas cells, K metrics.
+Shape letters: B sequences, N rows of a test set, S steps, L canvas cells, K metrics.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.segments import Segment
-from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, diagnose
+from common.packed import PackedBatch
+from models.diagnostics import ACCURACY, DIAGNOSTICS, Membership, accuracy, margins, movement
 from models.objective import IGNORE, counted_solution
+from models.randomness import CellRandom
 from models.steps import Improvement, TrainedModel
-from models.supervision import segment_targets
+from models.supervision import step_targets
+from models.targets import TargetRequest
 
 TARGET_SEED = 0
 """Of the random paths that answers at test time are compared with."""
@@ -23,9 +25,13 @@ TARGET_SEED = 0
 class StepMetrics:
     """Follows the answers of one batch through its steps.
 
+    Answers are judged on the whole canvas, whatever was shown of it: what a solution has elsewhere
+    is wrong.
+
     Args:
-        segment: whole canvases.
-        trained: the model that answers them.
+        batch: what is shown.
+        labels: int64 [B, L] the solutions on whole canvases.
+        trained: the model that answers.
         colours: see `TargetRequest`.
         guidance_weight: that the answers are given with.
         diagnostics: also measure distances and margins.
@@ -33,44 +39,48 @@ class StepMetrics:
 
     def __init__(
         self,
-        segment: Segment,
+        batch: PackedBatch,
+        labels: Tensor,
         trained: TrainedModel,
         colours: range,
         guidance_weight: float,
         diagnostics: bool,
     ) -> None:
-        self.solution = counted_solution(segment.labels)
+        self.batch = batch
+        self.solution = counted_solution(labels)
         self.guidance_weight = guidance_weight
+        count, num_cells = labels.shape
+        canvas_of = torch.arange(count, device=labels.device).repeat_interleave(num_cells)
+        self.canvases = Membership(canvas_of, count)
         self.targets: Tensor | None = None
+        self._previous = batch.to_canvas(batch.inputs, num_cells)
         if diagnostics:
-            num_cells = segment.inputs.shape[1]
-            self.targets = segment_targets(
-                trained.supervision, segment, trained.trained_steps, num_cells, colours, TARGET_SEED
+            cells = torch.arange(num_cells, device=labels.device)
+            request = TargetRequest(
+                self._previous,
+                labels,
+                trained.trained_steps,
+                CellRandom(TARGET_SEED, batch.rows, cells),
+                colours,
             )
-        self._previous = segment.inputs
+            self.targets = step_targets(trained.supervision, request)
         self._rows: list[Tensor] = []
 
-    def add(self, step: Improvement, answer: Tensor, cells: Tensor | None) -> None:
-        """Measure one step.
-
-        Args:
-            step: what the answer was read from.
-            answer: int64 [B, L] on the whole canvas.
-            cells: which cells the step's logits are of; None: all, in order.
-        """
-        metrics = accuracy(answer, self.solution)
+    def add(self, step: Improvement, answer: Tensor) -> None:
+        """Measure one step, and the answer [B, L] on whole canvases that was read from it."""
+        solution, answer = self.solution.flatten(), answer.flatten()
+        metrics = accuracy(answer, solution, self.canvases)
         if self.targets is not None:
             assert step.reference_logits is not None, "margins need it"
             # Beyond the steps that were trained, the target stays the solution.
             s = min(len(self._rows) + 1, self.targets.shape[1] - 1)
-            metrics |= diagnose(
-                self._previous,
-                answer,
-                self.targets[:, s],
-                self.solution,
+            previous, target = self._previous.flatten(), self.targets[:, s].flatten()
+            metrics |= movement(previous, answer, target, solution, self.canvases)
+            metrics |= margins(
                 step.reference_logits,
                 step.conditional_logits,
-                cells,
+                self.batch.from_canvas(self.solution, fill=IGNORE),
+                Membership(self.batch.sequence, self.batch.num_sequences),
                 self.guidance_weight,
             )
         self._previous = answer

@@ -5,7 +5,10 @@ around its input and around the largest output among the task's demonstrations; 
 reaches the edge of that window, it is predicted once more on the whole canvas. The solution plays
 no part in either.
 
-Shape letters: B batch, S steps, L canvas cells, K metrics.
+Variants are packed up to a budget of tokens; on a GPU every batch is filled up to it, so that all
+have one shape. Answers are put back onto whole canvases on the device.
+
+Shape letters: B sequences, S steps, L canvas cells, K metrics.
 """
 
 from collections import deque
@@ -22,12 +25,15 @@ from torch import Tensor
 from common.distributed import Ranks
 from common.settings import Settings
 from dataset.canvas import Canvases, canvas_side, read_extents
-from dataset.loading import HostSegment, SegmentMaker, one_ahead
-from dataset.windows import areas, choose_cells, lengths_for
+from dataset.loading import BatchMaker, Capacity, HostBatch, Plan, cut, one_ahead
+from dataset.windows import Boxes
 from evaluation.metrics import StepMetrics, metric_names
 from evaluation.test_set import Rows, TestSet
 from models.objective import log_stablemax
 from models.steps import TrainedModel
+
+TYPICAL_TOKENS = 128
+"""A batch has room for as many sequences as if they were so long."""
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -37,11 +43,10 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 class PredictConfig(Settings):
     """Which variants are predicted, with which weights."""
 
-    batch_size: int = Field(
-        512,
+    batch_tokens: int = Field(
+        131_072,
         gt=0,
-        description="variants predicted at a time on each rank; in windows, as many cells as these "
-        "have on the whole canvas",
+        description="most tokens (cells and prefixes) that a rank predicts at a time",
     )
     max_variants: int | None = Field(
         None, gt=0, description="variants of each task that vote, the original first; null: all"
@@ -122,17 +127,34 @@ def predict(
 
 
 class Predictor:
-    """Answers rows of a test set; see `predict` for the arguments."""
+    """Answers rows of a test set; see `predict` for the arguments.
 
-    def __init__(self, trained: TrainedModel, test_set: TestSet, config: EvalConfig) -> None:
+    `static`: fill batches up to one shape; None: on CUDA.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        test_set: TestSet,
+        config: EvalConfig,
+        static: bool | None = None,
+    ) -> None:
         assert config.canvas != "auto", "to be resolved by what the model was trained on"
         self.trained = trained
         self.test_set = test_set
         self.config = config
         self.boxes = test_set.boxes if config.canvas == "window" else None
         self.num_steps = config.num_supervision_steps or trained.trained_steps
-        self.maker = SegmentMaker(test_set.split, trained.device)
+        self.maker = BatchMaker(test_set.split, trained.model.config.prefix_length, trained.device)
         self.num_cells = test_set.split.metadata.seq_len
+        # Always room for one whole canvas, and for a token that fills up.
+        tokens = max(config.batch_tokens, self.maker.longest + 1)
+        self.most_sequences = max(1, tokens // TYPICAL_TOKENS)
+        self.capacity: Capacity | None = None
+        if trained.device.type == "cuda" if static is None else static:
+            fillers = -(-tokens // self.maker.longest)
+            self.capacity = Capacity(tokens, self.most_sequences + fillers)
+        self.most_tokens = tokens - 1
 
     def answer(self, rows: Rows, progress: Progress | None = None) -> Answers:
         """Answer the given rows [n]; the result is in their order."""
@@ -147,39 +169,37 @@ class Predictor:
             followed,
             np.zeros((len(followed), self.num_steps, self.num_cells), np.uint8),
         )
+        whole = np.tile(np.array(self.maker.whole), (len(rows), 1))
         if self.boxes is None:
-            whole = np.full(len(rows), self.num_cells)
             self._fill(answers, np.arange(len(rows)), whole, progress)
             return answers
-        boxes, lengths = self.boxes[rows], lengths_for(self.num_cells)
-        fitting = lengths[np.searchsorted(lengths, areas(boxes))]
-        self._fill(answers, np.arange(len(rows)), fitting, progress)
+        boxes = self.boxes[rows]
+        self._fill(answers, np.arange(len(rows)), boxes, progress)
         side = canvas_side(self.num_cells)
         outgrown = np.flatnonzero(_outgrows(answers.canvases, boxes[:, 2:], side))
-        self._fill(answers, outgrown, np.full(len(outgrown), self.num_cells), progress)
+        self._fill(answers, outgrown, whole[outgrown], progress)
         return replace(answers, whole_canvas_again=len(outgrown))
 
     def _fill(
-        self,
-        answers: Answers,
-        places: Rows,
-        lengths: npt.NDArray[np.int64],
-        progress: Progress | None,
+        self, answers: Answers, places: Rows, boxes: Boxes, progress: Progress | None
     ) -> None:
-        """Answer the rows at `places` [n], showing `lengths` [n] cells of each; write them in."""
+        """Answer the rows at `places` [n], showing `boxes` [n, 4] of them; write them in."""
         is_followed = self.test_set.is_followed[answers.rows]
         place_in_steps = np.cumsum(is_followed) - 1
-        batches = list(self._batches(places, lengths))
+        # Equally long sequences stand together, for kernels that take these at once.
+        order = np.argsort(-self.maker.lengths(boxes), kind="stable")
+        places, boxes = places[order], boxes[order]
+        runs = cut(self.maker.lengths(boxes), self.most_tokens, self.most_sequences)
         prepared = (
-            (batch, *self._prepare(answers.rows[batch], length)) for batch, length in batches
+            (places[run], self._prepare(answers.rows[places[run]], boxes[run])) for run in runs
         )
         started = (
-            (batch, self._start(segment, cells, len(batch), np.flatnonzero(is_followed[batch])))
-            for batch, segment, cells in one_ahead(prepared)
+            (batch, self._start(host, len(batch), np.flatnonzero(is_followed[batch])))
+            for batch, host in one_ahead(prepared)
         )
         pending: Iterable[tuple[Rows, PendingResult]] = one_behind(started)
-        if progress and batches:
-            pending = progress(pending, len(batches))
+        if progress and runs:
+            pending = progress(pending, len(runs))
         for batch, result in pending:
             canvases, probability, metrics, steps = result.wait()
             answers.canvases[batch] = canvases
@@ -188,64 +208,35 @@ class Predictor:
             answers.metrics[batch] = metrics
             answers.steps[place_in_steps[batch[is_followed[batch]]]] = steps
 
-    def _batches(self, places: Rows, lengths: npt.NDArray[np.int64]) -> Iterator[tuple[Rows, int]]:
-        """Batches of `places` [n] of one of their `lengths` [n], which is given beside them."""
-        for length in np.unique(lengths).tolist():
-            alike = places[lengths == length]
-            size = self._rows_of(length)
-            for start in range(0, len(alike), size):
-                yield alike[start : start + size], length
+    def _prepare(self, rows: Rows, boxes: Boxes) -> HostBatch:
+        """What is shown of the rows."""
+        examples = self.test_set.examples.take(rows)
+        origins = np.zeros((len(rows), 2), dtype=np.int64)
+        plan = Plan(examples.rows, examples.puzzle_ids, rows, origins, boxes)
+        return self.maker.pack(plan, self.capacity)
 
-    def _rows_of(self, length: int) -> int:
-        return self.config.batch_size * self.num_cells // length
-
-    def _prepare(self, rows: Rows, length: int) -> tuple[HostSegment, Tensor | None]:
-        """Whole canvases of the rows, and which cells of them to show (None: all).
-
-        The last row is repeated up to a power of two or the batch's full size, so that shapes
-        are few.
-        """
-        size = min(self._rows_of(length), 1 << (len(rows) - 1).bit_length())
-        padded = np.pad(rows, (0, size - len(rows)), mode="edge")
-        examples = self.test_set.examples.take(padded)
-        selected = self.maker.source.select(examples.rows, np.zeros((size, 2)))
-        segment = self.maker.take(selected, np.arange(size), examples.puzzle_ids, padded, None)
-        if self.boxes is None or length == self.num_cells:
-            return segment, None
-        # Cells around a window fill it up in a random order, as in training, but always the same.
-        priorities = np.random.default_rng(0).random((1, self.num_cells), dtype=np.float32)
-        side = canvas_side(self.num_cells)
-        return segment, self.maker.pin_cells(
-            choose_cells(self.boxes[padded], length, side, priorities)
-        )
-
-    def _start(
-        self, host_segment: HostSegment, chosen: Tensor | None, count: int, followed: Rows
-    ) -> "PendingResult":
-        """Answer the first `count` rows of a batch; the others fill it up.
+    def _start(self, host_batch: HostBatch, count: int, followed: Rows) -> "PendingResult":
+        """Answer a batch, whose first `count` sequences are variants.
 
         Answers after each step are kept of those at `followed`. On a GPU this only queues the work.
         """
-        config, segment, cells = self.config, self.maker.to_device(host_segment), None
-        if chosen is not None:
-            cells = chosen.to(self.maker.device, non_blocking=True).long()
-        inputs = segment.inputs if cells is None else segment.inputs.gather(1, cells)
-        kept = self.maker.pin(torch.from_numpy(followed)).to(self.maker.device, non_blocking=True)
+        config, maker = self.config, self.maker
+        batch = maker.to_device(host_batch)
+        labels = maker.whole_labels(host_batch)
+        kept = maker.pin(torch.from_numpy(followed)).to(maker.device, non_blocking=True)
         colours, weight = self.test_set.colours, config.guidance_weight
-        measured = StepMetrics(segment, self.trained, colours, weight, config.diagnostics)
+        measured = StepMetrics(batch, labels, self.trained, colours, weight, config.diagnostics)
         shown: list[Tensor] = []
         # Not inference_mode, whose tensors are of another kind: training's graphs serve here.
         with torch.no_grad():
-            for step in self.trained.improve(
-                inputs, segment.puzzle_ids, self.num_steps, weight, cells, config.diagnostics
-            ):
-                answer = _on_canvas(step.logits.argmax(dim=-1), cells, self.num_cells)
-                measured.add(step, answer, cells)
+            for step in self.trained.improve(batch, self.num_steps, weight, config.diagnostics):
+                answer = batch.to_canvas(step.logits.argmax(dim=-1), self.num_cells)
+                measured.add(step, answer)
                 shown.append(answer.to(torch.uint8)[kept])
             probability = log_stablemax(step.logits).amax(dim=-1).exp()
         return PendingResult(
             answer[:count].to(torch.uint8),
-            _on_canvas(probability, cells, self.num_cells)[:count],
+            batch.to_canvas(probability, self.num_cells)[:count],
             measured.values()[:count],
             torch.stack(shown, dim=1),
         )
@@ -299,13 +290,6 @@ class PendingResult:
         if self._copied is not None:
             self._copied.synchronize()
         return [tensor.numpy() for tensor in self._tensors]
-
-
-def _on_canvas(values: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
-    """Values [B, l] at their cells of canvases [B, num_cells] that are 0 (PAD) elsewhere."""
-    if cells is None:
-        return values
-    return values.new_zeros(len(values), num_cells).scatter_(1, cells, values)
 
 
 def _outgrows(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.files import atomic_directory, read_object
-from common.segments import PAD
+from common.tokens import PAD
 from dataset.canvas import canvas_side, read_back
 from dataset.storage import BUILD_FILE, REBUILD
 from dataset.tasks import Grid, Task

@@ -10,6 +10,7 @@ from dataset.augmentation import parse_variant_name, transformed_sizes
 from dataset.batches import select_test_examples
 from dataset.boards import puzzle_of, solution_tokens
 from dataset.canvas import VOCAB_SIZE, Canvases, canvas_side, grid_mask, read_back
+from dataset.compact import CompactSplit
 from dataset.splits import open_split, require_square
 from dataset.storage import TEST_PUZZLES_FILE, fingerprint, load_identifiers
 from dataset.tasks import NUM_COLOURS, Task, load_tasks
@@ -76,9 +77,10 @@ class ArcTestSet(TestSet):
         self.is_followed = identity & (self.dihedrals == 0)  # The inputs that are unaugmented.
         self.tasks = load_tasks(path / TEST_PUZZLES_FILE)
         self._check_against_tasks()
-        origins = np.zeros((len(self), 2), dtype=np.int64)
-        side = canvas_side(self.split.metadata.seq_len)
-        self.boxes = boxes_around(origins, self._window_extents(), side)
+        if isinstance(self.split, CompactSplit):
+            origins = np.zeros((len(self), 2), dtype=np.int64)
+            side = canvas_side(self.split.metadata.seq_len)
+            self.boxes = boxes_around(origins, self._window_extents(), side)
 
     def answer_cells(self, canvases: Canvases) -> npt.NDArray[np.bool_]:
         """The cells of the grids that canvases [n, cells] show; none where one shows no grid."""
@@ -133,22 +135,22 @@ def open_test_set(path: Path, max_variants: int | None, canvas: str) -> ArcTestS
     Args:
         path: of the dataset.
         max_variants: see `TestSet`.
-        canvas: "whole", "window" or "auto", as `eval.canvas` says.
+        canvas: "whole" or "window", see `PredictConfig.resolved`.
 
     Raises:
-        UserError: a part is missing, damaged or does not fit the others, or is a board where
-            windows are asked for.
+        UserError: a part is missing, damaged or does not fit the others, or windows are asked for
+            where there are none.
     """
     # Boards of other builders do not say whose rules hold, but their vocabulary is another.
     is_arc = open_split(path, "test").metadata.vocab_size == VOCAB_SIZE
-    if puzzle_of(path) is None and is_arc:
-        return ArcTestSet(path, max_variants)
-    if canvas == "window":
+    is_task = puzzle_of(path) is None and is_arc
+    test_set = ArcTestSet(path, max_variants) if is_task else BoardTestSet(path, max_variants)
+    if canvas == "window" and test_set.boxes is None:
         raise UserError(
-            f"eval.canvas=window: boards, as those of {path}, are shown whole; use "
+            f"eval.canvas=window needs ARC tasks in the compact layout, as {path} has not: use "
             f"eval.canvas=whole"
         )
-    return BoardTestSet(path, max_variants)
+    return test_set
 
 
 def _largest_demonstrated_output(task: Task) -> npt.NDArray[np.int64]:

@@ -1,108 +1,159 @@
-"""Full attention by one of several backends, and which of them is the fastest here.
+"""Full attention within each sequence of a packed batch.
 
-PyTorch picks a kernel by rules of its own, which are not always the fastest for a small head
-dimension: cuDNN's has to be asked for, and on a CPU two plain products in bf16 beat the fused
-kernel on short sequences. On a GPU the choice can be made by timing, once, before the network is
-built: eagerly, forward and backward, on sequences of a typical length.
+    device      dtype        kernel
+    CUDA        bf16, fp16   `torch.nn.attention.varlen`: one launch for all sequences
+    otherwise                `grouped`: one dense call for each run of equally long sequences
 
-Shape letters: B batch, H heads, T sequence positions.
+Either is one operator to the compiler, so a graph is the same however a batch is cut. The grouped
+kernel reads the offsets on the host. On a CPU it computes in at least fp32, by PyTorch's fused
+kernel: its bf16 one is three times slower on short sequences, and slower than fp32 on any.
+
+Shape letters: N tokens, B sequences, H heads, T tokens of one sequence.
 """
 
-import statistics
-import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys, values [B, H, T, head_dim] -> attended values of the same shape."""
-
-
-def matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two products and a softmax; holds the scores [B, H, T, T] for the backward pass."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return scores.softmax(dim=-1) @ v
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""Queries, keys, values [N, H, head_dim], offsets int32 [B + 1], most tokens of a sequence."""
 
 
-def _sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v)
+def attention_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+    """The quickest kernel that there is for queries of this kind."""
+    has_varlen = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    return varlen if has_varlen and head_dim % 8 == 0 else grouped
 
 
-BACKENDS: dict[str, AttentionFunction] = {
-    "default": F.scaled_dot_product_attention,
-    "flash": partial(_sdpa_by, SDPBackend.FLASH_ATTENTION),
-    "cudnn": partial(_sdpa_by, SDPBackend.CUDNN_ATTENTION),
-    "efficient": partial(_sdpa_by, SDPBackend.EFFICIENT_ATTENTION),
-    "matmul": matmul_attention,
-}
+def varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
+    """Attended values [N, H, head_dim] by the flash kernel for sequences of any length.
 
-
-def time_backends(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, repeats: int = 5
-) -> dict[str, float]:
-    """Median seconds of forward and backward pass for every backend that runs here.
-
-    Args:
-        shape: [B, H, T, head_dim].
-        dtype: of queries, keys and values.
-        device: where to time; backends that it does not have are left out.
-        repeats: timed passes, after two that are not.
+    A sequence longer than `longest` would leave rows unwritten.
     """
-    seconds = {}
-    for name in BACKENDS:
-        if (times := _times(name, shape, dtype, device, 2 + repeats)) is not None:
-            seconds[name] = statistics.median(times[2:])
-    return seconds
+    # The seven positional arguments alone: the keywords changed between torch 2.11 and 2.12.
+    attended = varlen_attn(q, k, v.contiguous(), offsets, offsets, longest, longest)
+    assert isinstance(attended, Tensor), "nothing else was asked for"
+    return attended
 
 
-def fastest_backend(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-) -> str:
-    """Name of the backend with the shortest forward and backward pass, see `time_backends`."""
-    seconds = time_backends(shape, dtype, device)
-    return min(seconds, key=lambda name: seconds[name])
+def grouped(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
+    """Attended values [N, H, head_dim] by dense calls; of use where `varlen` has no kernel."""
+    attended: Tensor = _grouped(q, k, v, offsets)[0]
+    return attended
 
 
-def runs_here(
-    name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-) -> bool:
-    """Whether a backend has a kernel, forward and backward, for such queries here."""
-    return _times(name, shape, dtype, device, repeats=1) is not None
+@torch.library.custom_op("dis::grouped_attention", mutates_args=())
+def _grouped(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Attended values, and the log of each query's sum of exponentials [N, H] for the backward."""
+    dtype = _compute_dtype(q)
+    attended = torch.empty_like(q, memory_format=torch.contiguous_format)
+    logsumexp = torch.empty(q.shape[:2], dtype=dtype, device=q.device)
+    for part, rows in _runs(offsets):
+        dense = (_dense(tensor[part], rows, dtype) for tensor in (q, k, v))
+        out, lse = _forward(*dense)
+        attended[part] = _packed(out)
+        logsumexp[part] = _packed(lse.unsqueeze(-1)).squeeze(-1)
+    return attended, logsumexp
 
 
-def _times(
-    name: str,
-    shape: tuple[int, int, int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-    repeats: int,
-) -> list[float] | None:
-    """Seconds of each pass, or None where the backend does not run."""
-    # A generator of its own: timing must not change the weights that are drawn afterwards.
-    generator = torch.Generator(device).manual_seed(0)
-    q, k, v, gradient = torch.randn((4, *shape), dtype=dtype, device=device, generator=generator)
-    q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
-    try:
-        return [_time_once(BACKENDS[name], (q, k, v), gradient) for _ in range(repeats)]
-    except RuntimeError:  # "No available kernel", or out of memory for the score matrix.
-        return None
+@_grouped.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    attended = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return attended, q.new_empty(q.shape[:2], dtype=_compute_dtype(q))
 
 
-def _time_once(
-    attend: AttentionFunction, qkv: tuple[Tensor, Tensor, Tensor], gradient: Tensor
-) -> float:
-    _wait_for(gradient.device)
-    start = time.perf_counter()
-    attend(*qkv).backward(gradient)
-    _wait_for(gradient.device)
-    return time.perf_counter() - start
+@torch.library.custom_op("dis::grouped_attention_backward", mutates_args=())
+def _grouped_backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attended: Tensor,
+    logsumexp: Tensor,
+    offsets: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _compute_dtype(q)
+    gradients = tuple(torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3))
+    for part, rows in _runs(offsets):
+        run = (gradient, q, k, v, attended, logsumexp.unsqueeze(-1))
+        dg, dq, dk, dv, out, lse = (_dense(tensor[part], rows, dtype) for tensor in run)
+        of_run = _backward(dg, dq, dk, dv, out, lse.squeeze(-1))
+        for whole, dense in zip(gradients, of_run, strict=True):
+            whole[part] = _packed(dense)
+    return gradients[0], gradients[1], gradients[2]
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@_grouped_backward.register_fake
+def _(gradient: Tensor, q: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3))
+    return dq, dk, dv
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...],
+          output: tuple[Tensor, Tensor]) -> None:  # fmt: skip
+    q, k, v, offsets = inputs
+    ctx.save_for_backward(q, k, v, *output, offsets)
+
+
+def _differentiate(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor,
+                   _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # fmt: skip
+    return (*_grouped_backward(gradient, *ctx.saved_tensors), None)  # type: ignore[attr-defined]
+
+
+_grouped.register_autograd(_differentiate, setup_context=_save)
+
+
+def _runs(offsets: Tensor) -> Iterator[tuple[slice, int]]:
+    """Neighbouring sequences of one length: their tokens, and how many sequences they are."""
+    ends = offsets.tolist()
+    lengths = [end - start for start, end in pairwise(ends)]
+    start = 0
+    while start < len(lengths):
+        end = start + 1
+        while end < len(lengths) and lengths[end] == lengths[start]:
+            end += 1
+        if lengths[start]:
+            yield slice(ends[start], ends[end]), end - start
+        start = end
+
+
+def _dense(tokens: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """[rows * T, H, head_dim] -> [rows, H, T, head_dim]."""
+    return tokens.unflatten(0, (rows, -1)).transpose(1, 2).to(dtype)
+
+
+def _packed(dense: Tensor) -> Tensor:
+    """[rows, H, T, head_dim] -> [rows * T, H, head_dim]."""
+    return dense.transpose(1, 2).flatten(0, 1)
+
+
+def _compute_dtype(q: Tensor) -> torch.dtype:
+    return torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attended values [rows, H, T, head_dim] and logsumexp [rows, H, T]."""
+    if q.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        attended, logsumexp = flash(q, k, v)
+        return attended, logsumexp
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
+
+
+def _backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, logsumexp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values."""
+    if q.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        dq, dk, dv = flash(gradient, q, k, v, attended, logsumexp, 0.0, False)
+        return dq, dk, dv
+    scale = q.shape[-1] ** -0.5
+    shares = ((q * scale) @ k.transpose(-2, -1) - logsumexp.unsqueeze(-1)).exp()
+    mean = (gradient * attended).sum(dim=-1, keepdim=True)
+    d_scores = shares * (gradient @ v.transpose(-2, -1) - mean) * scale
+    return d_scores @ k, d_scores.transpose(-2, -1) @ q, shares.transpose(-2, -1) @ gradient

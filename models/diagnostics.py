@@ -8,13 +8,15 @@ Metrics are of single examples [B], without gradient; means are taken by who col
 cells whose solution is known and not PAD count: on others, the answer is mostly left to chance.
 (To the distance to a step's target count the cells that count in its loss.)
 
-Shape letters: B batch, L canvas cells, V vocabulary.
+Shape letters: N tokens, B sequences, V vocabulary.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.objective import IGNORE, guided_logits
+from models.objective import IGNORE, guided_logits, per_sequence
 
 Metrics = dict[str, Tensor]
 """Name -> one number for each example [B]."""
@@ -43,13 +45,13 @@ def advantage_margin(
     derivative of -log softmax(l_w)[y*] with respect to w.
 
     Args:
-        reference_logits: l_u [B, L, V].
-        conditional_logits: l_c [B, L, V].
-        solution: y* int64 [B, L], IGNORE where not counted.
+        reference_logits: l_u [N, V].
+        conditional_logits: l_c [N, V].
+        solution: y* int64 [N], IGNORE where not counted.
         guidance_weight: w of l_w.
 
     Returns:
-        [B, L]; what stands where the solution is not counted means nothing.
+        [N]; what stands where the solution is not counted means nothing.
     """
     advantage = conditional_logits - reference_logits
     logits = guided_logits(reference_logits, conditional_logits, guidance_weight)
@@ -59,11 +61,24 @@ def advantage_margin(
     return advantage.gather(-1, token).squeeze(-1) - (policy * advantage).sum(dim=-1)
 
 
-def accuracy(answer: Tensor, solution: Tensor) -> Metrics:
-    """Share of right cells, and whether all are (0 or 1), of answers [B, L]."""
+class Membership(NamedTuple):
+    """Which sequence tokens belong to."""
+
+    sequence: Tensor
+    """int64 [N]"""
+    num_sequences: int
+    """B"""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums [B] of the tokens' values [N]."""
+        return per_sequence(values, self.sequence, self.num_sequences)
+
+
+def accuracy(answer: Tensor, solution: Tensor, members: Membership) -> Metrics:
+    """Share of right cells, and whether all are (0 or 1), of answers [N]."""
     counted = solution != IGNORE
-    right = (answer == solution) & counted
-    num_counted, num_right = counted.sum(dim=1), right.sum(dim=1)
+    num_counted = members.sum(counted)
+    num_right = members.sum((answer == solution) & counted)
     exact = (num_right == num_counted) & (num_counted > 0)
     return {
         "cell_accuracy": num_right / num_counted.clamp(min=1),
@@ -71,55 +86,37 @@ def accuracy(answer: Tensor, solution: Tensor) -> Metrics:
     }
 
 
-def movement(previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor) -> Metrics:
+def movement(
+    previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor, members: Membership
+) -> Metrics:
     """Hamming distances in cells.
 
     Args:
-        previous: [B, L] the answer before the step; before the first, the input.
-        answer: [B, L] the answer after it.
-        target: [B, L] the step's target, IGNORE where not counted.
-        solution: [B, L] IGNORE where not counted.
+        previous: [N] the answer before the step; before the first, the input.
+        answer: [N] the answer after it.
+        target: [N] the step's target, IGNORE where not counted.
+        solution: [N] IGNORE where not counted.
+        members: which sequences the tokens are of.
     """
-    changed = (answer != previous) & (solution != IGNORE)
     return {
-        "distance_to_solution": _distance(answer, solution),
-        "distance_to_target": _distance(answer, target),
-        "cells_changed": changed.sum(dim=1).float(),
+        "distance_to_solution": members.sum((answer != solution) & (solution != IGNORE)),
+        "distance_to_target": members.sum((answer != target) & (target != IGNORE)),
+        "cells_changed": members.sum((answer != previous) & (solution != IGNORE)),
     }
 
 
 def margins(
-    reference_logits: Tensor, conditional_logits: Tensor, solution: Tensor, guidance_weight: float
+    reference_logits: Tensor,
+    conditional_logits: Tensor,
+    solution: Tensor,
+    members: Membership,
+    guidance_weight: float = 1.0,
 ) -> Metrics:
     """Mean advantage margin over the counted cells, and the share of them where it is positive."""
     counted = solution != IGNORE
     margin = advantage_margin(reference_logits, conditional_logits, solution, guidance_weight)
-    num_counted = counted.sum(dim=1).clamp(min=1)
+    num_counted = members.sum(counted).clamp(min=1)
     return {
-        "margin": torch.where(counted, margin, 0.0).sum(dim=1) / num_counted,
-        "margin_positive": ((margin > 0) & counted).sum(dim=1) / num_counted,
+        "margin": members.sum(torch.where(counted, margin, 0.0)) / num_counted,
+        "margin_positive": members.sum((margin > 0) & counted) / num_counted,
     }
-
-
-def diagnose(
-    previous: Tensor,
-    answer: Tensor,
-    target: Tensor,
-    solution: Tensor,
-    reference_logits: Tensor,
-    conditional_logits: Tensor,
-    cells: Tensor | None = None,
-    guidance_weight: float = 1.0,
-) -> Metrics:
-    """`movement` and `margins` of one step.
-
-    `cells` [B, l] are those of the canvas that the logits [B, l, V] are of; None: all, in order.
-    """
-    shown = solution if cells is None else solution.gather(1, cells)
-    return movement(previous, answer, target, solution) | margins(
-        reference_logits, conditional_logits, shown, guidance_weight
-    )
-
-
-def _distance(answer: Tensor, target: Tensor) -> Tensor:
-    return ((answer != target) & (target != IGNORE)).sum(dim=1).float()

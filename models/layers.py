@@ -6,17 +6,19 @@
 - SwiGLU feed-forward
 - weights stay fp32; every layer casts them to the dtype of its input, which is the compute dtype
 
-Shape letters: B batch, T sequence positions, D width, H heads.
+Shape letters: N tokens of all sequences, one after another, B sequences, D width, H heads, V
+vocabulary.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.attention import BACKENDS
+from models.attention import Kernel, grouped
 
 # Standard deviation of a standard normal truncated to [-2, 2].
 _TRUNCATED_STD = 0.87962566103423978
@@ -54,11 +56,27 @@ class Embedding(nn.Module):
         truncated_normal_(self.weight, std=1 / math.sqrt(width))
 
     def forward(self, index: Tensor) -> Tensor:
-        return F.embedding(index, self.weight)
+        """Rows of the table, zero where `index` is not one of them.
+
+        By a product with ones and zeros: a dozen rows are soon looked up, but a look-up's backward
+        pass would add up thousands of gradients to each by atomics, slowly and in any order.
+        """
+        rows = torch.arange(len(self.weight), device=index.device)
+        return (index.unsqueeze(-1) == rows).to(self.weight.dtype) @ self.weight
 
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines that rotate a sequence: [T, head_dim], or [B, 1, T, head_dim]."""
+"""Cosines and sines [N, 1, head_dim] that rotate tokens by their places."""
+
+
+class Sequences(NamedTuple):
+    """What attention must know of the sequences of a batch."""
+
+    rotation: Rotation
+    offsets: Tensor
+    """int32 [B + 1] where they begin and end."""
+    longest: int
+    """No sequence has more tokens."""
 
 
 class RotaryEmbedding(nn.Module):
@@ -75,42 +93,48 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, positions: Tensor | None) -> Rotation:
-        """The rotation of sequences at `positions` [B, T]; None: all positions in order."""
-        if positions is None:
-            return self.cos, self.sin
+    def forward(self, positions: Tensor) -> Rotation:
+        """The rotation of tokens at `positions` [N] of their sequences."""
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate queries or keys [B, H, T, head_dim] by their positions, in fp32."""
+    """Rotate queries or keys [N, H, head_dim] by their positions, in fp32."""
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Full multi-head self-attention [B, T, D] -> [B, T, D]."""
+    """Full multi-head self-attention within each sequence [N, D] -> [N, D]."""
+
+    kernel: Kernel = staticmethod(grouped)
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.backend = "default"
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b t (qkv h d) -> qkv b h t d", qkv=3, h=self.num_heads)
-        attended = BACKENDS[self.backend](rotate(q, rotation), rotate(k, rotation), v)
-        return self.out(rearrange(attended, "b h t d -> b t (h d)"))
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        rotation, offsets, longest = sequences
+        q, k, v = rearrange(self.qkv(x), "n (qkv h d) -> qkv n h d", qkv=3, h=self.num_heads)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        attended = self.kernel(q, k, v, offsets, longest)
+        return self.out(rearrange(attended, "n h d -> n (h d)"))
+
+
+def swiglu_width(width: int, expansion: float) -> int:
+    """Inner width of SwiGLU: `expansion * D * 2/3`, up to a multiple of 256."""
+    return math.ceil(round(expansion * width * 2 / 3) / 256) * 256
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)); inner width `expansion * D * 2/3`, up to a multiple of 256."""
+    """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, width: int, expansion: float) -> None:
         super().__init__()
-        inner = math.ceil(round(expansion * width * 2 / 3) / 256) * 256
+        inner = swiglu_width(width, expansion)
         self.gate_and_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 
@@ -128,8 +152,8 @@ class Block(nn.Module):
         self.attention = Attention(width, num_heads)
         self.swiglu = SwiGLU(width, expansion)
 
-    def forward(self, h: Tensor, rotation: Rotation) -> Tensor:
-        h = rms_norm(h + self.attention(h, rotation), self.norm_eps)
+    def forward(self, h: Tensor, sequences: Sequences) -> Tensor:
+        h = rms_norm(h + self.attention(h, sequences), self.norm_eps)
         return rms_norm(h + self.swiglu(h), self.norm_eps)
 
 

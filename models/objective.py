@@ -3,20 +3,20 @@
 Stablemax (arXiv 2501.04697) replaces the exponential of softmax by a function that grows linearly:
 s(v) = v + 1 for v >= 0 and 1 / (1 - v) for v < 0.
 
-Shape letters: B batch, L canvas cells, V vocabulary.
+Shape letters: N tokens, B sequences, V vocabulary.
 """
 
 import torch
 from torch import Tensor
 
-from common.segments import PAD
+from common.tokens import PAD
 
 IGNORE = -100
 """Target of a cell that is not counted."""
 
 
 def counted_solution(labels: Tensor) -> Tensor:
-    """Labels [B, L] with IGNORE where they are PAD: there is nothing to predict there."""
+    """Labels [...] with IGNORE where they are PAD: there is nothing to predict there."""
     return labels.masked_fill(labels == PAD, IGNORE)
 
 
@@ -32,16 +32,40 @@ def log_stablemax(logits: Tensor) -> Tensor:
 
 
 def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the counted cells of each example [B]; 0 for an example without any.
+    """Of each token [N]; what stands where it is not counted means nothing.
 
     Args:
-        logits: [B, L, V] fp32.
-        targets: [B, L] int64, IGNORE where not counted.
+        logits: [N, V] fp32.
+        targets: int64 [N], IGNORE where not counted.
+    """
+    index = targets.clamp(min=0).unsqueeze(-1)
+    return -log_stablemax(logits).gather(-1, index).squeeze(-1)
+
+
+def per_sequence(values: Tensor, sequence: Tensor, num_sequences: int) -> Tensor:
+    """Sums [..., B] of the tokens' values [..., N] over their sequences, in fp32.
+
+    Whole numbers are summed exactly, so in any order.
+    """
+    sums = torch.zeros(*values.shape[:-1], num_sequences, device=values.device)
+    return sums.index_add_(-1, sequence, values.float())
+
+
+def shares_of_mean(targets: Tensor, sequence: Tensor, num_sequences: int) -> Tensor:
+    """What each token counts for in the mean over the counted cells of its sequence.
+
+    Args:
+        targets: int64 [..., N], IGNORE where not counted.
+        sequence: int64 [N] which sequence a token is of.
+        num_sequences: B.
+
+    Returns:
+        [..., N] fp32: 1 / counted, 0 where not counted; so a sum over all tokens is the sum of the
+        sequences' means, and a sequence without any counted cell adds nothing.
     """
     counted = targets != IGNORE
-    index = targets.masked_fill(~counted, 0).unsqueeze(-1)
-    losses = -log_stablemax(logits).gather(-1, index).squeeze(-1)
-    return (losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+    counts = per_sequence(counted, sequence, num_sequences).clamp(min=1)
+    return counted / counts[..., sequence]
 
 
 def guided_logits(reference: Tensor, conditional: Tensor, guidance_weight: float) -> Tensor:

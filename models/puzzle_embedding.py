@@ -1,7 +1,7 @@
 """One learned vector per puzzle (a task's variant): by far the most parameters, trained sparsely.
 
 The table is kept out of the network and out of autograd: a batch touches a few hundred of up to a
-million rows. `lookup` hands out the batch's rows as a leaf tensor; after the backward pass the
+million rows. `lookup` hands out a batch's rows as a leaf tensor; after the backward pass the
 sign-SGD of `training.optimizers` applies that leaf's gradient to the table.
 """
 

@@ -14,10 +14,11 @@
 - (y, z) are detached on the way out: no gradient crosses supervision steps
 - the puzzle's embedding comes in as an argument; its table is no part of the network (see
   `models.puzzle_embedding`), which is why "0.86M parameters" does not count it
-- the sequence need not be the whole canvas: given which `cells` its tokens are, each keeps its
-  place on the canvas in the rotary embedding (see `dataset.windows`)
+- sequences stand one after another (see `common.packed`), each of a prefix and the cells that are
+  shown of its canvas, which keep their places there in the rotary embedding
 
-Shape letters: B batch, P prefix, L cells of the canvas, T = P + L sequence, D width, V vocabulary.
+Shape letters: N tokens of all sequences, prefixes included, B sequences, P prefix, L cells of the
+whole canvas, D width, V vocabulary.
 """
 
 import math
@@ -27,7 +28,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from common.packed import PackedBatch
 from common.settings import Settings
+from models.attention import attention_kernel
 from models.layers import (
     Attention,
     Block,
@@ -35,7 +38,7 @@ from models.layers import (
     HaltingHead,
     Linear,
     RotaryEmbedding,
-    Rotation,
+    Sequences,
 )
 
 
@@ -98,9 +101,9 @@ class RecursiveState(NamedTuple):
     """What is carried from one supervision step to the next, without gradient."""
 
     y: Tensor
-    """Answer [B, T, D]."""
+    """Answer [N, D]."""
     z: Tensor
-    """Latent [B, T, D]."""
+    """Latent [N, D]."""
 
 
 class StepOutput(NamedTuple):
@@ -108,9 +111,9 @@ class StepOutput(NamedTuple):
 
     state: RecursiveState
     conditional_logits: Tensor
-    """l_c [B, L, V], fp32: the readout after the step."""
+    """l_c [N, V], fp32: the readout after the step; in prefixes it means nothing."""
     reference_logits: Tensor | None
-    """l_u [B, L, V], fp32: the readout of the incoming answer; None unless asked for."""
+    """l_u [N, V], fp32: the readout of the incoming answer; None unless asked for."""
     halting_logits: Tensor | None
     """[B], fp32: above 0 where the model predicts that its answer is correct; None without a
     head."""
@@ -148,7 +151,6 @@ class TinyRecursiveModel(nn.Module):
         self.register_buffer("y_init", torch.randn(width))
         self.register_buffer("z_init", torch.randn(width))
         self.seq_len = seq_len
-        self.attention_backend = "default"
 
     def _new_network(self) -> nn.ModuleList:
         config = self.config
@@ -157,21 +159,26 @@ class TinyRecursiveModel(nn.Module):
             for _ in range(config.num_layers)
         )
 
-    def use_attention(self, backend: str) -> None:
-        """Compute attention by one of `models.attention.BACKENDS`."""
-        self.attention_backend = backend
+    def use_kernels_of(self, device: torch.device) -> None:
+        """Let attention be computed by the quickest kernel of a device."""
+        head_dim = self.config.hidden_size // self.config.num_heads
         for module in self.modules():
             if isinstance(module, Attention):
-                module.backend = backend
+                module.kernel = attention_kernel(device, self.compute_dtype, head_dim)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of a sequence that shows the whole canvas."""
+        return self.config.prefix_length + self.seq_len
 
     @property
     def num_parameters(self) -> int:
         """Trained numbers in the network, puzzle embeddings not counted."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def initial_state(self, batch_size: int, num_cells: int) -> RecursiveState:
-        """The two fixed random vectors, broadcast over batch and positions."""
-        shape = (batch_size, self.config.prefix_length + num_cells, self.config.hidden_size)
+    def initial_state(self, num_tokens: int) -> RecursiveState:
+        """The two fixed random vectors at every token."""
+        shape = (num_tokens, self.config.hidden_size)
         return RecursiveState(
             # Contiguous as all later states are: other strides would be another compiled graph.
             y=self.y_init.to(self.compute_dtype).expand(shape).contiguous(),
@@ -184,73 +191,79 @@ class TinyRecursiveModel(nn.Module):
         inputs: Tensor,
         puzzle_vectors: Tensor,
         supervision_step: Tensor,
-        cells: Tensor | None = None,
+        cells: Tensor,
+        sequence: Tensor,
+        offsets: Tensor,
         with_reference: bool = False,
     ) -> StepOutput:
         """One supervision step.
 
         Args:
             state: what the step before left, or `initial_state`.
-            inputs: [B, L] int64 tokens.
+            inputs: int64 [N] tokens, NO_TOKEN in prefixes.
             puzzle_vectors: [B, D] the puzzles' embeddings.
             supervision_step: int64, 1..N_sup; beyond that, the last is used. A scalar for all
-                examples (a tensor, so that one compiled graph serves all steps), or [B].
-            cells: [B, L] int64, which cells of the canvas the tokens are; None: all, in order.
+                sequences (a tensor, so that one compiled graph serves all steps), or [B].
+            cells: int64 [N], see `PackedBatch`.
+            sequence: int64 [N], the same.
+            offsets: int32 [B + 1], the same.
             with_reference: also read out the incoming answer.
         """
         reference_logits = self.read_out(state.y) if with_reference else None
-        x = self.embed(inputs, puzzle_vectors, supervision_step)
-        rotation = self.rotary(None if cells is None else self._positions(cells))
+        # Where a sequence is empty, at the end of the batch, there is no first token; the last one
+        # of all is then of a sequence that fills up, and what it holds makes no difference.
+        starts = offsets[:-1].long().clamp(max=len(inputs) - 1)
+        x = self.embed(inputs, puzzle_vectors, supervision_step, sequence, starts)
+        rotation = self.rotary(cells + self.config.prefix_length)
+        sequences = Sequences(rotation, offsets, self.longest_sequence)
         y, z = state
         with torch.no_grad():
             for _ in range(self.config.num_recursions - 1):
-                y, z = self.latent_recursion(x, y, z, rotation)
-        y, z = self.latent_recursion(x, y, z, rotation)
+                y, z = self.latent_recursion(x, y, z, sequences)
+        y, z = self.latent_recursion(x, y, z, sequences)
         return StepOutput(
             RecursiveState(y.detach(), z.detach()),
             self.read_out(y),
             reference_logits,
-            self.halting_head(y[:, 0]) if self.halting_head is not None else None,
+            self.halting_head(y[starts]) if self.halting_head is not None else None,
         )
 
-    def embed(self, inputs: Tensor, puzzle_vectors: Tensor, supervision_step: Tensor) -> Tensor:
-        """x [B, T, D]: prefix (puzzle, then zeros) and cells, plus the step, times sqrt(D)."""
-        cells = self.token_embedding(inputs)
-        prefix = puzzle_vectors.new_zeros(
-            len(inputs), self.config.prefix_length - 1, self.config.hidden_size
-        )
-        x = torch.cat([puzzle_vectors.unsqueeze(1), prefix, cells], dim=1)
+    def embed(
+        self,
+        inputs: Tensor,
+        puzzle_vectors: Tensor,
+        supervision_step: Tensor,
+        sequence: Tensor,
+        starts: Tensor,
+    ) -> Tensor:
+        """x [N, D]: prefixes (puzzle, then zeros) and cells, plus the step, times sqrt(D)."""
+        x = self.token_embedding(inputs).index_add(0, starts, puzzle_vectors)
         if self.step_embedding is not None:
             last_step = self.config.num_supervision_steps
             step = self.step_embedding(supervision_step.clamp(max=last_step) - 1)
-            x = x + step.unsqueeze(-2)  # [D] or [B, D], the same at all positions.
+            # [D], the same at all tokens, or [B, D].
+            x = x + (step if step.ndim == 1 else step[sequence])
         return (x * math.sqrt(self.config.hidden_size)).to(self.compute_dtype)
 
-    def _positions(self, cells: Tensor) -> Tensor:
-        """Positions [B, T] in the full sequence of the prefix and of some cells [B, L]."""
-        prefix_length = self.config.prefix_length
-        prefix = torch.arange(prefix_length, device=cells.device).expand(len(cells), -1)
-        return torch.cat([prefix, prefix_length + cells], dim=1)
-
     def latent_recursion(
-        self, x: Tensor, y: Tensor, z: Tensor, rotation: Rotation
+        self, x: Tensor, y: Tensor, z: Tensor, sequences: Sequences
     ) -> tuple[Tensor, Tensor]:
         """n times z = f(z + (y + x)), then y = f(y + z)."""
         question_and_answer = y + x
         for _ in range(self.config.num_latent_updates):
-            z = apply_network(self.blocks, z + question_and_answer, rotation)
-        y = apply_network(self.answer_blocks or self.blocks, y + z, rotation)
+            z = apply_network(self.blocks, z + question_and_answer, sequences)
+        y = apply_network(self.answer_blocks or self.blocks, y + z, sequences)
         return y, z
 
     def read_out(self, y: Tensor) -> Tensor:
-        """Logits [B, L, V] in fp32 at the canvas positions of an answer state."""
-        return self.readout(y[:, self.config.prefix_length :]).float()
+        """Logits [N, V] in fp32 of an answer state."""
+        return self.readout(y).float()
 
 
-def apply_network(blocks: nn.ModuleList, h: Tensor, rotation: Rotation) -> Tensor:
-    """f: [B, T, D] -> [B, T, D]."""
+def apply_network(blocks: nn.ModuleList, h: Tensor, sequences: Sequences) -> Tensor:
+    """f: [N, D] -> [N, D]."""
     for block in blocks:
-        h = block(h, rotation)
+        h = block(h, sequences)
     return h
 
 
@@ -259,18 +272,19 @@ def run_step(
     puzzle_vectors: Tensor,
     state: RecursiveState,
     inputs: Tensor,
-    supervision_step: int | Tensor,
-    cells: Tensor | None = None,
+    supervision_step: Tensor,
+    batch: PackedBatch,
     with_reference: bool = False,
 ) -> StepOutput:
-    """Call the network (bare, compiled or wrapped by DDP) for one supervision step.
-
-    See `TinyRecursiveModel.forward`; `supervision_step` may be a number, the same for all examples.
-    """
-    if isinstance(supervision_step, int):
-        # A fill on the device: copying the number from the host would wait for the device.
-        supervision_step = torch.full((), supervision_step, device=inputs.device)
+    """Call the network for one supervision step of a batch; see `TinyRecursiveModel.forward`."""
     output: StepOutput = network(
-        state, inputs, puzzle_vectors, supervision_step, cells, with_reference
+        state,
+        inputs,
+        puzzle_vectors,
+        supervision_step,
+        batch.cells,
+        batch.sequence,
+        batch.offsets,
+        with_reference,
     )
     return output

@@ -1,4 +1,7 @@
-"""The improvement steps at test time: no targets, no gradient, optional guidance (DIS eq. 5)."""
+"""The improvement steps at test time: no targets, no gradient, optional guidance (DIS eq. 5).
+
+Shape letters: N tokens, V vocabulary.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.packed import PackedBatch
 from models.build import describe
 from models.objective import guided_logits
 from models.puzzle_embedding import PuzzleEmbedding
@@ -15,14 +19,14 @@ from models.supervision import SupervisionConfig
 
 
 class Improvement(NamedTuple):
-    """What one step at test time came to."""
+    """What one step at test time came to; in prefixes it means nothing."""
 
     logits: Tensor
-    """[B, L, V] with guidance: the answer."""
+    """[N, V] with guidance: the answer."""
     conditional_logits: Tensor
-    """[B, L, V] l_c."""
+    """[N, V] l_c."""
     reference_logits: Tensor | None
-    """[B, L, V] l_u; None unless it was needed."""
+    """[N, V] l_u; None unless it was needed."""
 
 
 @dataclass
@@ -41,7 +45,7 @@ class TrainedModel:
 
     def sizes(self, num_steps: int | None = None) -> dict[str, int]:
         """See `models.build.describe`."""
-        return describe(self.model, len(self.puzzle_embedding.weight), num_steps)
+        return describe(self.model, self.puzzle_embedding, num_steps)
 
     @property
     def device(self) -> torch.device:
@@ -49,29 +53,28 @@ class TrainedModel:
 
     def improve(
         self,
-        inputs: Tensor,
-        puzzle_ids: Tensor,
+        batch: PackedBatch,
         num_steps: int,
         guidance_weight: float = 1.0,
-        cells: Tensor | None = None,
         with_reference: bool = False,
     ) -> Iterator[Improvement]:
         """Improve answers step by step; yield what each step came to.
 
         Args:
-            inputs: int64 [B, L] tokens.
-            puzzle_ids: int64 [B] identifiers.
+            batch: the questions.
             num_steps: fewer than trained, as many, or more.
             guidance_weight: w of DIS eq. 5.
-            cells: int64 [B, L] cells of the canvas that the tokens are; None: all, in order.
             with_reference: also give the reference logits where guidance does not need them.
         """
         guided = guidance_weight != 1.0
-        vectors = self.puzzle_embedding.weight[puzzle_ids]
-        state = self.model.initial_state(*inputs.shape)
+        vectors = self.puzzle_embedding.weight[batch.puzzle_ids]
+        inputs = batch.inputs
+        state = self.model.initial_state(len(inputs))
         reference = self.model.read_out(state.y) if guided or with_reference else None
         for s in range(1, num_steps + 1):
-            output = run_step(self.model, vectors, state, inputs, s, cells)
+            # A fill on the device: copying the number from the host would wait for the device.
+            step = torch.full((), s, device=inputs.device)
+            output = run_step(self.model, vectors, state, inputs, step, batch)
             logits = output.conditional_logits
             if guided:
                 assert reference is not None, "it was read out"
@@ -82,4 +85,4 @@ class TrainedModel:
                 # The weights are the same: it need not be read out again.
                 reference = output.conditional_logits
             if self.supervision.next_input == "answer":
-                inputs = logits.argmax(dim=-1)
+                inputs = torch.where(batch.is_cell, logits.argmax(dim=-1), inputs)

@@ -1,34 +1,51 @@
-"""Deep Improvement Supervision (arXiv 2511.16886): the inner loop over supervision steps.
+"""Deep Improvement Supervision (arXiv 2511.16886): the steps that a batch is supervised by.
 
-For a batch, a target generator lays out y†_1 ... y†_S; step s is trained towards y†_s, and an
-optimizer step follows each. The loop is a generator of steps: the trainer applies each loss before
-it asks for the next, so step s + 1 sees weights that step s has changed, and the trainer knows
-nothing of what is supervised how. Another scheme is another `Supervision`: see `models.halting`.
+For a batch, a target generator lays out y†_1 ... y†_S (`begin`); step s is trained towards y†_s
+(`step`: forward and backward pass), and an optimizer step follows each, so step s + 1 sees weights
+that step s has changed. Another scheme is another `Supervision`: see `models.halting`.
 
     paper                  here
     Phi                    `models.targets.TARGETS[config.targets].generate`
-    y†_s                   `step_targets(...)`[:, s], with y†_0 at index 0
+    y†_s                   `step_targets(...)`[s], with y†_0 at index 0
     l_c, l_u               conditional_logits, reference_logits
     L = CE(l_c, y†_s)      objective "dis"
     eq. 9                  objective "dual": + CE(l_u, y†_{s-1}), y†_0 = x
 
 Two readings of the published method differ, and both can be selected:
 `next_input` and `pad_cells`, see `SupervisionConfig`.
+
+Everything that a step reads and changes stays where it is in memory, and nothing waits for the
+device, so a step can be captured as a CUDA graph (see `training.engine`).
+
+Shape letters: N tokens, B sequences, S supervision steps, L cells of the whole canvas.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from common.segments import PAD, Segment
+from common.packed import PackedBatch
 from common.settings import Settings
-from models.diagnostics import Metrics, accuracy, diagnose
-from models.objective import IGNORE, counted_solution, stablemax_cross_entropy
+from models.diagnostics import (
+    ACCURACY,
+    DIAGNOSTICS,
+    Membership,
+    Metrics,
+    accuracy,
+    margins,
+    movement,
+)
+from models.objective import (
+    IGNORE,
+    counted_solution,
+    shares_of_mean,
+    stablemax_cross_entropy,
+)
 from models.puzzle_embedding import PuzzleEmbedding
 from models.randomness import CellRandom
 from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel, run_step
@@ -100,15 +117,47 @@ class SupervisionConfig(Settings):
         return self
 
 
+@dataclass
+class Progress:
+    """Where the sequences of a micro-batch are on their way through the supervision steps."""
+
+    batch: PackedBatch
+    puzzle_ids: Tensor
+    """int64 [B] of the examples under way."""
+    targets: Tensor
+    """int64 [F, N] of the steps, IGNORE where not counted."""
+    shares: Tensor
+    """[F, N] what each token's loss counts for in the mean over the global batch."""
+    solution: Tensor
+    """int64 [N], IGNORE where not counted."""
+    state: RecursiveState
+    inputs: Tensor
+    """int64 [N] what the next step reads."""
+    answer: Tensor
+    """int64 [N] of the step before; at first, the input."""
+    steps: Tensor
+    """int64, supervision steps taken: one number for all, or [B]."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them, in one order."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            parts = value if isinstance(value, tuple) else (value,)
+            yield from (part for part in parts if part is not None)
+
+    def copy_(self, other: "Progress") -> None:
+        """Take over the values of another of the same shapes, each into its place in memory."""
+        for own, new in zip(self.tensors(), other.tensors(), strict=True):
+            own.copy_(new)
+
+
 class StepResult(NamedTuple):
-    """One optimizer step's worth of supervision, ready for its backward pass."""
+    """What one supervision step did with a micro-batch; its gradients are in the parameters."""
 
     loss: Tensor
-    """Scalar with gradient: mean over the batch, step weights applied."""
-    puzzle_ids: Tensor
-    """[B] rows of the puzzle embedding that the step used ..."""
-    puzzle_vectors: Tensor
-    """... and the leaf [B, D] that collects their gradient."""
+    """Scalar: this micro-batch's part of the mean over the global batch, step weights applied."""
+    puzzle_gradient: Tensor
+    """[B, D] of the rows of the puzzle embedding that the step used."""
     supervision_steps: Tensor
     """int64 [B] the step that each example has just taken, 1..S."""
     finished: Tensor
@@ -122,28 +171,29 @@ class Supervision(ABC):
 
     Args:
         config: what to train towards.
-        model: the bare model, for its shapes and initial state.
-        network: the same model as it is to be called, e.g. wrapped by DDP.
+        model: the model, compiled or not.
         puzzle_embedding: the table that the batch's rows are read from, anew at each step.
         colours: tokens of cells with content, see `TargetRequest`.
         diagnostics: also measure distances and margins.
+        global_batch_size: examples that the loss is a mean over.
     """
 
     def __init__(
         self,
         config: SupervisionConfig,
         model: TinyRecursiveModel,
-        network: nn.Module,
         puzzle_embedding: PuzzleEmbedding,
         colours: range,
         diagnostics: bool,
+        global_batch_size: int,
     ) -> None:
         self.config = config
         self.model = model
-        self.network = network
+        self.network: nn.Module = model
         self.puzzle_embedding = puzzle_embedding
         self.colours = colours
         self.diagnostics = diagnostics
+        self.global_batch_size = global_batch_size
         self.num_steps = model.config.num_supervision_steps
         weights = step_weights(config.step_weights, self.num_steps)
         # On the device once: a copy at every step would make the host wait.
@@ -154,44 +204,54 @@ class Supervision(ABC):
     def steps_per_batch(self) -> int:
         """Optimizer steps that one batch serves."""
 
-    @abstractmethod
-    def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
-        """Yield the optimizer steps of one batch; `seed` decides what is random about it."""
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What is measured of each example."""
+        return ACCURACY + DIAGNOSTICS if self.diagnostics else ACCURACY
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What the next batch depends on, [B, ...] each: a resumed run needs it."""
+    @abstractmethod
+    def begin(self, batch: PackedBatch, seed: int, before: Progress | None) -> Progress:
+        """What the steps of a micro-batch start from; of the one `before` it, something may stay.
+
+        `seed` decides what is random about the global batch.
+        """
+
+    @abstractmethod
+    def step(self, progress: Progress) -> StepResult:
+        """Take one supervision step: add its gradients up in the parameters, and advance."""
+
+    def carried(self, progress: Progress) -> dict[str, Tensor]:
+        """What the next batch depends on, [E, ...] each for E examples: a resumed run needs it."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state_dict` returned."""
-        assert not state, "another scheme's"
+    def resumed(self, batch: PackedBatch, carried: dict[str, Tensor]) -> Progress | None:
+        """The progress before a `batch` from what `carried` returned, for the whole batch."""
+        assert not carried, "another scheme's"
+        return None
 
-    def read_answer(
-        self,
-        before: RecursiveState,
-        output: StepOutput,
-        previous: Tensor,
-        target: Tensor,
-        solution: Tensor,
+    def measure(
+        self, progress: Progress, output: StepOutput, target: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """The step's answer [B, L], and what the step from the state `before` did.
-
-        Args:
-            before: state before the step.
-            output: of the step.
-            previous: [B, L] the answer before it; at first, the input.
-            target: [B, L] of the step, IGNORE where not counted.
-            solution: [B, L], IGNORE where not counted.
-        """
-        logits = output.conditional_logits.detach()
-        answer = logits.argmax(dim=-1)
-        metrics = accuracy(answer, solution)
-        if self.diagnostics:
-            # Read out within the step, the reference would have a backward pass, of zeros.
-            with torch.no_grad():
-                reference = self.model.read_out(before.y)
-            metrics |= diagnose(previous, answer, target, solution, reference, logits)
+        """The step's answer [N], and what the step did; `progress` is before it."""
+        with torch.no_grad():
+            logits = output.conditional_logits
+            answer = torch.where(progress.batch.is_cell, logits.argmax(dim=-1), progress.answer)
+            members = Membership(progress.batch.sequence, progress.batch.num_sequences)
+            metrics = accuracy(answer, progress.solution, members)
+            if self.diagnostics:
+                # Read out within the step, the reference would have a backward pass, of zeros.
+                reference = self.model.read_out(progress.state.y)
+                metrics |= movement(progress.answer, answer, target, progress.solution, members)
+                metrics |= margins(reference, logits, progress.solution, members)
         return answer, metrics
+
+    def advance(self, progress: Progress, output: StepOutput, answer: Tensor) -> None:
+        """Go on to what the step left; not before its backward pass, which may need what was."""
+        progress.state.y.copy_(output.state.y)
+        progress.state.z.copy_(output.state.z)
+        progress.answer.copy_(answer)
+        if self.config.next_input == "answer":
+            progress.inputs.copy_(answer)
 
 
 class DeepImprovementSupervision(Supervision):
@@ -201,113 +261,83 @@ class DeepImprovementSupervision(Supervision):
     def steps_per_batch(self) -> int:
         return self.num_steps
 
-    def run(self, batch: Sequence[Segment], seed: int) -> Iterator[StepResult]:
-        """Yield the S steps of one batch; `seed` decides its targets. See the module docstring."""
-        states = [self._begin(segment, seed) for segment in batch]
-        sizes = [len(segment.puzzle_ids) for segment in batch]
-        puzzle_ids = torch.cat([segment.puzzle_ids for segment in batch])
-        for s in range(1, self.num_steps + 1):
-            # Read anew: the optimizer step that follows each supervision step changes these rows.
-            vectors = self.puzzle_embedding.lookup(puzzle_ids)
-            parts = zip(states, vectors.split(sizes), strict=True)
-            taken = [self._step(state, part, s) for state, part in parts]
-            losses = torch.cat([losses for losses, _ in taken])
-            yield StepResult(
-                losses.mean() * self.step_weights[s - 1],
-                puzzle_ids,
-                vectors,
-                torch.full_like(puzzle_ids, s),
-                torch.full_like(puzzle_ids, s == self.num_steps, dtype=torch.bool),
-                joined([metrics for _, metrics in taken]),
-            )
-
-    def _begin(self, segment: Segment, seed: int) -> "SegmentState":
-        """Targets and states of a segment before its first step."""
-        inputs = segment.inputs
-        targets = segment_targets(
-            self.config, segment, self.num_steps, self.model.seq_len, self.colours, seed
+    def begin(self, batch: PackedBatch, seed: int, before: Progress | None) -> Progress:
+        targets = packed_targets(
+            self.config, batch, self.num_steps, self.model.seq_len, self.colours, seed
         )
-        return SegmentState(
+        shares = shares_of_mean(targets, batch.sequence, batch.num_sequences)
+        return Progress(
+            batch=batch,
+            puzzle_ids=batch.puzzle_ids,
             targets=targets,
-            solution=counted_solution(segment.labels),
-            cells=segment.cells,
-            state=self.model.initial_state(*inputs.shape),
-            inputs=inputs,
-            answer=inputs,
+            shares=shares / self.global_batch_size,
+            solution=counted_labels(batch),
+            state=self.model.initial_state(len(batch.inputs)),
+            inputs=batch.inputs.clone(),
+            answer=batch.inputs.clone(),
+            steps=torch.zeros((), dtype=torch.int64, device=batch.inputs.device),
         )
 
-    def _step(
-        self, segment: "SegmentState", puzzle_vectors: Tensor, s: int
-    ) -> tuple[Tensor, Metrics]:
-        """Take step s; loss with gradient [B] and metrics of each example."""
+    def step(self, progress: Progress) -> StepResult:
+        progress.steps += 1
+        # As a tensor of one: a number as an index would be read from the device.
+        s = progress.steps.view(1)
+        # Read anew: the optimizer step that follows each supervision step changes these rows.
+        vectors = self.puzzle_embedding.lookup(progress.puzzle_ids)
         dual = self.config.objective == "dual"
         output = run_step(
             self.network,
-            puzzle_vectors,
-            segment.state,
-            segment.inputs,
-            s,
-            segment.cells,
+            vectors,
+            progress.state,
+            progress.inputs,
+            progress.steps,
+            progress.batch,
             with_reference=dual,
         )
-        target = segment.targets[:, s]
-        losses = stablemax_cross_entropy(output.conditional_logits, target)
+        loss = weighted_loss(output.conditional_logits, progress, s)
         if dual:
             assert output.reference_logits is not None, "it was asked for"
-            before = segment.targets[:, s - 1]
-            losses = losses + stablemax_cross_entropy(output.reference_logits, before)
-        answer, metrics = self.read_answer(
-            segment.state, output, segment.answer, target, segment.solution
-        )
-        segment.state, segment.answer = output.state, answer
-        if self.config.next_input == "answer":
-            segment.inputs = answer
-        return losses, metrics
+            loss = loss + weighted_loss(output.reference_logits, progress, s - 1)
+        loss = loss * self.step_weights.index_select(0, s - 1).squeeze(0)
+        loss.backward()
+        target = progress.targets.index_select(0, s).squeeze(0)
+        answer, metrics = self.measure(progress, output, target)
+        self.advance(progress, output, answer)
+        assert vectors.grad is not None, "the puzzle vectors enter every step"
+        steps = progress.steps.expand(progress.batch.num_sequences)
+        return StepResult(loss.detach(), vectors.grad, steps, steps == self.num_steps, metrics)
 
 
-@dataclass
-class SegmentState:
-    """Where a segment is on its way through the supervision steps."""
-
-    targets: Tensor
-    """[B, S + 1, L], see `step_targets`."""
-    solution: Tensor
-    """[B, L], IGNORE where not counted."""
-    cells: Tensor | None
-    state: RecursiveState
-    inputs: Tensor
-    """[B, L] what the next step reads."""
-    answer: Tensor
-    """[B, L] of the step before; at first, the input."""
+def weighted_loss(logits: Tensor, progress: Progress, s: Tensor) -> Tensor:
+    """Cross-entropy of logits [N, V] against y†_s, as its part of the global batch's mean."""
+    target, share = (frames.index_select(0, s).squeeze(0)
+                     for frames in (progress.targets, progress.shares))  # fmt: skip
+    return (stablemax_cross_entropy(logits, target) * share).sum()
 
 
-def joined(parts: Sequence[Metrics]) -> Metrics:
-    """One segment's metrics after the other's."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def counted_labels(batch: PackedBatch) -> Tensor:
+    """The solution [N], IGNORE where there is nothing to predict."""
+    return counted_solution(batch.labels)
 
 
-def segment_targets(
+def packed_targets(
     config: SupervisionConfig,
-    segment: Segment,
+    batch: PackedBatch,
     num_steps: int,
     num_cells: int,
     colours: range,
     seed: int,
 ) -> Tensor:
-    """`step_targets` [B, S + 1, L] of a segment: those of its whole canvases, at its cells.
+    """`step_targets` of a batch [S + 1, N]: those of its whole canvases, at its cells.
 
-    They are drawn on the whole canvas of `num_cells`, where cells that were dropped are PAD: these
+    They are drawn on the whole canvas of `num_cells`, where cells that are not shown are PAD: these
     have a place on the path too if PAD is counted until it is replaced.
     """
-    cells, rows = segment.cells, segment.rows
-    random = CellRandom(seed, rows, torch.arange(num_cells, device=rows.device))
-    canvases = (segment.inputs, segment.labels)
-    if cells is not None:
-        empty = segment.inputs.new_full((len(rows), num_cells), PAD)
-        canvases = (empty.scatter(1, cells, canvases[0]), empty.scatter(1, cells, canvases[1]))
-    request = TargetRequest(*canvases, num_steps, random, colours, segment.path)
-    targets = step_targets(config, request)
-    return targets if cells is None else targets.take_along_dim(cells.unsqueeze(1), dim=2)
+    random = CellRandom(seed, batch.rows, torch.arange(num_cells, device=batch.rows.device))
+    inputs, labels = (batch.to_canvas(t, num_cells) for t in (batch.inputs, batch.labels))
+    request = TargetRequest(inputs, labels, num_steps, random, colours, batch.path)
+    frames = step_targets(config, request)
+    return batch.from_canvas(frames, fill=IGNORE)
 
 
 def step_targets(config: SupervisionConfig, request: TargetRequest) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from common.segments import MISSING, PAD
+from common.tokens import MISSING, PAD
 from models.randomness import CellRandom
 
 MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))

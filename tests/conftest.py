@@ -80,7 +80,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -
 
 @pytest.fixture(scope="session")
 def roomy_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
-    """As `tiny_dataset` on a 10x10 canvas, where windows leave cells out. Read-only."""
+    """As `tiny_dataset` on a 10x10 canvas. Read-only."""
     return _build_quickly(tmp_path_factory, kaggle_prefix, num_aug=6, canvas_side=10)
 
 
@@ -99,7 +99,7 @@ def tiny_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix
 
 @pytest.fixture(scope="session")
 def roomy_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
-    """The compact twin of `roomy_dataset`. Read-only."""
+    """The compact twin of `roomy_dataset`, where windows leave cells out. Read-only."""
     options = {"num_aug": 6, "canvas_side": 10, "layout": "compact"}
     return _build_quickly(tmp_path_factory, kaggle_prefix, **options)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import evaluate
 import train_arc_tiny_corrupt
-from evaluation.predict import EvalConfig
+from evaluation.predict import TYPICAL_TOKENS, EvalConfig
 
 # Six optimizer steps are one batch: the smallest network that still has every part of the big one.
 TINY = (
@@ -26,13 +26,12 @@ TINY = (
     "arch.num_supervision_steps=3",
     "optim.warmup_steps=2",
     "optim.ema_decay=0.9",
-    "data.epochs_per_pass=4",
     "train.global_batch_size=8",
     "train.log_every=3",
     "train.checkpoint_every=6",
     "train.eval_every=6",
     "eval.max_variants=2",
-    "eval.batch_size=16",
+    "eval.batch_tokens=2048",
     "device=cpu",
     "wandb.mode=disabled",
 )
@@ -47,8 +46,8 @@ def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
 
 
 def eval_config(**changes: Any) -> EvalConfig:
-    """Every variant votes, three variants at a time, on the whole canvas."""
-    return EvalConfig(**{"batch_size": 3, "canvas": "whole", **changes})
+    """Every variant votes, at most three variants at a time, on the whole canvas."""
+    return EvalConfig(**{"batch_tokens": 3 * TYPICAL_TOKENS, "canvas": "whole", **changes})
 
 
 def call(main: Callable[[], None], *arguments: str) -> None:
@@ -66,7 +65,13 @@ def run_training(data: Path, run_dir: Path, *overrides: str) -> Path:
 
 def run_evaluation(output_dir: Path, *overrides: str) -> Path:
     """Evaluate on the CPU; returns the results' folder."""
-    call(evaluate.main, f"output_dir={output_dir}", "device=cpu", "eval.batch_size=16", *overrides)
+    call(
+        evaluate.main,
+        f"output_dir={output_dir}",
+        "device=cpu",
+        "eval.batch_tokens=2048",
+        *overrides,
+    )
     return output_dir
 
 

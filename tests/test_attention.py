@@ -1,163 +1,127 @@
-"""Attention backends: all compute the same, and the one that is chosen is the fastest."""
+"""Attention within packed sequences, against a dense reference in fp64; on CUDA: tests/cuda."""
 
 import math
-from typing import get_args
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from models import attention
-from models.attention import BACKENDS, fastest_backend, runs_here, time_backends
-from models.build import ComputeConfig
-
-CPU = torch.device("cpu")
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    ),
-]
-SHAPE = (2, 3, 19, 8)
-"""Batch, heads, positions, head dimension."""
+from models.attention import attention_kernel, grouped, varlen
 
 
-def drawn(
-    dtype: torch.dtype = torch.float32, device: str = "cpu", shape: tuple[int, ...] = SHAPE
-) -> list[Tensor]:
-    """Queries, keys, values, and a gradient of the attended values."""
+class Elsewhere(torch.Tensor):
+    """Says that it is not on a CPU."""
+
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+
+@pytest.fixture
+def written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute as where PyTorch's fused kernel for CPUs is not, in the dtype of the queries."""
+
+    def off_the_cpu(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
+        computed = compute(*(tensor.as_subclass(Elsewhere) for tensor in tensors))
+        return tuple(tensor.as_subclass(Tensor) for tensor in computed)
+
+    for name in ("_forward", "_backward"):
+        compute = getattr(attention, name)
+        monkeypatch.setattr(attention, name, partial(off_the_cpu, compute))
+    monkeypatch.setattr(attention, "_compute_dtype", lambda q: q.dtype)
+
+
+def drawn(lengths: Sequence[int], dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Queries, keys and values [N, 2, 8], a gradient of the attended values, and the offsets."""
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator) for _ in range(4)]
-    q, k, v, gradient = (tensor.to(device, dtype) for tensor in tensors)
-    return [q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), gradient]
+    *qkv, gradient = torch.randn(4, sum(lengths), 2, 8, generator=generator).to(dtype)
+    offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return [tensor.requires_grad_() for tensor in qkv], gradient, offsets
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each query's weights over all keys, written out, in fp64."""
+def dense(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Each query's weights over all keys, 0 for those of other sequences, in fp64."""
     q, k, v = (tensor.double() for tensor in (q, k, v))
-    scores = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1])
-    weights = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
-    return torch.einsum("bhij,bhjd->bhid", weights, v)
+    sequence = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    same = (sequence[:, None] == sequence).double()
+    weights = (torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(q.shape[-1])).exp() * same
+    return torch.einsum("hij,jhd->ihd", weights / weights.sum(dim=-1, keepdim=True), v)
 
 
-def backends_here(dtype: torch.dtype, device: str) -> list[str]:
-    """Names of the backends that can compute forward and backward."""
-    able = []
-    for name, attend in BACKENDS.items():
-        *qkv, gradient = drawn(dtype, device)
-        try:
-            attend(*qkv).backward(gradient)
-        except RuntimeError:
-            continue
-        able.append(name)
-    return able
-
-
-def worst_error(
-    name: str, dtype: torch.dtype, device: str, shape: tuple[int, ...] = SHAPE
-) -> float:
-    """Largest difference from the dense reference, of attended values and gradients alike."""
-    *qkv, gradient = drawn(dtype, device, shape)
-    answer, reference = BACKENDS[name](*qkv), dense(*qkv)
-    assert (answer.dtype, answer.shape) == (dtype, shape)
-    ours = [answer, *torch.autograd.grad(answer, qkv, gradient)]
+def agrees(lengths: Sequence[int], dtype: torch.dtype, tolerance: float) -> None:
+    """Attended values and all three gradients."""
+    qkv, gradient, offsets = drawn(lengths, dtype)
+    attended, reference = grouped(*qkv, offsets, 1000), dense(*qkv, lengths)
+    assert attended.dtype == dtype and attended.is_contiguous()
+    ours = [attended, *torch.autograd.grad(attended, qkv, gradient)]
     theirs = [reference, *torch.autograd.grad(reference, qkv, gradient.double())]
-    return max(
-        (mine.double() - other.double()).abs().max().item()
-        for mine, other in zip(ours, theirs, strict=True)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+LENGTHS = {
+    "one alone": [916],
+    "empty ones": [17, 0, 40, 40, 0, 0],
+    "a run that an empty one parts": [0, 21, 0, 21, 21],
+    "a batch": [17, 17, 916, 100, 100, 100, 23, 0, 0],
+}
+# Numbers around 1 of 8 bits: results are rounded once in bf16, or all between them too.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.02}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_the_grouped_kernel_is_dense_softmax_attention_within_each_sequence(
+    lengths: list[int], dtype: torch.dtype
+) -> None:
+    agrees(lengths, dtype, TOLERANCES[dtype])
+
+
+@pytest.mark.usefixtures("written_out")
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_so_is_what_it_computes_off_the_cpu(lengths: list[int], dtype: torch.dtype) -> None:
+    agrees(lengths, dtype, 3 * TOLERANCES[dtype])
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any))
+def test_however_a_batch_is_cut_into_sequences(lengths: list[int]) -> None:
+    agrees(lengths, torch.float64, 1e-12)
+
+
+@pytest.mark.usefixtures("written_out")
+def test_large_scores_do_not_overflow_off_the_cpu() -> None:
+    """The softmax of 14,000 and 14,000: neither exponential is a number."""
+    q = torch.full((2, 1, 2), 100.0)
+    v = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    attended = grouped(q, q, v, torch.tensor([0, 2], dtype=torch.int32), 2)
+    torch.testing.assert_close(
+        attended, torch.tensor([2.0, 3.0]).expand(2, 1, 2), rtol=1e-3, atol=0
     )
 
 
-@pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 2), (3, 2, 130, 32)])
-def test_every_backend_of_a_cpu_is_dense_softmax_attention(shape: tuple[int, ...]) -> None:
-    able = backends_here(torch.float32, "cpu")
-    assert {"default", "matmul"} <= set(able)
-    for name in able:
-        assert worst_error(name, torch.float32, "cpu", shape) < 1e-5, name
+def test_the_grouped_kernel_is_a_well_behaved_operator_to_the_compiler() -> None:
+    """Its schema, its shapes without data, and its gradient under tracing are what it says."""
+    qkv, _, offsets = drawn([5, 3, 3, 0], torch.float32)
+    torch.library.opcheck(attention._grouped, (*qkv, offsets))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_every_backend_is_dense_softmax_attention_up_to_the_rounding_of_bf16(device: str) -> None:
-    able = backends_here(torch.bfloat16, device)
-    assert {"default", "matmul"} <= set(able)
-    for name in able:
-        # Numbers around 1, rounded to 8 bits a few times.
-        assert 1e-4 < worst_error(name, torch.bfloat16, device) < 0.05, name
-
-
-def test_matmul_holds_up_where_scores_are_large() -> None:
-    """The softmax of 14,000 and 14,000: neither exponential is a number."""
-    q = torch.full((1, 1, 2, 2), 100.0)
-    v = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    assert torch.allclose(BACKENDS["matmul"](q, q, v), torch.tensor([2.0, 3.0]))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_those_are_timed_that_run_and_no_others(device: str) -> None:
-    """On a CPU, cuDNN's is not among them."""
-    where = (SHAPE, torch.bfloat16, torch.device(device))
-    seconds = time_backends(*where, repeats=1)
-    assert list(seconds) == backends_here(torch.bfloat16, device)
-    assert [name for name in BACKENDS if runs_here(name, *where)] == list(seconds)
-    assert all(0 < value < 60 for value in seconds.values())
-    assert device == "cuda" or "cudnn" not in seconds
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_timing_leaves_the_global_random_state_as_it_was(device: str) -> None:
-    """Weights that are drawn afterwards do not depend on which backends were tried."""
-    generator = torch.cuda if device == "cuda" else torch
-    before = generator.get_rng_state()
-    fastest_backend(SHAPE, torch.float32, torch.device(device))
-    assert runs_here("matmul", SHAPE, torch.float32, torch.device(device))
-    assert torch.equal(generator.get_rng_state(), before)
-
-
-def test_the_time_of_a_backend_is_the_median_without_the_first_two_passes(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "kernel"),
+    [
+        ("cuda", torch.bfloat16, 32, varlen),
+        ("cuda", torch.float16, 64, varlen),
+        ("cuda", torch.float32, 32, grouped),
+        ("cuda", torch.bfloat16, 12, grouped),  # The flash kernel takes multiples of 8.
+        ("cpu", torch.bfloat16, 32, grouped),
+    ],
+)
+def test_the_kernel_of_a_device(
+    device: str, dtype: torch.dtype, head_dim: int, kernel: attention.Kernel
 ) -> None:
-    clocks = {"a": [90.0, 80.0, 1.0, 30.0, 2.0], "b": [0.1, 0.1, 5.0, 4.0, 6.0]}
-    times = {name: iter(clock) for name, clock in clocks.items()}
-    monkeypatch.setattr(attention, "BACKENDS", {"a": "a", "b": "b"})
-    monkeypatch.setattr(attention, "_time_once", lambda name, qkv, gradient: next(times[name]))
-    assert time_backends(SHAPE, torch.float32, CPU, repeats=3) == {"a": 2.0, "b": 5.0}
-
-
-class ForwardOnly(torch.autograd.Function):
-    """A kernel whose backward pass does not fit the device."""
-
-    @staticmethod
-    def forward(ctx: object, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return q + k + v
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-def test_a_backend_that_fails_in_its_backward_pass_is_left_out_and_the_others_are_timed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(BACKENDS, "default", ForwardOnly.apply)
-    seconds = time_backends(SHAPE, torch.float32, CPU, repeats=1)
-    assert "default" not in seconds
-    assert "matmul" in seconds
-
-
-@pytest.mark.parametrize("fastest", ["default", "flash", "matmul"])
-def test_the_fastest_is_the_one_of_the_shortest_time(
-    fastest: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = {**dict.fromkeys(("default", "flash", "matmul"), 2.0), fastest: 1.5}
-    timed = {(SHAPE, torch.bfloat16, CPU): seconds}
-    monkeypatch.setattr(attention, "time_backends", lambda *arguments: timed[arguments])
-    assert fastest_backend(SHAPE, torch.bfloat16, CPU) == fastest
-
-
-def test_the_choice_on_this_machine_is_one_that_runs() -> None:
-    assert fastest_backend(SHAPE, torch.float32, CPU) in backends_here(torch.float32, "cpu")
-
-
-def test_a_user_can_ask_for_every_backend_and_for_no_other() -> None:
-    offered = get_args(ComputeConfig.model_fields["attention"].annotation)
-    assert set(offered) == {"auto", *BACKENDS}
+    assert attention_kernel(torch.device(device), dtype, head_dim) is kernel

@@ -1,25 +1,36 @@
-"""Sampling: what a batch holds, that it depends on (seed, position) alone, and the test examples.
+"""Sampling: what an epoch and a batch hold, who computes it, and the test examples.
 
 The data come from `write_split`: puzzle p has the identifier 10 + p, and a canvas four cells.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.settings import validate
-from dataset.batches import DataConfig, Sample, TrainingBatches, select_test_examples
+from dataset.batches import (
+    NUM_SHARDS,
+    DataConfig,
+    TrainingBatches,
+    deal,
+    require_shares,
+    select_test_examples,
+)
 from dataset.splits import open_split
 from dataset.storage import PuzzleSplit
 
 WriteSplit = Callable[[list[list[int]]], Path]
 GROUPS = [[2, 2], [1, 1, 1], [3], [2, 2, 2, 2], [4, 4]]
+EPOCH = 12
+"""Examples of one: the pairs of one variant of each group are 2 + 1 + 3 + 2 + 4."""
 
 
 @pytest.fixture
@@ -28,93 +39,111 @@ def split(write_split: WriteSplit) -> PuzzleSplit:
     return open_split(write_split(GROUPS), "train")
 
 
-@pytest.fixture
-def threes(write_split: WriteSplit) -> PuzzleSplit:
-    """Three puzzles of three pairs each."""
-    return open_split(write_split([[3], [3], [3]]), "train")
+class Drawn(NamedTuple):
+    """One example of the stream."""
+
+    row: int
+    puzzle: int
+    stays: bool
+    """Whether its grids are left at the top-left."""
 
 
-def puzzles_of(sample: Sample) -> list[int]:
-    return (sample.puzzle_ids - 10).tolist()
+def stream(split: PuzzleSplit, batch_size: int, count: int, seed: int = 3) -> list[Drawn]:
+    """The first examples, from batches of a size."""
+    samples = list(islice(TrainingBatches(split, batch_size, seed), -(-count // batch_size)))
+    rows, puzzles, shifts, *_ = map(np.concatenate, zip(*samples, strict=True))
+    stays = (shifts == 0).all(axis=1)
+    columns = (column.tolist() for column in (rows, puzzles - 10, stays))
+    return [Drawn(*drawn) for drawn in zip(*columns, strict=True)][:count]
 
 
-def group_of(split: PuzzleSplit, puzzle: int) -> int:
-    return int(np.searchsorted(split.group_indices, puzzle, side="right")) - 1
+def check_epoch(split: PuzzleSplit, drawn: list[Drawn]) -> list[int]:
+    """All pairs of one variant of every group, one after another, one of which stays.
+
+    Returns the variants in their order.
+    """
+    runs = [(puzzle, list(run)) for puzzle, run in groupby(drawn, lambda one: one.puzzle)]
+    for puzzle, run in runs:
+        assert sorted(one.row for one in run) == list(range(*split.puzzle_indices[puzzle:][:2]))
+        assert sum(one.stays for one in run) == 1
+    puzzles = [puzzle for puzzle, _ in runs]
+    groups = np.searchsorted(split.group_indices, puzzles, side="right") - 1
+    assert sorted(groups.tolist()) == list(range(len(split.group_indices) - 1))
+    return puzzles
 
 
-def test_every_batch_is_full_and_its_rows_belong_together(split: PuzzleSplit) -> None:
-    for sample in islice(TrainingBatches(split, 5, 1, seed=0), 20):
-        assert [field.shape for field in sample] == [(5,), (5,), (5,), (5, 2), (5, 4), (5,), (5, 4)]
-        assert (sample.examples.dtype, sample.puzzle_ids.dtype) == (np.int64, np.int32)
-        assert sample.rows.tolist() == [0, 1, 2, 3, 4]
-        for row, puzzle in zip(sample.examples.tolist(), puzzles_of(sample), strict=True):
-            assert split.puzzle_indices[puzzle] <= row < split.puzzle_indices[puzzle + 1]
+# ---- epochs ----------------------------------------------------------------------------------
 
 
 def test_an_epoch_gives_one_whole_random_variant_of_every_group(split: PuzzleSplit) -> None:
-    # The pairs of one variant of each group are 2 + 1 + 3 + 2 + 4: a pass is exactly one batch.
+    """In a random order; and one random pair of each variant stays where it is."""
     seen: Counter[int] = Counter()
-    orders, shuffles = set(), set()
-    for batch in islice(TrainingBatches(split, 12, 1, seed=3), 200):
-        rows, puzzles = batch.examples.tolist(), puzzles_of(batch)
-        chosen = list(dict.fromkeys(puzzles))
-        groups = [group_of(split, puzzle) for puzzle in chosen]
-        assert sorted(groups) == [0, 1, 2, 3, 4]
-        pairs = [range(*split.puzzle_indices[puzzle : puzzle + 2]) for puzzle in chosen]
-        assert sorted(rows) == sorted(chain(*pairs))
-        seen.update(chosen)
-        orders.add(tuple(groups))
-        shuffles.add(tuple(row for row, puzzle in zip(rows, puzzles, strict=True) if puzzle == 5))
-    # Variants of a group come equally often: 200 / 4 each for the group of four, and so on.
-    for puzzle in range(12):
-        expected = 200 / len(GROUPS[group_of(split, puzzle)])
-        assert abs(seen[puzzle] - expected) < 4 * np.sqrt(expected)
-    assert len(orders) > 60, "of 120 orders of five groups"
-    assert len(shuffles) == 6, "of 6 orders of the three pairs of puzzle 5"
-
-
-def test_what_does_not_fit_into_a_batch_is_dropped(threes: PuzzleSplit) -> None:
-    """Batches of four from three puzzles: 3 + 1, and then only 3, which is not full."""
-    sampler = TrainingBatches(threes, 4, 1, seed=0)
-    positions = []
-    for batch in islice(sampler, 5):
-        first, _, _, last = puzzles_of(batch)
-        assert puzzles_of(batch) == [first, first, first, last]
-        assert first != last
-        positions.append(sampler.position)
-    assert positions == [(index, 1) for index in range(5)]
-
-
-def test_two_epochs_a_pass_carry_over_what_one_would_drop(threes: PuzzleSplit) -> None:
-    """Two epochs are 3 + 1, 3 + 1, 3 + 1, and nothing is left over."""
-    sampler = TrainingBatches(threes, 4, 2, seed=0)
-    puzzles = [puzzles_of(batch) for batch in islice(sampler, 3)]
-    assert sampler.position == (0, 3)
-    assert [row[:3] for row in puzzles] == [[row[0]] * 3 for row in puzzles]
-    order = [puzzle for row in puzzles for puzzle in (row[0], row[3])]
-    assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]
-    next(iter(sampler))
-    assert sampler.position == (1, 1)
-
-
-def test_one_pair_of_each_visited_puzzle_stays_where_it_is(split: PuzzleSplit) -> None:
-    """Its share of the room is zero; that of the others is not. Which one stays is random."""
     stayed: Counter[int] = Counter()
-    # A pass is exactly one batch, so that every puzzle is there with all its pairs.
-    for sample in islice(TrainingBatches(split, 12, 1, seed=3), 300):
-        still = (sample.shifts == 0).all(axis=1)
-        assert sorted(sample.puzzle_ids[still]) == sorted(set(sample.puzzle_ids))
-        assert (sample.shifts[~still] > 0).all()
-        stayed.update(sample.examples[still].tolist())
+    orders, shuffles = set(), set()
+    examples = stream(split, EPOCH, 300 * EPOCH)
+    for start in range(0, len(examples), EPOCH):
+        epoch = examples[start : start + EPOCH]
+        puzzles = check_epoch(split, epoch)
+        seen.update(puzzles)
+        stayed.update(one.row for one in epoch if one.stays)
+        orders.add(tuple(np.searchsorted(split.group_indices, puzzles, side="right")))
+        shuffles.add(tuple(one.row for one in epoch if one.puzzle == 5))
+    # Variants of a group come equally often: 300 / 4 each for the group of four, and so on.
+    for puzzle, size in enumerate(chain(*([len(group)] * len(group) for group in GROUPS))):
+        assert abs(seen[puzzle] - 300 / size) < 4 * np.sqrt(300 / size)
+    assert len(orders) > 80, "of 120 orders of five groups"
+    assert len(shuffles) == 6, "of 6 orders of the three pairs of puzzle 5"
     # Puzzle 5 has the rows 7 to 9 and is the only one of its group: 100 times each.
     for row in (7, 8, 9):
         assert abs(stayed[row] - 100) < 4 * np.sqrt(300 * 2 / 9)
 
 
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 30])
+def test_epochs_follow_each_other_whatever_the_batches(split: PuzzleSplit, batch_size: int) -> None:
+    """Nothing is dropped at the end of one, and a batch may be larger than several."""
+    count = 20 * EPOCH
+    assert stream(split, batch_size, count) == stream(split, EPOCH, count)
+
+
+def test_an_epoch_ends_where_its_last_variant_ends(write_split: WriteSplit) -> None:
+    """Another builder may give the variants of a task different numbers of pairs."""
+    split = open_split(write_split([[5, 1], [1]]), "train")
+    batches = TrainingBatches(split, 1, seed=3)
+    epochs: dict[int, list[Drawn]] = {}
+    for drawn in stream(split, 1, 200):
+        epochs.setdefault(batches.position[0], []).append(drawn)
+        next(iter(batches))
+    *whole, _ = epochs.values()
+    for epoch in whole:
+        check_epoch(split, epoch)
+    assert list(epochs) == list(range(len(epochs)))
+    assert {len(epoch) for epoch in whole} == {2, 6}
+
+
+def test_the_order_depends_on_the_seed_and_on_the_epoch(split: PuzzleSplit) -> None:
+    first, second = (stream(split, EPOCH, 2 * EPOCH, seed) for seed in (0, 1))
+    assert first == stream(split, EPOCH, 2 * EPOCH, seed=0)
+    assert first[:EPOCH] != second[:EPOCH]
+    assert first[:EPOCH] != first[EPOCH:]
+
+
+# ---- batches ---------------------------------------------------------------------------------
+
+
+def test_every_batch_is_full_and_its_rows_belong_together(split: PuzzleSplit) -> None:
+    for sample in islice(TrainingBatches(split, 5, seed=0), 20):
+        assert [field.shape for field in sample] == [(5,), (5,), (5, 2), (5, 4), (5,)]
+        assert (sample.examples.dtype, sample.puzzle_ids.dtype) == (np.int64, np.int32)
+        for row, identifier in zip(sample.examples, sample.puzzle_ids, strict=True):
+            puzzle = identifier - 10
+            assert split.puzzle_indices[puzzle] <= row < split.puzzle_indices[puzzle + 1]
+
+
 def test_random_numbers_are_uniform_and_new_in_each_batch(split: PuzzleSplit) -> None:
-    samples = list(islice(TrainingBatches(split, 12, 1, seed=3), 300))
-    *_, shifts, edges, coin, priorities = map(np.stack, zip(*samples, strict=True))
-    for numbers in (shifts[(shifts > 0).all(axis=2)], edges, coin, priorities):
+    """Within an epoch too."""
+    samples = list(islice(TrainingBatches(split, 5, seed=3), 700))
+    *_, shifts, edges, coin = map(np.stack, zip(*samples, strict=True))
+    for numbers in (shifts[(shifts > 0).all(axis=2)], edges, coin):
         assert len(np.unique(numbers)) > 0.99 * numbers.size
         shares, _ = np.histogram(numbers, bins=10, range=(0, 1))
         assert shares.sum() == numbers.size
@@ -123,65 +152,84 @@ def test_random_numbers_are_uniform_and_new_in_each_batch(split: PuzzleSplit) ->
 
 
 def test_the_first_batch_is_not_moved_by_the_numbers_that_chose_it(split: PuzzleSplit) -> None:
-    """A generator seeded by [seed, pass] is one seeded by [seed, pass, 0]."""
-    sample = next(iter(TrainingBatches(split, 12, 1, seed=3)))
-    drew_the_pass = np.random.default_rng([3, 0]).random((12, 7))
-    assert not np.isin(sample.edges, drew_the_pass).any()
+    """A generator seeded by [seed, epoch] is one seeded by [seed, epoch, 0]."""
+    sample = next(iter(TrainingBatches(split, EPOCH, seed=3)))
+    drew_the_epoch = np.random.default_rng([3, 0]).random((EPOCH, 7))
+    assert not np.isin(sample.edges, drew_the_epoch).any()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
-@pytest.mark.parametrize("stop", [0, 1, 5, 6, 11])
-def test_ranks_set_to_a_position_go_on_together_as_one_that_never_stopped(
-    split: PuzzleSplit, world_size: int, stop: int
+def test_the_position_counts_the_examples_of_an_epoch(split: PuzzleSplit) -> None:
+    batches = TrainingBatches(split, 5, seed=0)
+    positions = [batches.position, *(batches.position for _ in islice(batches, 5))]
+    assert positions == [(0, 0), (0, 5), (0, 10), (1, 3), (1, 8), (2, 1)]
+    exact = TrainingBatches(split, EPOCH, seed=0)
+    assert [exact.position for _ in islice(exact, 2)] == [(1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("batch_size", [5, EPOCH, 30])
+@pytest.mark.parametrize("stop", [0, 1, 4, 11])
+def test_batches_set_to_a_position_go_on_as_if_never_stopped(
+    split: PuzzleSplit, batch_size: int, stop: int
 ) -> None:
-    """A pass is six batches; each rank has its slice of them, at any number of ranks."""
-    uninterrupted = TrainingBatches(split, 6, 3, seed=7)
+    """With the same random numbers."""
+    uninterrupted, resumed = (TrainingBatches(split, batch_size, seed=7) for _ in range(2))
     iterator = iter(uninterrupted)
     for _ in range(stop):
         next(iterator)
-    ranks = [TrainingBatches(split, 6, 3, 7, rank, world_size) for rank in range(world_size)]
-    for sampler in ranks:
-        sampler.position = uninterrupted.position
-    for whole, *parts in islice(zip(iterator, *ranks, strict=True), 12):
-        assert {len(part.examples) for part in parts} == {6 // world_size}
-        for expected, *shares in zip(whole, *parts, strict=True):
-            assert np.array_equal(np.concatenate(shares), expected)
+    resumed.position = uninterrupted.position
+    for ours, theirs in islice(zip(resumed, iterator, strict=True), 6):
+        assert all(map(np.array_equal, ours, theirs))
+        assert resumed.position == uninterrupted.position
 
 
-def test_the_order_depends_on_the_seed_and_on_the_pass(split: PuzzleSplit) -> None:
-    def first_rows(seed: int, pass_index: int) -> Any:
-        sampler = TrainingBatches(split, 12, 1, seed)
-        sampler.position = (pass_index, 0)
-        return next(iter(sampler)).examples.tolist()
+# ---- ranks -----------------------------------------------------------------------------------
 
-    assert first_rows(0, 0) == first_rows(0, 0)
-    assert first_rows(0, 0) != first_rows(1, 0)
-    assert first_rows(0, 0) != first_rows(0, 1)
+WORLD_SIZES = (1, 2, 4, NUM_SHARDS)
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(split: PuzzleSplit) -> None:
-    with pytest.raises(UserError, match=r"global_batch_size=6 is not divisible by the 4 ranks"):
-        TrainingBatches(split, 6, 1, 0, rank=0, world_size=4)
-
-
-def test_a_batch_larger_than_a_pass_is_refused_with_the_number_that_works(
-    split: PuzzleSplit,
+@given(st.sampled_from(WORLD_SIZES), st.lists(st.integers(1, 900), min_size=8, max_size=60))
+def test_a_batch_is_dealt_into_shares_of_equal_count_and_nearly_equal_tokens(
+    world_size: int, drawn: list[int]
 ) -> None:
-    # 12 pairs an epoch: 12 fit one, 13 need two epochs a pass, 25 need three.
-    TrainingBatches(split, 12, 1, 0)
-    with pytest.raises(UserError, match=r"holds 12 examples.*epochs_per_pass to at least 2"):
-        TrainingBatches(split, 13, 1, 0)
-    with pytest.raises(UserError, match=r"holds 24 examples.*epochs_per_pass to at least 3"):
-        TrainingBatches(split, 25, 2, 0)
-    assert len(next(iter(TrainingBatches(split, 25, 3, 0))).examples) == 25
+    """Whenever the ranks divide it; shares differ by one largest sequence at most."""
+    sizes = np.array(drawn[: len(drawn) // world_size * world_size], dtype=np.int64)
+    shares = [deal(sizes, rank, world_size) for rank in range(world_size)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(len(sizes)))
+    assert {len(share) for share in shares} == {len(sizes) // world_size}
+    for share in shares:
+        assert (np.diff(sizes[share]) <= 0).all(), "largest first"
+    tokens = [int(sizes[share].sum()) for share in shares]
+    assert max(tokens) - min(tokens) <= max(drawn)
 
 
-def test_the_smallest_variant_decides_whether_a_pass_fills_a_batch(write_split: WriteSplit) -> None:
-    """Another builder may give the variants of a task different numbers of pairs."""
-    split = open_split(write_split([[5, 1], [1]]), "train")
-    with pytest.raises(UserError, match="holds 2 examples"):
-        TrainingBatches(split, 3, 1, 0)
-    assert len(list(islice(TrainingBatches(split, 2, 1, 0), 20))) == 20
+@given(st.lists(st.integers(1, 900), max_size=60))
+def test_a_rank_of_few_holds_what_several_of_many_hold(drawn: list[int]) -> None:
+    """So what a shard holds does not depend on how many ranks there are."""
+    sizes = np.array(drawn, dtype=np.int64)
+    for few, many in ((1, 2), (2, 4), (2, 8), (4, 8)):
+        for rank in range(few):
+            parts = [deal(sizes, part, many).tolist() for part in range(rank, many, few)]
+            assert sorted(deal(sizes, rank, few).tolist()) == sorted(chain(*parts))
+
+
+def test_examples_are_dealt_there_and_back() -> None:
+    """Ten sizes to eight shards: 10 9 8 7 6 5 4 3 there, 2 and 1 back from the last one."""
+    sizes = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    held = [sizes[deal(sizes, rank, 8)].tolist() for rank in range(8)]
+    assert held == [[10], [9], [8], [7], [6], [5], [4, 1], [3, 2]]
+    assert sizes[deal(sizes, 1, 2)].tolist() == [9, 7, 5, 3, 2]
+
+
+def test_ranks_that_cannot_share_a_batch_are_refused() -> None:
+    for world_size in WORLD_SIZES:
+        require_shares(3 * world_size, world_size)
+    with pytest.raises(UserError, match=r"nproc_per_node.* 3 ranks .* start 1, 2, 4 or 8"):
+        require_shares(6, 3)
+    with pytest.raises(UserError, match=r"global_batch_size=6 is not divisible by the 4 ranks"):
+        require_shares(6, 4)
+
+
+# ---- the test set, and what can be configured ------------------------------------------------
 
 
 @pytest.mark.parametrize("max_variants", [1, 2, None])
@@ -203,7 +251,6 @@ def test_the_first_variants_of_each_task_are_selected_for_the_test(
 @pytest.mark.parametrize(
     ("key", "value", "limit"),
     [
-        ("epochs_per_pass", 0, "greater than or equal to 1"),
         ("canvas", "widow", "'whole' or 'window'"),
         ("window_margin", -1, "greater than or equal to 0"),
         ("whole_canvas_share", -0.1, "greater than or equal to 0"),

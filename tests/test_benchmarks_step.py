@@ -1,4 +1,4 @@
-"""`benchmarks.step` and `benchmarks.windows` run, tiny: every row is there and means something."""
+"""`benchmarks.step` and its like run, tiny: every row is there and means something."""
 
 import json
 import math
@@ -8,20 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks import step, windows
-from benchmarks.plain import UniqueSignSGD
+from benchmarks import attention, loading, step, windows
 from common.distributed import Ranks
-from models.puzzle_embedding import PuzzleEmbedding
-from training.optimizers import SparseSignSGD
 
 ARCH = (
     "arch.hidden_size=16",
     "arch.num_heads=2",
     "arch.prefix_length=2",
     "arch.num_supervision_steps=2",
-    "data.epochs_per_pass=4",
     "train.compile=off",
 )
 
@@ -33,12 +28,12 @@ def run(monkeypatch: pytest.MonkeyPatch, module: object, *arguments: object) -> 
 
 
 def test_the_step_benchmark_measures_every_change(
-    monkeypatch: pytest.MonkeyPatch, small_dataset: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, small_compact_dataset: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "step.json"
     run(
-        monkeypatch, step, *ARCH, "--data", small_dataset, "--batch-size", 4, "--repeats", 1,
-        "--device", "cpu", "--output", output,
+        monkeypatch, step, *ARCH, "--data", small_compact_dataset, "--batch-size", 4,
+        "--repeats", 1, "--device", "cpu", "--output", output,
     )  # fmt: skip
     rows = json.loads(output.read_text())["rows"]
     assert [row["change"] for row in rows] == [change.name for change in step.changes("cpu")]
@@ -54,25 +49,55 @@ def test_the_step_benchmark_measures_every_change(
     assert cells["+ cropped to the grids"] < 900
 
 
-def test_each_row_has_one_plain_piece_less_and_cuda_one_with_the_fastest_attention() -> None:
-    rows = step.changes("cuda")
-    assert [len(row.plain) for row in rows] == [5, 4, 3, 2, 1, *[0] * (len(rows) - 5)]
-    overrides = {row.name: row.overrides for row in rows}
-    assert "train.attention=default" in overrides["plain"]
-    assert overrides["+ fastest attention"][-1] == "train.attention=auto"
+def test_each_row_keeps_the_changes_before_it_and_cuda_has_one_with_graphs() -> None:
+    for device in ("cpu", "cuda"):
+        rows = step.changes(device)
+        for before, row in pairwise(rows):
+            assert row.overrides[:-1] == before.overrides
+    assert "train.graphs=on" in step.changes("cuda")[-1].overrides
+    assert "train.graphs=on" not in step.changes("cpu")[-1].overrides
 
 
-def test_the_plain_sparse_update_is_the_same_update() -> None:
-    ids = torch.tensor([3, 1, 3, 0])
-    gradients = torch.tensor([[1.0, -2.0], [0.5, 0.0], [-3.0, 1.0], [0.0, 4.0]])
+def test_a_run_is_measured_and_extrapolated_to_its_end(small_compact_dataset: Path) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    overrides = (*ARCH, "data.canvas=window", "train.max_steps=3600")
+    case = step.build_case(small_compact_dataset, 4, overrides, ranks)
+    result = step.measure_run(case, 0.01, 1e9)
+    assert result["recompiled"] == 0
+    assert result["examples/s"] == pytest.approx(4000 / result["ms per step"])
+    # An hour has 3,600 s: so many steps take as many hours as one takes seconds.
+    assert result["GPU-hours, whole run"] == pytest.approx(result["ms per step"] / 1000)
+    assert len(case.cells) == 4 * result["batches"]
 
-    def after(kind: type[SparseSignSGD]) -> Tensor:
-        table = PuzzleEmbedding(5, 2)
-        table.weight.fill_(2.0)
-        kind(table, 0.1, Ranks(0, 1, torch.device("cpu"))).step(ids, gradients, 0.5)
-        return table.weight
 
-    assert torch.equal(after(UniqueSignSGD), after(SparseSignSGD))
+def test_the_loader_is_timed_piece_by_piece(small_compact_dataset: Path) -> None:
+    rows = loading.measure(small_compact_dataset, 4, 1, Ranks(0, 1, torch.device("cpu")))
+    assert [row["canvas"] for row in rows] == ["window", "whole"]
+    assert all(row[key] > 0 for row in rows for key in row if key.endswith("ms"))
+
+
+def test_attention_kernels_are_timed_on_real_lengths(small_compact_dataset: Path) -> None:
+    device = torch.device("cpu")
+    rows = attention.measure(small_compact_dataset, 1500, 16, 2, 1, device)
+    names = ["grouped, 2 heads of 8", "grouped, 1 heads of 16", "dense, 2 heads of 8"]
+    assert [row["kernel"] for row in rows] == names
+    assert all(row["ms"] > 0 for row in rows)
+    offsets = attention.real_offsets(small_compact_dataset, 1500, device)
+    assert 1500 - 916 < offsets[-1] <= 1500
+    assert (offsets.diff() > 16).all()
+
+
+def test_a_kernel_that_fails_says_why(
+    monkeypatch: pytest.MonkeyPatch, small_compact_dataset: Path
+) -> None:
+    def refuse(*_: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no such kernel\nand more")
+
+    monkeypatch.setattr(attention, "dense", lambda _: refuse)
+    rows = attention.measure(small_compact_dataset, 1500, 16, 2, 1, torch.device("cpu"))
+    assert {row["kernel"]: row["error"] for row in rows if "error" in row} == {
+        "dense, 2 heads of 8": "no such kernel"
+    }
 
 
 def test_the_window_study_trains_and_scores_both_ways(

@@ -17,12 +17,12 @@ from runs import (
     run_training,
     train_arguments,
 )
-from torch import Tensor
 
 import evaluate
 import train_arc_tiny_corrupt
 from common.distributed import Ranks
 from common.errors import UserError
+from common.packed import PackedBatch
 from dataset import build_maze_dataset, maze
 from dataset.board_csv import write_csv
 from dataset.boards import rules_of
@@ -79,11 +79,12 @@ class Scripted:
 
     trained_steps = 2
     device = torch.device("cpu")
+    model = SimpleNamespace(config=SimpleNamespace(prefix_length=1))
 
-    def improve(self, inputs: Tensor, puzzle_ids: Tensor, *asked: Any) -> Any:
-        assert puzzle_ids.tolist() == [0] * len(inputs)
-        solution = torch.from_numpy(solutions()[0].copy()).long().expand_as(inputs)
-        for answer in (inputs, solution):
+    def improve(self, batch: PackedBatch, *asked: Any) -> Any:
+        assert not batch.puzzle_ids.any()
+        solution = torch.from_numpy(solutions()[0].copy()).long()
+        for answer in (batch.inputs.clamp(min=0), solution[batch.cells.clamp(min=0)]):
             logits = 9.0 * torch.nn.functional.one_hot(answer, 3)
             yield Improvement(logits, logits, None)
 
@@ -143,7 +144,7 @@ def test_without_rules_only_the_stored_solution_counts() -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 12])
 def test_ranks_share_the_boards_and_bring_them_back_in_order(queens: Path, world_size: int) -> None:
     """Also where there are more ranks than boards."""
-    test_set, config = BoardTestSet(queens, None), eval_config(batch_size=2)
+    test_set, config = BoardTestSet(queens, None), eval_config(batch_tokens=140)
     parts: list[Any] = []
 
     class Rank(Ranks):
@@ -191,25 +192,22 @@ def test_the_page_judges_no_answer_whose_solution_is_hidden() -> None:
 def test_what_a_test_set_is_is_seen_from_the_dataset(
     queens: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    assert isinstance(open_test_set(queens, None, "auto"), BoardTestSet)
-    assert isinstance(open_test_set(tiny_dataset, None, "auto"), ArcTestSet)
+    assert isinstance(open_test_set(queens, None, "whole"), BoardTestSet)
+    assert isinstance(open_test_set(tiny_dataset, None, "whole"), ArcTestSet)
     (tmp_path / "test").symlink_to(queens / "test")
     (tmp_path / BUILD_FILE).write_text(json.dumps({"puzzle": "chess"}))
     with pytest.raises(UserError, match="'chess', there are nqueens, sudoku, maze"):
-        open_test_set(tmp_path, None, "auto")
+        open_test_set(tmp_path, None, "whole")
 
 
 def test_windows_are_for_grids_and_not_for_boards(
     queens: Path, tmp_path: Path, refused_in_process: Any
 ) -> None:
-    arguments = train_arguments(queens, tmp_path / "run", *BOARDS, "data.canvas=window")
+    arguments = train_arguments(queens, tmp_path / "run", "data.canvas=window")
     line = refused_in_process(train_arc_tiny_corrupt.main, *arguments)
-    assert "use data.canvas=whole" in line
-    with pytest.raises(UserError, match=r"eval.canvas=window: .* use eval.canvas=whole"):
+    assert "data.canvas=window needs ARC tasks in the compact layout" in line
+    with pytest.raises(UserError, match=r"eval\.canvas=window .* use eval\.canvas=whole"):
         open_test_set(queens, None, "window")
-
-
-BOARDS = ("data.epochs_per_pass=1", "train.global_batch_size=8")
 
 
 @pytest.mark.parametrize(
@@ -224,9 +222,7 @@ def test_boards_train_are_scored_and_evaluated_by_the_scripts(
     refused_in_process: Any,
 ) -> None:
     """Several checkpoints cannot be pooled on boards."""
-    run = run_training(
-        request.getfixturevalue(data), tmp_path / "run", *BOARDS, "eval.diagnostics=true"
-    )
+    run = run_training(request.getfixturevalue(data), tmp_path / "run", "eval.diagnostics=true")
     *_, scored = (line for line in read_metrics(run) if "eval/solved" in line)
     keys = {"eval/valid", "eval/keeps_given", "eval/exact_ceiling", "eval/margin_step2"}
     assert keys <= set(scored)

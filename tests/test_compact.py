@@ -15,7 +15,7 @@ from arc_oracles import canvas_of, change, contents, find_grid, put, remove, tru
 from common.errors import UserError
 from dataset.augmentation import augment
 from dataset.canvas import place
-from dataset.compact import Originals, Recipes, expand
+from dataset.compact import Originals, Recipes, expand, expand_whole
 from dataset.splits import open_split
 from dataset.storage import fingerprint
 
@@ -51,40 +51,57 @@ def test_a_pair_is_expanded_to_the_canvas_of_the_specification(dihedral: int) ->
     )  # fmt: skip
     stored = (torch.from_numpy(place(grid[None], 4)) for grid in pair)
     originals = Originals(*stored, torch.tensor([[grid.shape for grid in pair]]))
-    for shown, grid in zip(expand(originals, recipes), pair, strict=True):
+    for shown, grid in zip(expand_whole(originals, recipes), pair, strict=True):
         variant = augment(grid, dihedral, permutation.astype(np.uint8))
         expected = [canvas_of(variant, 4, *corner).ravel() for corner in corners]
         assert np.array_equal(shown, expected)
 
 
-def test_chosen_cells_are_those_of_the_whole_canvas(made: tuple[Originals, Recipes]) -> None:
-    cells = torch.randint(0, 900, (len(made[1].pairs), 70), generator=torch.Generator())
-    for some, whole in zip(expand(*made, cells), expand(*made), strict=True):
+@pytest.fixture(scope="module")
+def tokens(made: tuple[Originals, Recipes]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Examples [N] and cells [N] in any order, each example as often as comes."""
+    generator = torch.Generator().manual_seed(0)
+    num_examples = len(made[1].pairs)
+    return tuple(torch.randint(most, (5000,), generator=generator) for most in (num_examples, 900))
+
+
+def test_chosen_cells_are_those_of_the_whole_canvas(
+    made: tuple[Originals, Recipes], tokens: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    for some, whole in zip(expand(*made, *tokens), expand_whole(*made), strict=True):
         assert some.dtype == torch.int64
-        assert torch.equal(some, whole.gather(1, cells))
+        assert torch.equal(some, whole[tokens])
 
 
-def test_the_host_never_waits_for_a_value(made: tuple[Originals, Recipes]) -> None:
+def test_there_is_nothing_before_the_first_cell(made: tuple[Originals, Recipes]) -> None:
+    """Grids are at the top-left, so that a cell too early would be seen."""
+    example = torch.arange(len(made[1].pairs)).repeat_interleave(40)
+    cells = torch.arange(-40, 0).repeat(len(made[1].pairs))
+    for shown in expand(*made, example, cells):
+        assert not shown.any()
+
+
+def test_the_host_never_waits_for_a_value(
+    made: tuple[Originals, Recipes], tokens: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     """Tensors of the meta device have none: to ask for one is an error."""
     originals, recipes = made[0].to("meta"), Recipes(*(t.to("meta") for t in made[1]))
-    count = len(recipes.pairs)
-    inputs, labels = expand(originals, recipes)
-    assert inputs.shape == labels.shape == (count, 900)
-    cells = torch.zeros((count, 5), dtype=torch.int64, device="meta")
-    assert expand(originals, recipes, cells)[1].shape == (count, 5)
+    inputs, labels = expand(originals, recipes, *(t.to("meta") for t in tokens))
+    assert inputs.shape == labels.shape == tokens[0].shape
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_expands_alike_and_without_synchronisation(made: tuple[Originals, Recipes]) -> None:
-    there = made[0].to("cuda"), Recipes(*(tensor.to("cuda") for tensor in made[1]))
-    cells = torch.arange(0, 900, 7).expand(len(made[1].pairs), -1)
-    cells_there = cells.to("cuda")
+def test_a_gpu_expands_alike_and_without_synchronisation(
+    made: tuple[Originals, Recipes], tokens: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    originals, recipes = made[0].to("cuda"), Recipes(*(t.to("cuda") for t in made[1]))
+    there = [t.to("cuda") for t in tokens]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        shown = (*expand(*there), *expand(*there, cells_there))
+        shown = expand(originals, recipes, *there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for ours, theirs in zip(shown, (*expand(*made), *expand(*made, cells)), strict=True):
+    for ours, theirs in zip(shown, expand(*made, *tokens), strict=True):
         assert torch.equal(ours.cpu(), theirs)
 
 
@@ -148,7 +165,7 @@ def test_a_split_says_the_same_of_its_examples_in_both_layouts(
     grids = [[find_grid(canvas.reshape(side, side)) for canvas in part] for part in stored]
     origins = np.array([origin for _, origin in grids[0]])
     assert origins.any() == (half == "train")
-    shown = expand(compact.originals, compact.recipes(rows, origins))
+    shown = expand_whole(compact.originals, compact.recipes(rows, origins))
     for ours, theirs in zip(shown, stored, strict=True):
         assert np.array_equal(ours, theirs)
     if half == "test":

@@ -183,7 +183,7 @@ def test_a_config_survives_being_stored_with_a_checkpoint() -> None:
     [
         # Keys that there are not.
         ("arch.hiden_size=64", ["arch.hiden_size", "did you mean arch.hidden_size?"]),
-        ("batch_size=64", ["batch_size=64", "did you mean eval.batch_size?"]),
+        ("batch_tokens=64", ["batch_tokens=64", "did you mean eval.batch_tokens?"]),
         ("+train.more=1", ["train.more", "key=value"]),
         ("--resume", ["--resume", "key=value"]),
         ("arch=huge", ["arch", "huge"]),
@@ -196,8 +196,8 @@ def test_a_config_survives_being_stored_with_a_checkpoint() -> None:
         ("seed=-1", ["seed", "-1", "greater than or equal to 0"]),
         ("optim.beta2=1.0", ["optim.beta2", "1.0", "less than 1"]),
         ("optim.lr_min_ratio=1.5", ["optim.lr_min_ratio", "1.5", "less than or equal to 1"]),
-        ("eval.batch_size=0", ["eval.batch_size", "0", "greater than 0"]),
-        ("data.epochs_per_pass=0", ["data.epochs_per_pass", "0", "greater than or equal to 1"]),
+        ("eval.batch_tokens=0", ["eval.batch_tokens", "0", "greater than 0"]),
+        ("train.micro_batch_tokens=0", ["train.micro_batch_tokens", "0", "greater than 0"]),
         ("data.window_margin=-1", ["data.window_margin", "-1", "greater than or equal to 0"]),
         ("data.whole_canvas_share=1.1", ["data.whole_canvas_share", "1.1", "less than or equal"]),
         ("train.max_steps=0", ["train.max_steps", "0", "greater than 0"]),
@@ -207,7 +207,7 @@ def test_a_config_survives_being_stored_with_a_checkpoint() -> None:
         ("device=tpu", ["device", "'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ("wandb.mode=on", ["wandb.mode"]),
         ("data.canvas=auto", ["data.canvas", "'auto'", "'whole' or 'window'"]),
-        ("train.attention=fast", ["train.attention", "'fast'", "'efficient' or 'matmul'"]),
+        ("train.graphs=yes", ["train.graphs", "'auto', 'on' or 'off'"]),
         ("supervision.targets=blur", ["supervision.targets", "'blur'", "final, linear"]),
         # Combinations.
         ("arch.num_heads=7", ["arch.hidden_size=256", "arch.num_heads=7"]),

@@ -19,13 +19,13 @@ from dataset.storage import TEST_PUZZLES_FILE
 from dataset.tasks import load_tasks
 from evaluation.predictions import load_predictions
 
-SWEEP = ("device=cpu", "eval.batch_size=16", "guidance_weights=[0,1,2]")
+SWEEP = ("device=cpu", "eval.batch_tokens=2048", "guidance_weights=[0,1,2]")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_compact_dataset: Path) -> Path:
     """A tiny run of three supervision steps. Read-only."""
-    return run_training(tiny_dataset, tmp_path_factory.mktemp("diagnose") / "run")
+    return run_training(tiny_compact_dataset, tmp_path_factory.mktemp("diagnose") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +93,12 @@ def test_the_variants_of_each_task_are_told_apart() -> None:
     assert [variants.tolist() for variants in found] == [[1, 7], [2, 5]]
 
 
-def test_one_variant_votes_for_what_it_says_on_average(results: Path, tiny_dataset: Path) -> None:
+def test_one_variant_votes_for_what_it_says_on_average(
+    results: Path, tiny_compact_dataset: Path
+) -> None:
     """Over many draws, pass@1 of one variant is the mean of all variants' being right."""
     predictions = load_predictions(results / "predictions.npz")
-    tasks = load_tasks(tiny_dataset / TEST_PUZZLES_FILE)
+    tasks = load_tasks(tiny_compact_dataset / TEST_PUZZLES_FILE)
     # The untrained network solves nothing: let every third row be right.
     solution = {(t.task_id, i): pair.output for t in tasks for i, pair in enumerate(t.test)}
     canvases = predictions.canvas.copy()

@@ -7,29 +7,52 @@ import numpy as np
 import pytest
 import torch
 from runs import eval_config
-from tiny import SEQ_LEN, cell_random, random_table, random_tokens, target_request, tiny_model
+from tiny import (
+    SEQ_LEN,
+    cell_random,
+    packed,
+    random_table,
+    random_tokens,
+    target_request,
+    tiny_model,
+    tiny_supervision,
+)
 from torch import Tensor
 
-from common.segments import Segment
+from common.packed import PackedBatch
 from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
 from evaluation.metrics import StepMetrics, mean_metrics, metric_names
 from evaluation.predict import Predictor
 from evaluation.test_set import ArcTestSet
-from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, advantage_margin, margins, movement
+from models.diagnostics import (
+    ACCURACY,
+    DIAGNOSTICS,
+    Membership,
+    accuracy,
+    advantage_margin,
+    margins,
+    movement,
+)
 from models.objective import IGNORE
 from models.recursive import TinyRecursiveModel, run_step
 from models.steps import TrainedModel
-from models.supervision import DeepImprovementSupervision, SupervisionConfig, step_targets
+from models.supervision import SupervisionConfig, step_targets
 
 I = IGNORE  # noqa: E741
 PUZZLES = torch.tensor([1, 3])
 
 
+def members(*lengths: int) -> Membership:
+    """Of tokens of sequences of these lengths."""
+    count = len(lengths)
+    return Membership(torch.arange(count).repeat_interleave(torch.tensor(lengths)), count)
+
+
 def logits_pair(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """l_u, l_c [2, 5, 7] in float64 and a solution [2, 5]."""
+    """l_u, l_c [10, 7] in float64 and a solution [10]."""
     generator = torch.Generator().manual_seed(seed)
-    reference, conditional = 3 * torch.randn(2, 2, 5, 7, generator=generator, dtype=torch.float64)
-    return reference, conditional, torch.randint(7, (2, 5), generator=generator)
+    reference, conditional = 3 * torch.randn(2, 10, 7, generator=generator, dtype=torch.float64)
+    return reference, conditional, torch.randint(7, (10,), generator=generator)
 
 
 @pytest.mark.parametrize("weight", [-0.5, 0.0, 0.5, 1.0, 2.0, 3.5])
@@ -52,95 +75,91 @@ def test_the_margin_is_minus_the_derivative_of_the_loss_by_the_guidance_weight(
 
 def test_the_margin_by_hand() -> None:
     """Policy (2/3, 1/3) under l_c; the step raised the right token's logit by ln 2 + 1."""
-    conditional = torch.tensor([[[math.log(2), 0.0], [math.log(2), 0.0]]])
-    reference = torch.tensor([[[-1.0, 0.0], [-1.0, 0.0]]])
+    conditional = torch.tensor([[math.log(2), 0.0], [math.log(2), 0.0]])
+    reference = torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])
     raised = math.log(2) + 1
-    margin = advantage_margin(reference, conditional, torch.tensor([[0, 1]]))
-    assert margin[0].tolist() == pytest.approx([raised / 3, -raised * 2 / 3])
+    margin = advantage_margin(reference, conditional, torch.tensor([0, 1]))
+    assert margin.tolist() == pytest.approx([raised / 3, -raised * 2 / 3])
     # At weight 0 the policy is the reference's: 1 to e.
     share = math.exp(-1) / (math.exp(-1) + 1)
-    margin = advantage_margin(reference, conditional, torch.tensor([[0, 1]]), 0.0)
-    assert margin[0].tolist() == pytest.approx([raised * (1 - share), -raised * share])
+    margin = advantage_margin(reference, conditional, torch.tensor([0, 1]), 0.0)
+    assert margin.tolist() == pytest.approx([raised * (1 - share), -raised * share])
 
 
 def test_margins_are_means_over_the_counted_cells_by_hand() -> None:
-    """The right token is 0: cell 0 gains, cell 1 loses, cell 2 is not counted and gains much."""
+    """The right token is 0: cell 0 gains, cell 1 loses, others are not counted and gain much."""
     raised = math.log(2)
-    conditional = torch.tensor([[[raised, 0.0], [0.0, raised], [50.0, 0.0]]] * 3)
-    reference = torch.zeros(3, 3, 2)
-    solution = torch.tensor([[0, 0, I], [0, I, I], [I, I, I]])
-    metrics = margins(reference, conditional, solution, guidance_weight=1.0)
+    gains, loses, ignored = [raised, 0.0], [0.0, raised], [50.0, 0.0]
+    conditional = torch.tensor([gains, loses, ignored, gains, ignored])
+    reference = torch.zeros(5, 2)
+    solution, of = torch.tensor([0, 0, I, 0, I]), members(3, 1, 1, 0)
+    metrics = margins(reference, conditional, solution, of)
     up, down = raised / 3, -raised * 2 / 3
-    assert metrics["margin"].tolist() == pytest.approx([(up + down) / 2, up, 0])
-    assert metrics["margin_positive"].tolist() == [0.5, 1, 0]
-    guided = margins(reference, conditional, solution, guidance_weight=0.0)
-    assert guided["margin"].tolist() == pytest.approx([0, raised / 2, 0])
-    assert set(metrics) | set(movement(*[solution] * 4)) == set(DIAGNOSTICS)
+    assert metrics["margin"].tolist() == pytest.approx([(up + down) / 2, up, 0, 0])
+    assert metrics["margin_positive"].tolist() == [0.5, 1, 0, 0]
+    guided = margins(reference, conditional, solution, of, guidance_weight=0.0)
+    assert guided["margin"].tolist() == pytest.approx([0, raised / 2, 0, 0])
+    assert set(metrics) | set(movement(*[solution] * 4, of)) == set(DIAGNOSTICS)
 
 
 def test_movement_by_hand() -> None:
-    previous = torch.tensor([[2, 3, 4, 5], [9, 9, 9, 9]])
-    answer = torch.tensor([[2, 3, 5, 6], [9, 9, 9, 9]])
-    target = torch.tensor([[2, 4, I, 7], [9, 9, 9, I]])
-    solution = torch.tensor([[3, 4, 4, I], [I, I, I, I]])
-    metrics = movement(previous, answer, target, solution)
-    assert metrics["distance_to_target"].tolist() == [2, 0]
-    assert metrics["distance_to_solution"].tolist() == [3, 0]
-    assert metrics["cells_changed"].tolist() == [1, 0]
+    previous = torch.tensor([2, 3, 4, 5, 9, 9])
+    answer = torch.tensor([2, 3, 5, 6, 9, 9])
+    target = torch.tensor([2, 4, I, 7, 9, I])
+    solution = torch.tensor([3, 4, 4, I, I, I])
+    metrics = movement(previous, answer, target, solution, members(4, 2, 0))
+    assert metrics["distance_to_target"].tolist() == [2, 0, 0]
+    assert metrics["distance_to_solution"].tolist() == [3, 0, 0]
+    assert metrics["cells_changed"].tolist() == [1, 0, 0]
 
 
 def test_an_answer_is_exact_if_every_counted_cell_is_right_by_hand() -> None:
-    answer = torch.tensor([[2, 3, 4], [2, 3, 4], [2, 3, 4], [2, 3, 4]])
-    solution = torch.tensor([[2, 3, I], [2, 9, 4], [I, I, I], [9, 9, 9]])
-    metrics = accuracy(answer, solution)
+    answer = torch.tensor([2, 3, 4, 2, 3, 4, 2, 2, 3])
+    solution = torch.tensor([2, 3, I, 2, 9, 4, I, 9, 9])
+    metrics = accuracy(answer, solution, members(3, 3, 1, 0, 2))
     assert set(metrics) == set(ACCURACY)
-    assert metrics["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 0, 0])
-    assert metrics["exact_accuracy"].tolist() == [1, 0, 0, 0], "what is unknown is never right"
+    assert metrics["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 0, 0, 0])
+    assert metrics["exact_accuracy"].tolist() == [1, 0, 0, 0, 0], "what is unknown is never right"
 
 
 # ---- in training -----------------------------------------------------------------------------
 
-CELLS = torch.tensor([[0, 1, 2, 4, 5, 6, 15], [3, 14, 9, 1, 8, 12, 0]])
+WINDOWS = [[0, 1, 2, 4, 5, 6, 15], [3, 14, 9, 1, 8]]
 
 
-@pytest.mark.parametrize("cells", [None, CELLS], ids=["whole", "window"])
+@pytest.mark.parametrize("cells", [None, WINDOWS], ids=["whole", "window"])
 @pytest.mark.parametrize("next_input", ["question", "answer"])
 @pytest.mark.parametrize("objective", ["dis", "dual"])
 def test_training_records_what_each_step_did(
-    objective: str, next_input: str, cells: Tensor | None
+    objective: str, next_input: str, cells: list[list[int]] | None
 ) -> None:
     """Against metrics computed from one forward pass after the other, and no more than asked."""
-    model, table = tiny_model(), random_table()
-    config = SupervisionConfig(objective=objective, next_input=next_input)
     inputs, labels = random_tokens(1), random_tokens(2)
+    shown = cells or [list(range(SEQ_LEN))] * 2
+    for row in (0, 1):  # Cells that are dropped are PAD.
+        dropped = [cell for cell in range(SEQ_LEN) if cell not in shown[row]]
+        inputs[row, dropped] = labels[row, dropped] = 0
+    batch = packed(inputs, labels, cells, puzzle_ids=PUZZLES)
+    choices = {"objective": objective, "next_input": next_input}
+    recorded = []
+    for diagnostics in (True, False):
+        supervision = tiny_supervision(tiny_model(), random_table(), 2, diagnostics, **choices)
+        progress = supervision.begin(batch, 5, None)
+        recorded.append([supervision.step(progress).metrics for _ in range(3)])
     request = target_request(inputs, labels, 3, cell_random(2, seed=5))
-    if cells is not None:  # Cells that are dropped are PAD.
-        seen = torch.zeros(2, SEQ_LEN, dtype=torch.bool).scatter(1, cells, True)
-        request = request._replace(
-            inputs=inputs.masked_fill(~seen, 0), solution=labels.masked_fill(~seen, 0)
-        )
-    targets = step_targets(config, request)
-    if cells is not None:
-        targets = targets.take_along_dim(cells.unsqueeze(1), 2)
-        inputs, labels = inputs.gather(1, cells), labels.gather(1, cells)
-    segment = Segment(inputs, labels, PUZZLES, torch.arange(2), cells)
-    recorded = [
-        [result.metrics for result in supervision.run([segment], seed=5)]
-        for supervision in (
-            DeepImprovementSupervision(config, model, model, table, ARC_COLOURS, diagnostics)
-            for diagnostics in (True, False)
-        )
-    ]
-    solution = labels.masked_fill(labels == 0, I)
-    state, read, previous = model.initial_state(*inputs.shape), inputs, inputs
+    targets = step_targets(SupervisionConfig(**choices), request)
+    targets = targets[batch.sequence, :, batch.cells].masked_fill(~batch.is_cell[:, None], I)
+    solution = batch.labels.masked_fill(batch.labels == 0, I)
+    model, vectors, of = tiny_model(), random_table().weight[PUZZLES], Membership(batch.sequence, 2)
+    state, read, previous = model.initial_state(len(solution)), batch.inputs, batch.inputs
     for s, (metrics, fewer) in enumerate(zip(*recorded, strict=True), start=1):
-        output = run_step(model, table.weight[PUZZLES], state, read, s, cells)
+        output = run_step(model, vectors, state, read, torch.tensor(s), batch)
         answer = output.conditional_logits.argmax(dim=-1)
         reference = model.read_out(state.y)
         expected = {
-            **accuracy(answer, solution),
-            **movement(previous, answer, targets[:, s], solution),
-            **margins(reference, output.conditional_logits, solution, 1.0),
+            **accuracy(answer, solution, of),
+            **movement(previous, answer, targets[:, s], solution, of),
+            **margins(reference, output.conditional_logits, solution, of),
         }
         assert expected.keys() == {*ACCURACY, *DIAGNOSTICS}
         torch.testing.assert_close(metrics, expected)
@@ -148,7 +167,7 @@ def test_training_records_what_each_step_did(
         assert fewer.keys() == {*ACCURACY}
         assert all(torch.equal(values, metrics[name]) for name, values in fewer.items())
         state, previous = output.state, answer
-        read = answer if next_input == "answer" else inputs
+        read = torch.where(batch.is_cell, answer, read) if next_input == "answer" else read
 
 
 @pytest.mark.parametrize("objective", ["dis", "dual"])
@@ -156,14 +175,10 @@ def test_watching_a_step_changes_neither_loss_nor_gradient(objective: str) -> No
     gradients = []
     for diagnostics in (False, True):
         model = tiny_model()
-        config, table = SupervisionConfig(objective=objective), random_table()
-        supervision = DeepImprovementSupervision(
-            config, model, model, table, ARC_COLOURS, diagnostics
-        )
-        segment = Segment(random_tokens(1), random_tokens(2), PUZZLES, torch.arange(2))
-        result = next(supervision.run([segment], seed=5))
-        result.loss.backward()
-        gradients.append([result.loss.detach(), *(p.grad for p in model.parameters())])
+        supervision = tiny_supervision(model, random_table(), 2, diagnostics, objective=objective)
+        batch = packed(random_tokens(1), random_tokens(2))
+        result = supervision.step(supervision.begin(batch, 5, None))
+        gradients.append([result.loss, *(p.grad for p in model.parameters())])
     for left, right in zip(*gradients, strict=True):
         assert torch.equal(left, right)
 
@@ -172,7 +187,7 @@ def test_watching_a_step_changes_neither_loss_nor_gradient(objective: str) -> No
 
 
 def roomy_model(config: SupervisionConfig) -> TrainedModel:
-    """For the 10x10 canvases of `roomy_dataset`, whose windows leave cells out.
+    """For the 10x10 canvases of `roomy_compact_dataset`, whose windows leave cells out.
 
     Drawn here, as the model's own weights differ from version to version of torch: some answers
     must outgrow their windows, and some must not.
@@ -189,34 +204,29 @@ def roomy_model(config: SupervisionConfig) -> TrainedModel:
 @pytest.mark.parametrize("guidance_weight", [1.0, 1.7])
 @pytest.mark.parametrize("canvas", ["whole", "window"])
 def test_evaluation_records_what_each_step_did(
-    roomy_dataset: Path, canvas: str, guidance_weight: float, next_input: str
+    roomy_compact_dataset: Path, canvas: str, guidance_weight: float, next_input: str
 ) -> None:
     """Batches of rows against one row after the other through the model by hand."""
     trained = roomy_model(SupervisionConfig(next_input=next_input))
-    test_set = ArcTestSet(roomy_dataset, 2)
+    test_set = ArcTestSet(roomy_compact_dataset, 2)
     rows = np.arange(len(test_set))
     plain, watched = (
         Predictor(
             trained,
             test_set,
-            eval_config(
-                batch_size=4,
-                canvas=canvas,
-                guidance_weight=guidance_weight,
-                diagnostics=diagnostics,
-            ),
+            eval_config(canvas=canvas, guidance_weight=guidance_weight, diagnostics=diagnostics),
         )
         for diagnostics in (False, True)
     )
-    shown: list[Tensor | None] = []
+    shown: list[Tensor] = []
     trained.model.register_forward_pre_hook(lambda _, arguments: shown.append(arguments[4]))
     expected, in_windows, again = [], 0, 0
     for row in rows:
         shown.clear()
         plain.answer(rows[[row]])
-        in_windows += shown[0] is not None
+        in_windows += len(shown[0]) < 103
         again += shown[0] is not shown[-1]
-        expected.append(by_hand(test_set, row, trained, guidance_weight, shown[-1]))
+        expected.append(by_hand(test_set, row, trained, guidance_weight, shown[-1][3:]))
     answers, fewer = watched.answer(rows), plain.answer(rows)
     assert answers.whole_canvas_again == again
     assert (in_windows > again) == (canvas == "window"), (in_windows, again, len(rows))
@@ -228,50 +238,51 @@ def test_evaluation_records_what_each_step_did(
 
 
 def by_hand(
-    test_set: ArcTestSet,
-    row: int,
-    trained: TrainedModel,
-    guidance_weight: float,
-    cells: Tensor | None,
+    test_set: ArcTestSet, row: int, trained: TrainedModel, guidance_weight: float, cells: Tensor
 ) -> Tensor:
     """Metrics [S, K] of one row that is seen at `cells`."""
     example = test_set.examples.rows[[row]]
     inputs, labels = (torch.from_numpy(a).long() for a in test_set.split.read(example))
-    solution = labels.masked_fill(labels == 0, I)
+    solution = labels[0].masked_fill(labels[0] == 0, I)
     request = target_request(inputs, labels, 3, cell_random(1, 0, int(row), 100))
-    targets = step_targets(trained.supervision, request)
-    places = torch.arange(100).expand(1, -1) if cells is None else cells
-    vectors = trained.puzzle_embedding.weight[test_set.examples.puzzle_ids[[row]]]
-    state = trained.model.initial_state(1, places.shape[1])
-    read, previous, w = inputs.gather(1, places), inputs, guidance_weight
-    taken = []
+    targets = step_targets(trained.supervision, request)[0]
+    batch = packed(inputs, labels, [cells.tolist()])
+    puzzle = test_set.examples.puzzle_ids[[row]]
+    vectors, model = trained.puzzle_embedding.weight[puzzle], trained.model
+    state, read, previous = model.initial_state(len(batch.inputs)), batch.inputs, inputs[0]
+    w, taken = guidance_weight, []
     for s in (1, 2, 3):
         with torch.no_grad():
-            output = run_step(trained.model, vectors, state, read, s, places)
-            reference = trained.model.read_out(state.y)
-        tokens = ((1 - w) * reference + w * output.conditional_logits).argmax(dim=-1)
-        answer = torch.zeros_like(inputs).scatter(1, places, tokens)
+            output = run_step(model, vectors, state, read, torch.tensor(s), batch)
+            reference, conditional = model.read_out(state.y)[3:], output.conditional_logits[3:]
+        tokens = ((1 - w) * reference + w * conditional).argmax(dim=-1)
+        answer = torch.zeros_like(previous).scatter(0, cells, tokens)
         metrics = {
-            **accuracy(answer, solution),
-            **movement(previous, answer, targets[:, s], solution),
-            **margins(reference, output.conditional_logits, solution.gather(1, places), w),
+            **accuracy(answer, solution, members(100)),
+            **movement(previous, answer, targets[s], solution, members(100)),
+            **margins(reference, conditional, solution[cells], members(len(cells)), w),
         }
         taken.append(torch.cat([metrics[name] for name in metric_names(diagnostics=True)]))
         state, previous = output.state, answer
-        read = tokens if trained.supervision.next_input == "answer" else read
+        if trained.supervision.next_input == "answer":
+            read = torch.cat([read[:3], tokens])
     return torch.stack(taken)
+
+
+def improved(batch: PackedBatch, labels: Tensor) -> np.ndarray:
+    """Metrics of five steps of a model of three."""
+    trained = TrainedModel(tiny_model(), random_table(), SupervisionConfig())
+    measured = StepMetrics(batch, labels, trained, ARC_COLOURS, 1.0, diagnostics=True)
+    with torch.no_grad():
+        for step in trained.improve(batch, 5, with_reference=True):
+            measured.add(step, batch.to_canvas(step.logits.argmax(dim=-1), SEQ_LEN))
+    return measured.values().numpy()
 
 
 def test_metrics_where_the_solution_is_hidden_count_nowhere() -> None:
     labels = random_tokens(2, lowest=1)
     labels[1] = 0
-    segment = Segment(random_tokens(1), labels, PUZZLES, torch.arange(2))
-    trained = TrainedModel(tiny_model(), random_table(), SupervisionConfig())
-    measured = StepMetrics(segment, trained, ARC_COLOURS, 1.0, diagnostics=True)
-    with torch.no_grad():
-        for step in trained.improve(segment.inputs, PUZZLES, 5, with_reference=True):
-            measured.add(step, step.logits.argmax(dim=-1), None)
-    values = measured.values().numpy()
+    values = improved(packed(random_tokens(1), labels), labels)
     assert values.shape == (2, 5, len(metric_names(diagnostics=True))), "also beyond those trained"
     assert not np.isnan(values[0]).any()
     assert np.isnan(values[1]).all()

@@ -7,9 +7,8 @@ import torch
 from runs import torchrun, train_arguments
 from tiny import ALONE, CPU
 
-from common.distributed import peak_memory, start_ranks, wrap_for_ranks
+from common.distributed import peak_memory, start_ranks
 from common.errors import UserError
-from models.layers import Linear
 
 
 def test_a_plain_process_is_the_only_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,11 +18,10 @@ def test_a_plain_process_is_the_only_rank(monkeypatch: pytest.MonkeyPatch) -> No
     with start_ranks("cpu") as ranks:
         assert ranks == ALONE
         assert ranks.is_main
-    values, layer = torch.tensor([1.0, 2.0]), Linear(2, 2)
+    values = torch.tensor([1.0, 2.0])
     assert ALONE.sum(values) is ALONE.concatenate(values) is values
     assert ALONE.gather_objects("a") == ["a"]
     assert ALONE.from_main(lambda: 3) == 3
-    assert wrap_for_ranks(layer, ALONE) is layer
 
 
 @pytest.mark.parametrize("error", [UserError("bad"), OSError(28, "full")])

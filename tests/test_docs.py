@@ -146,7 +146,7 @@ def test_the_builder_commands_run_word_for_word(
     )
     assert process.returncode == 0, process.stderr
     built = tmp_path / arguments[arguments.index("--output-dir") + 1]
-    assert (built / "train" / "all__inputs.npy").is_file()
+    assert (built / "train" / "originals__inputs.npy").is_file()
 
 
 def test_every_link_and_path_of_the_readme_exists() -> None:

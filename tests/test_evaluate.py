@@ -252,20 +252,23 @@ def test_a_checkpoint_is_evaluated_on_the_cells_that_it_was_trained_on(
     assert (confidences[0] != confidences[1]).any()
 
 
-@pytest.mark.parametrize(
-    ("run", "other_layout", "expected"),
-    [
-        ("trained", "tiny_compact_dataset", "results"),
-        ("windowed", "roomy_dataset", "windowed_results"),
-    ],
-)
 def test_a_checkpoint_of_one_layout_is_evaluated_on_the_other(
-    request: pytest.FixtureRequest, tmp_path: Path, run: str, other_layout: str, expected: str
+    trained: Path, results: Path, tiny_compact_dataset: Path, tmp_path: Path
 ) -> None:
     """Their puzzles are the same, and so are the answers."""
-    checkpoint, data = (request.getfixturevalue(name) for name in (run, other_layout))
-    other = run_evaluation(tmp_path / "other", f"checkpoint={checkpoint}", f"data.path={data}")
-    assert_same_results(request.getfixturevalue(expected), other)
+    data = f"data.path={tiny_compact_dataset}"
+    assert_same_results(results, run_evaluation(tmp_path / "other", f"checkpoint={trained}", data))
+
+
+def test_where_there_are_no_windows_none_are_claimed(
+    refuse: Callable[..., str], windowed: Path, roomy_dataset: Path
+) -> None:
+    """On the full layout, whether windows are asked for or what the model was trained on."""
+    for canvas in ("window", "auto"):
+        line = refuse(
+            f"checkpoint={windowed}", f"data.path={roomy_dataset}", f"eval.canvas={canvas}"
+        )
+        assert "eval.canvas=window needs ARC tasks in the compact layout" in line
 
 
 def test_two_ranks_predict_what_one_rank_predicts(
@@ -274,7 +277,7 @@ def test_two_ranks_predict_what_one_rank_predicts(
     """The same rows, answers and score, whoever predicted them: under the real launcher."""
     output_dir = tmp_path / "two"
     arguments = [f"checkpoint={windowed}", f"output_dir={output_dir}", "device=cpu"]
-    process = torchrun(2, "evaluate.py", *arguments, "eval.batch_size=16")
+    process = torchrun(2, "evaluate.py", *arguments, "eval.batch_tokens=500")
     assert process.returncode == 0, process.stderr
     assert_same_results(windowed_results, output_dir)
     assert read_results(output_dir)["num_ranks"] == 2
@@ -317,7 +320,7 @@ def refuse(refused_in_process: Refused, tmp_path: Path) -> Refused:
         ("checkpoint=TRAINED output_dir=RESULTS", "exists already"),
         ("checkpoint=TRAINED/nowhere", "no checkpoint there"),
         ("predictions=RESULTS/metrics.json", "is damaged or no .npz file"),
-        ("checkpoint=TRAINED attention=cudnn", "attention=cudnn"),
+        ("checkpoint=TRAINED precision=fp8", "precision='fp8'"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_and_results_are_kept(

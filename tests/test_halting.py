@@ -4,7 +4,7 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,20 +17,17 @@ from runs import (
     train_arguments,
 )
 from safetensors.torch import load_file, save_file
-from tiny import SEQ_LEN, random_table, random_tokens, tiny_model
+from tiny import SEQ_LEN, packed, random_table, random_tokens, tiny_model, tiny_supervision
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from common.segments import Segment
-from dataset.canvas import ARC_COLOURS
-from models.build import build_supervision
-from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, diagnose
-from models.halting import HaltingSupervision
-from models.layers import HaltingHead
+from common.packed import PackedBatch
+from models.diagnostics import ACCURACY, DIAGNOSTICS, Membership, accuracy, margins, movement
+from models.halting import HaltingSupervision, SlotProgress
 from models.objective import IGNORE, stablemax_cross_entropy
 from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel, run_step
 from models.steps import TrainedModel
-from models.supervision import StepResult, SupervisionConfig
+from models.supervision import DeepImprovementSupervision, StepResult, Supervision
 from training import checkpoints
 
 SLOTS = 4
@@ -47,6 +44,9 @@ STEPS = [[1, 1, 1, 1], [1, 2, 2, 2], [2, 1, 3, 3], [3, 1, 1, 1], [1, 2, 2, 2]]
 LEAVES = ["1000", "0100", "0111", "1000", "0000"]
 
 
+FINAL = {"targets": "final", "halting": True, "halting_exploration": 0.0}
+
+
 class Scripted(nn.Module):
     """Gives answers and halting logits by a script."""
 
@@ -60,60 +60,69 @@ class Scripted(nn.Module):
         number = len(self.vectors)
         assert steps.tolist() == STEPS[number]
         self.vectors.append(vectors.detach().clone())
-        logits = 9.0 * one_hot(answers(RIGHT[number]), 12)
-        halting = torch.tensor(LOGITS[number], requires_grad=True)
-        return StepOutput(state, logits.requires_grad_(), None, halting)
+        # With so many of the two counted cells right: tokens 3 and 4.
+        shown = torch.full((SLOTS, SEQ_LEN), 11)
+        for row, count in enumerate(RIGHT[number]):
+            shown[row, :count] = torch.tensor([3, 4])[:count]
+        logits = 9.0 * one_hot(packed(shown).inputs.clamp(min=0), 12) + 0 * vectors.sum()
+        return StepOutput(state, logits, None, torch.tensor(LOGITS[number]))
 
 
-def answers(right: list[int]) -> Tensor:
-    """Answers [4, 16] with so many of the two counted cells right: tokens 3 and 4."""
-    shown = torch.full((len(right), SEQ_LEN), 11)
-    for row, count in enumerate(right):
-        shown[row, :count] = torch.tensor([3, 4])[:count]
-    return shown
-
-
-def batch(number: int) -> list[Segment]:
+def batch(number: int, rows: list[int] | None = None, fill: tuple[int, ...] = ()) -> PackedBatch:
     """Four examples of puzzles 4 * number + slot; all have two counted cells, tokens 3 and 4."""
     labels = torch.zeros(SLOTS, SEQ_LEN, dtype=torch.long)
     labels[:, :2] = torch.tensor([3, 4])
-    ids = 4 * number + torch.arange(SLOTS)
-    return [Segment(random_tokens(number, SLOTS), labels, ids, torch.arange(SLOTS))]
+    own = torch.tensor(rows or range(SLOTS))
+    tokens = random_tokens(number, SLOTS)
+    return packed(tokens[own], labels[own], fill=fill, puzzle_ids=4 * number + own, rows=own)
 
 
-def halting_supervision(
-    network: nn.Module, model: TinyRecursiveModel | None = None, **changes: Any
-) -> HaltingSupervision:
-    """On `tiny_model`'s three steps, over a table of 40 puzzles; nothing is explored."""
-    values = {"targets": "final", "halting": True, "halting_exploration": 0.0, **changes}
-    diagnostics = values.pop("diagnostics", False)
-    return HaltingSupervision(
-        SupervisionConfig(**values),
-        model or tiny_model(halting_head=True),
-        network,
-        random_table(num_puzzles=40),
-        ARC_COLOURS,
-        diagnostics,
-    )
+class Taken(NamedTuple):
+    """A step, and the puzzles that took it."""
+
+    puzzles: list[int]
+    result: StepResult
 
 
-def taken(supervision: HaltingSupervision, count: int, first: int = 0) -> list[StepResult]:
-    """One step for each of so many batches."""
-    results = []
-    for number in range(first, first + count):
-        (result,) = supervision.run(batch(number), seed=number)
-        results.append(result)
-    return results
+class Slots:
+    """Batch after batch under halting supervision; nothing is explored unless asked for."""
+
+    def __init__(
+        self,
+        model: TinyRecursiveModel | None = None,
+        network: nn.Module | None = None,
+        diagnostics: bool = False,
+        **config: Any,
+    ) -> None:
+        model = model or tiny_model(halting_head=True)
+        table = random_table(num_puzzles=40)
+        self.supervision: Supervision = tiny_supervision(
+            model, table, SLOTS, diagnostics, **{**FINAL, **config}
+        )
+        self.supervision.network = network or model
+        self.table = table.weight
+        self.progress: SlotProgress | None = None
+        self.number = 0
+
+    def take(self, count: int) -> list[Taken]:
+        """One step for each of so many batches."""
+        taken = []
+        for _ in range(count):
+            self.progress = self.supervision.begin(batch(self.number), self.number, self.progress)
+            result = self.supervision.step(self.progress)
+            taken.append(Taken(self.progress.puzzle_ids.tolist(), result))
+            self.number += 1
+        return taken
 
 
 def test_examples_leave_when_they_say_so_or_after_the_last_step_by_hand() -> None:
     """A fresh example comes from the same place of the next batch, and starts at step 1."""
-    results = taken(halting_supervision(Scripted()), 5)
-    assert [result.puzzle_ids.tolist() for result in results] == PUZZLES
-    assert [result.supervision_steps.tolist() for result in results] == STEPS
-    finished = ["".join(str(int(f)) for f in result.finished) for result in results]
+    taken = Slots(network=Scripted()).take(5)
+    assert [puzzles for puzzles, _ in taken] == PUZZLES
+    assert [result.supervision_steps.tolist() for _, result in taken] == STEPS
+    finished = ["".join(str(int(f)) for f in result.finished) for _, result in taken]
     assert finished == LEAVES
-    for result, steps in zip(results, STEPS, strict=True):
+    for (_, result), steps in zip(taken, STEPS, strict=True):
         assert result.metrics["steps_taken"].tolist() == steps
 
 
@@ -121,14 +130,12 @@ def test_examples_leave_when_they_say_so_or_after_the_last_step_by_hand() -> Non
 @pytest.mark.parametrize("loss_weight", [0.0, 0.5, 2.0])
 def test_the_loss_by_hand(loss_weight: float, step_weights: str) -> None:
     """Stablemax cross-entropy, weighted by step, plus the halting logit's cross-entropy."""
-    supervision = halting_supervision(
-        Scripted(), halting_loss_weight=loss_weight, step_weights=step_weights
-    )
-    results = taken(supervision, 5)
+    choices = {"halting_loss_weight": loss_weight, "step_weights": step_weights}
+    taken = Slots(network=Scripted(), **choices).take(5)
     # A logit of 9 among zeros has s = 10 of 21: a right cell costs ln 2.1, a wrong one ln 21.
     cost = [math.log(21), (math.log(21) + math.log(2.1)) / 2, math.log(2.1)]
     factors = {"uniform": (1, 1, 1), "rising": (0.5, 1, 1.5)}[step_weights]
-    for right, logits, steps, result in zip(RIGHT, LOGITS, STEPS, results, strict=True):
+    for right, logits, steps, (_, result) in zip(RIGHT, LOGITS, STEPS, taken, strict=True):
         expected = 0.0
         for count, q, step in zip(right, logits, steps, strict=True):
             is_right = count == 2
@@ -145,23 +152,22 @@ def test_the_loss_by_hand(loss_weight: float, step_weights: str) -> None:
 
 def test_a_step_sees_the_table_that_the_step_before_has_changed() -> None:
     network = Scripted()
-    supervision = halting_supervision(network)
-    (first,) = taken(supervision, 1)
-    assert first.puzzle_vectors.is_leaf and first.puzzle_vectors.requires_grad
-    before = supervision.puzzle_embedding.weight.clone()
-    supervision.puzzle_embedding.weight[1] += 1
-    taken(supervision, 1, first=1)
-    changed = network.vectors[1]
-    assert torch.equal(changed[1], before[1] + 1)
-    assert torch.equal(changed[2], before[2])
+    slots = Slots(network=network)
+    slots.take(1)
+    before = slots.table.clone()
+    slots.table[1] += 1
+    slots.take(1)
+    assert torch.equal(network.vectors[1], before[[4, 1, 2, 3]] + torch.eye(4)[1].unsqueeze(1))
 
 
 class Eager(nn.Module):
     """Always wants to leave, with nothing right."""
 
-    def forward(self, state: RecursiveState, inputs: Tensor, *_: Any) -> StepOutput:
-        logits = torch.zeros(*inputs.shape, 12, requires_grad=True)
-        return StepOutput(state, logits, None, torch.ones(len(inputs)))
+    def forward(
+        self, state: RecursiveState, inputs: Tensor, vectors: Tensor, *_: Any
+    ) -> StepOutput:
+        logits = torch.zeros(len(inputs), 12) + 0 * vectors.sum()
+        return StepOutput(state, logits, None, torch.ones(len(vectors)))
 
 
 @pytest.mark.parametrize(
@@ -171,12 +177,12 @@ def test_an_explored_example_stays_until_its_earliest_step_however_eager_it_is(
     exploration: float, num_steps: int, left: set[int]
 ) -> None:
     model = tiny_model(halting_head=True, num_supervision_steps=num_steps)
-    supervision = halting_supervision(Eager(), model, halting_exploration=exploration)
+    slots = Slots(model, Eager(), halting_exploration=exploration)
     left_after = set()
-    for number in range(8):
-        (result,) = taken(supervision, 1, first=number)
+    for _ in range(8):
+        ((_, result),) = slots.take(1)
         is_last = result.supervision_steps == num_steps
-        earliest = supervision.state_dict()["earliest"]
+        earliest = slots.progress.earliest
         assert torch.equal(result.finished, (result.supervision_steps >= earliest) | is_last)
         left_after.update(result.supervision_steps[result.finished].tolist())
     assert left_after == left
@@ -185,12 +191,10 @@ def test_an_explored_example_stays_until_its_earliest_step_however_eager_it_is(
 def earliest_steps(rows: Tensor, exploration: float, num_steps: int, seed: int = 0) -> Tensor:
     """Drawn for examples at these places of the global batch."""
     model = tiny_model(halting_head=True, num_supervision_steps=num_steps, hidden_size=4)
-    table = random_table(num_puzzles=1, width=4)
-    config = SupervisionConfig(targets="final", halting=True, halting_exploration=exploration)
-    supervision = HaltingSupervision(config, model, Eager(), table, ARC_COLOURS, diagnostics=False)
-    canvas = torch.ones(len(rows), 4, dtype=torch.long)
-    list(supervision.run([Segment(canvas, canvas, torch.zeros_like(rows), rows)], seed))
-    return supervision.state_dict()["earliest"]
+    supervision = Slots(model, halting_exploration=exploration).supervision
+    return supervision.begin(
+        packed(torch.ones(len(rows), 1).long(), rows=rows), seed, None
+    ).earliest
 
 
 @pytest.mark.parametrize("exploration", [0.0, 0.25, 1.0])
@@ -214,7 +218,7 @@ def test_what_is_explored_depends_on_seed_and_place_and_not_on_the_number_of_ran
     assert not torch.equal(earliest_steps(torch.arange(64), 0.5, 6, seed=1), whole)
 
 
-# ---- the head --------------------------------------------------------------------------------
+# ---- with a network --------------------------------------------------------------------------
 
 
 def restless_model(seed: int = 0, **changes: Any) -> TinyRecursiveModel:
@@ -228,78 +232,53 @@ def restless_model(seed: int = 0, **changes: Any) -> TinyRecursiveModel:
     return model
 
 
-def test_the_head_starts_at_minus_5_whatever_it_sees() -> None:
-    head = HaltingHead(8)
-    assert head(3 * torch.randn(5, 8)).tolist() == [-5.0] * 5
-    assert head(torch.randn(5, 8, dtype=torch.bfloat16)).dtype == torch.float32
-    assert sum(p.numel() for p in head.parameters()) == 9
-
-
-def test_the_head_reads_the_first_position_of_the_answer_by_hand() -> None:
-    model = restless_model()
-    model.halting_head.bias.data.fill_(0.25)
-    output = taken_step(model)
-    expected = output.state.y[:, 0] @ model.halting_head.weight + 0.25
-    assert torch.allclose(output.halting_logits, expected)
-    other = output.state.y[:, 1] @ model.halting_head.weight + 0.25
-    assert (output.halting_logits - other).abs().max() > 0.01
-    assert taken_step(tiny_model()).halting_logits is None
-
-
-def taken_step(model: TinyRecursiveModel) -> StepOutput:
-    vectors = random_table(num_puzzles=40).weight[:SLOTS]
-    return run_step(model, vectors, model.initial_state(SLOTS, SEQ_LEN), batch(0)[0].inputs, 1)
-
-
 def test_the_gradient_of_the_head_by_hand() -> None:
     """Half of the mean of (sigmoid(q) - right) times what the head sees; nothing is right yet."""
     model = restless_model()
-    supervision = halting_supervision(model, model, halting_loss_weight=0.5)
-    (result,) = taken(supervision, 1)
-    result.loss.backward()
-    output = taken_step(model)
+    slots = Slots(model, halting_loss_weight=0.5)
+    ((_, result),) = slots.take(1)
+    given = batch(0)
+    start = model.initial_state(len(given.inputs))
+    output = run_step(model, slots.table[:SLOTS], start, given.inputs, torch.tensor(1), given)
     error = 0.5 * torch.sigmoid(output.halting_logits.detach()) / SLOTS
     assert result.metrics["exact_accuracy"].tolist() == [0] * SLOTS
     assert torch.allclose(model.halting_head.bias.grad, error.sum())
-    expected = error @ output.state.y[:, 0]
+    expected = error @ output.state.y[given.offsets[:-1]]
     assert torch.allclose(model.halting_head.weight.grad, expected, atol=1e-6)
     assert expected.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("loss_weight", [0.0, 0.5])
 def test_the_halting_loss_trains_the_network_too_and_not_at_weight_0(loss_weight: float) -> None:
-    """Where no cell counts, halting is all there is to learn from."""
+    """Where no cell counts, halting is all there is to learn from; what fills up never counts."""
     model = restless_model()
-    supervision = halting_supervision(model, model, halting_loss_weight=loss_weight)
-    (segment,) = batch(0)
-    empty = segment._replace(labels=torch.zeros_like(segment.labels))
-    (result,) = supervision.run([empty], seed=0)
-    result.loss.backward()
+    supervision = Slots(model, halting_loss_weight=loss_weight).supervision
+    given = batch(0, fill=(5, 0))
+    empty = given._replace(labels=torch.zeros_like(given.labels))
+    result = supervision.step(supervision.begin(empty, 0, None))
     gradients = [p.grad.abs().max() for p in model.blocks.parameters()]
     reached = [gradient > 1e-5 for gradient in gradients]
     assert reached == [loss_weight > 0] * len(gradients)
-    assert (result.puzzle_vectors.grad.abs().max() > 1e-6) == (loss_weight > 0)
-    assert result.metrics["exact_accuracy"].tolist() == [0] * SLOTS, "nothing known, nothing right"
+    moved = (result.puzzle_gradient.abs() > 1e-6).any(dim=1)
+    assert moved.tolist() == [loss_weight > 0] * SLOTS + [False] * 2
+    assert not result.metrics["exact_accuracy"].any(), "nothing known, nothing right"
 
 
 @pytest.mark.parametrize("next_input", ["question", "answer"])
 @pytest.mark.parametrize("diagnostics", [False, True])
 def test_every_slot_goes_its_way_as_if_it_were_alone(diagnostics: bool, next_input: str) -> None:
     """A real network, ten steps, against each slot on its own in a loop written out."""
-    model, table = restless_model(), random_table(num_puzzles=40).weight
-    supervision = halting_supervision(
-        model, model, next_input=next_input, diagnostics=diagnostics, step_weights="rising"
-    )
-    with torch.no_grad():
-        results = taken(supervision, 10)
+    model = restless_model()
+    slots = Slots(model, None, diagnostics, next_input=next_input, step_weights="rising")
+    taken = slots.take(10)
     expected = [
-        alone(model, table, slot, next_input, diagnostics, count=10) for slot in range(SLOTS)
+        alone(model, slots.table, slot, next_input, diagnostics, count=10) for slot in range(SLOTS)
     ]
     left_early = 0
-    for number, result in enumerate(results):
+    for number, (puzzles, result) in enumerate(taken):
         of_slots = [steps[number] for steps in expected]
         for slot, step in enumerate(of_slots):
-            assert result.puzzle_ids[slot] == step["puzzle"]
+            assert puzzles[slot] == step["puzzle"]
             assert result.supervision_steps[slot] == step["step"]
             assert result.finished[slot] == step["leaves"]
             left_early += bool(step["leaves"]) and step["step"] < 3
@@ -322,31 +301,31 @@ def alone(
     """What becomes of one slot in so many steps, one example after the other."""
     steps: list[dict[str, Any]] = []
     while len(steps) < count:
-        segment = batch(len(steps))[0]
-        one = slice(slot, slot + 1)
-        question, solution = segment.inputs[one], segment.labels[one]
-        solution = solution.masked_fill(solution == 0, IGNORE)
-        puzzle = segment.puzzle_ids[one]
-        state, read, previous = model.initial_state(1, SEQ_LEN), question, question
+        one = batch(len(steps), rows=[slot])
+        question, of = one.inputs, Membership(one.sequence, 1)
+        solution = one.labels.masked_fill(one.labels == 0, IGNORE)
+        state, read, previous = model.initial_state(len(question)), question, question
         for s in (1, 2, 3):
             with torch.no_grad():
-                output = run_step(model, table[puzzle], state, read, s)
+                output = run_step(model, table[one.puzzle_ids], state, read, torch.tensor(s), one)
                 reference = model.read_out(state.y)
             answer = output.conditional_logits.argmax(dim=-1)
             q = output.halting_logits
-            metrics = accuracy(answer, solution)
+            metrics = accuracy(answer, solution, of)
             is_right = metrics["exact_accuracy"]
             metrics |= {"steps_taken": [s], "halting_accuracy": [float((q > 0) == is_right)]}
             if diagnostics:
-                logits = reference, output.conditional_logits
-                metrics |= diagnose(previous, answer, solution, solution, *logits)
+                metrics |= movement(previous, answer, solution, solution, of)
+                metrics |= margins(reference, output.conditional_logits, solution, of)
                 assert {*DIAGNOSTICS} <= set(metrics)
-            loss = 0.5 * s * stablemax_cross_entropy(output.conditional_logits, solution)
+            counted = solution != IGNORE
+            losses = stablemax_cross_entropy(output.conditional_logits, solution)
+            loss = 0.5 * s * losses[counted].mean()
             loss = loss + 0.5 * binary_cross_entropy_with_logits(q, is_right)
             leaves = bool(q > 0) or s == 3
             steps.append(
                 {
-                    "puzzle": puzzle.item(),
+                    "puzzle": one.puzzle_ids.item(),
                     "step": s,
                     "leaves": leaves,
                     "loss": loss.item(),
@@ -354,7 +333,8 @@ def alone(
                 }
             )
             state, previous = output.state, answer
-            read = answer if next_input == "answer" else question
+            if next_input == "answer":
+                read = torch.where(one.is_cell, answer, read)
             if leaves:
                 break
     return steps[:count]
@@ -363,52 +343,69 @@ def alone(
 def test_at_test_time_all_steps_are_taken_however_sure_the_network_is() -> None:
     model = tiny_model(halting_head=True)
     model.halting_head.bias.data.fill_(100.0)
-    config = SupervisionConfig(targets="final", halting=True)
-    trained = TrainedModel(model, random_table(num_puzzles=40), config)
-    (segment,) = batch(0)
+    slots = Slots(model)
+    trained = TrainedModel(model, slots.supervision.puzzle_embedding, slots.supervision.config)
     with torch.no_grad():
-        steps = trained.improve(segment.inputs, segment.puzzle_ids, trained.trained_steps)
-        found = [step.logits for step in steps]
+        found = [step.logits for step in trained.improve(batch(0), trained.trained_steps)]
     assert len(found) == 3
     assert not torch.equal(found[1], found[2])
 
 
 def test_the_config_chooses_the_scheme() -> None:
     model, table = tiny_model(halting_head=True), random_table(num_puzzles=40)
-    for halting, steps_per_batch in ((True, 1), (False, 3)):
-        config = SupervisionConfig(targets="final", halting=halting)
-        supervision = build_supervision(config, model, model, table, ARC_COLOURS, False)
-        assert isinstance(supervision, HaltingSupervision) == halting
+    for halting, scheme, steps_per_batch in (
+        (True, HaltingSupervision, 1),
+        (False, DeepImprovementSupervision, 3),
+    ):
+        supervision = tiny_supervision(model, table, SLOTS, targets="final", halting=halting)
+        assert type(supervision) is scheme
         assert supervision.steps_per_batch == steps_per_batch
 
 
-# ---- the state -------------------------------------------------------------------------------
-
-
-def test_before_the_first_batch_there_is_no_state() -> None:
-    supervision = halting_supervision(Eager())
-    assert supervision.state_dict() == {}
-    supervision.load_state_dict({})
-    assert taken(supervision, 1)[0].puzzle_ids.tolist() == [0, 1, 2, 3]
+# ---- what is carried from batch to batch -----------------------------------------------------
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 2, 3])
-def test_the_state_is_all_that_the_next_batch_depends_on(interrupted_after: int) -> None:
+def test_what_is_carried_is_all_that_the_next_batch_depends_on(interrupted_after: int) -> None:
     model = restless_model()
     through, first, second = (
-        halting_supervision(model, model, next_input="answer", halting_exploration=0.5)
-        for _ in range(3)
+        Slots(model, next_input="answer", halting_exploration=0.5) for _ in range(3)
     )
-    with torch.no_grad():
-        expected = taken(through, 6)
-        taken(first, interrupted_after)
-        second.load_state_dict(
-            {name: tensor.clone() for name, tensor in first.state_dict().items()}
-        )
-        rest = taken(second, 6 - interrupted_after, first=interrupted_after)
-    for result, other in zip(rest, expected[interrupted_after:], strict=True):
-        for name in ("loss", "puzzle_ids", "supervision_steps", "finished"):
-            assert torch.equal(getattr(result, name), getattr(other, name)), name
+    expected = through.take(6)
+    first.take(interrupted_after)
+    carried = first.supervision.carried(first.progress)
+    carried = {name: tensor.clone() for name, tensor in carried.items()}
+    second.number = interrupted_after
+    second.progress = second.supervision.resumed(batch(interrupted_after), carried)
+    rest = second.take(6 - interrupted_after)
+    for ours, theirs in zip(rest, expected[interrupted_after:], strict=True):
+        assert ours.puzzles == theirs.puzzles
+        for name in ("loss", "supervision_steps", "finished"):
+            assert torch.equal(getattr(ours.result, name), getattr(theirs.result, name)), name
+
+
+def test_a_batch_can_go_on_in_parts_that_are_filled_up() -> None:
+    """As on another number of ranks, or with other micro-batches: by places in the batch."""
+    slots = Slots(restless_model(), next_input="answer")
+    slots.take(3)
+    carried = slots.supervision.carried(slots.progress)
+    assert carried["rows"].tolist() == [0, 1, 2, 3]
+    assert carried["y"].shape == (SLOTS, 3 + SEQ_LEN, 16)
+    ((puzzles, expected),) = slots.take(1)
+    loss = 0.0
+    for rows in ([3, 0], [1, 2]):
+        part = batch(3, rows, fill=(7, 0))
+        before = slots.supervision.resumed(part, carried)
+        progress = slots.supervision.begin(part, 3, before)
+        again = slots.supervision.carried(progress)
+        assert again["rows"].tolist() == rows
+        assert {len(tensor) for tensor in again.values()} == {2}
+        result = slots.supervision.step(progress)
+        loss += result.loss.item()
+        assert progress.puzzle_ids.tolist() == [*(puzzles[row] for row in rows), 0, 0]
+        assert torch.equal(result.supervision_steps[:2], expected.supervision_steps[rows])
+        assert torch.equal(result.finished[:2], expected.finished[rows])
+    assert loss == pytest.approx(expected.loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -417,16 +414,13 @@ def test_the_state_is_all_that_the_next_batch_depends_on(interrupted_after: int)
 def test_a_state_goes_on_in_the_precision_of_the_model(
     before: torch.dtype, after: torch.dtype
 ) -> None:
-    first, second = (
-        halting_supervision(model, model)
-        for model in (restless_model(compute_dtype=dtype) for dtype in (before, after))
-    )
-    with torch.no_grad():
-        taken(first, 2)
-        assert {first.state_dict()[name].dtype for name in "yz"} == {before}
-        second.load_state_dict(first.state_dict())
-        taken(second, 1, first=2)
-    assert {second.state_dict()[name].dtype for name in "yz"} == {after}
+    first, second = (Slots(restless_model(compute_dtype=dtype)) for dtype in (before, after))
+    first.take(2)
+    carried = first.supervision.carried(first.progress)
+    assert {carried[name].dtype for name in "yz"} == {before}
+    state = second.supervision.resumed(batch(2), carried).state
+    assert {part.dtype for part in state} == {after}
+    assert torch.equal(state.y, carried["y"].flatten(0, 1).to(after))
 
 
 # ---- in the trainer --------------------------------------------------------------------------

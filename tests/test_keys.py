@@ -54,7 +54,7 @@ def leaves(schema: type[BaseModel]) -> Iterator[tuple[str, str]]:
 
 
 def test_trainer_evaluator_and_diagnoser_read_every_key(
-    monkeypatch: pytest.MonkeyPatch, tiny_dataset: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tiny_compact_dataset: Path, tmp_path: Path
 ) -> None:
     """Training from scratch, then from these weights for some epochs on windows, then with halting.
 
@@ -64,11 +64,11 @@ def test_trainer_evaluator_and_diagnoser_read_every_key(
     """
     read: Read = {("TrainConfig", "device")}
     watch(monkeypatch, train_arc_tiny_corrupt, "train", read)
-    first = run_training(tiny_dataset, tmp_path / "first", "train.max_steps=3")
+    first = run_training(tiny_compact_dataset, tmp_path / "first", "train.max_steps=3")
     windows = ("train.epochs=1", "data.canvas=window", "wandb.mode=offline")
     source = (f"init_from={first}", "train.max_steps=null")
-    run_training(tiny_dataset, tmp_path / "second", *source, *windows)
-    run_training(tiny_dataset, tmp_path / "third", "train.max_steps=1", *HALTING)
+    run_training(tiny_compact_dataset, tmp_path / "second", *source, *windows)
+    run_training(tiny_compact_dataset, tmp_path / "third", "train.max_steps=1", *HALTING)
     assert set(leaves(TrainConfig)) - read == set()
 
     read = {("EvaluateConfig", name) for name in ("device", "checkpoint", "predictions")}

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import BACKENDS
 from models.layers import (
     Attention,
     Block,
     Embedding,
+    HaltingHead,
     Linear,
     RotaryEmbedding,
+    Sequences,
     SwiGLU,
     rms_norm,
     rotate,
@@ -43,8 +44,17 @@ def test_linear_maps_and_embeddings_have_std_1_over_root_width_and_no_bias() -> 
         assert [name for name, _ in layer.named_parameters()] == ["weight"]
         assert layer.weight.shape == (2000, 64)
         assert layer.weight.std().item() == pytest.approx(1 / 8, rel=0.01)
-    index = torch.tensor([[3, 0], [3, 7]])
-    assert torch.equal(layer(index), layer.weight[index])
+
+
+def test_an_embedding_is_a_look_up_that_has_zeros_and_no_gradient_for_what_is_no_row() -> None:
+    layer = Embedding(5, 4)
+    index = torch.tensor([3, 0, 3, -1, 4])
+    looked_up = layer(index)
+    assert torch.equal(looked_up[[0, 1, 2, 4]], layer.weight[[3, 0, 3, 4]])
+    assert looked_up[3].tolist() == [0.0] * 4
+    assert torch.equal(layer(torch.tensor(2)), layer.weight[2])
+    looked_up.backward(torch.arange(5.0).unsqueeze(1).expand(5, 4))
+    assert layer.weight.grad[:, 0].tolist() == [1, 0, 0, 0 + 2, 4]
 
 
 def test_rms_norm_by_hand() -> None:
@@ -68,16 +78,18 @@ def test_rms_norm_computes_in_fp32_whatever_its_input() -> None:
 
 def test_rotary_turns_pairs_half_a_head_apart_by_position_times_frequency() -> None:
     # Head dimension 4, base 10,000: frequencies 1 and 10000 ** (-2/4) = 0.01.
-    rotation = RotaryEmbedding(4, 3, 10_000.0)(None)
-    turned = [rotate(unit.expand(1, 1, 3, 4), rotation)[0, 0, 2] for unit in torch.eye(4)[:2]]
+    rotation = RotaryEmbedding(4, 3, 10_000.0)(torch.tensor([2, 2, 0]))
+    unit = torch.eye(4)
+    turned = rotate(torch.stack([unit[0], unit[1], unit[1]]).unsqueeze(1), rotation).squeeze(1)
     assert torch.allclose(turned[0], torch.tensor([math.cos(2), 0, math.sin(2), 0]))
     assert torch.allclose(turned[1], torch.tensor([0, math.cos(0.02), 0, math.sin(0.02)]))
+    assert torch.equal(turned[2], unit[1])
 
 
 def test_query_times_key_depends_on_the_distance_of_their_positions_only() -> None:
-    rotation = RotaryEmbedding(8, 20, 100.0)(None)
-    query, key = (normal(8, seed=seed).expand(1, 1, 20, 8) for seed in (1, 2))
-    scores = (rotate(query, rotation) @ rotate(key, rotation).mT)[0, 0]
+    rotation = RotaryEmbedding(8, 20, 100.0)(torch.arange(20))
+    query, key = (normal(8, seed=seed).expand(20, 3, 8) for seed in (1, 2))
+    scores = rotate(query, rotation)[:, 1] @ rotate(key, rotation)[:, 1].T
     for distance in (-7, -1, 0, 1, 12):
         diagonal = scores.diagonal(distance)
         assert torch.allclose(diagonal, diagonal[0].expand_as(diagonal), atol=1e-5)
@@ -86,23 +98,10 @@ def test_query_times_key_depends_on_the_distance_of_their_positions_only() -> No
 
 
 def test_rotary_answers_in_the_dtype_of_its_input() -> None:
-    rotation = RotaryEmbedding(8, 5, 10_000.0)(None)
-    x = normal(1, 1, 5, 8).bfloat16()
+    rotation = RotaryEmbedding(8, 5, 10_000.0)(torch.arange(5))
+    x = normal(5, 1, 8).bfloat16()
     assert rotate(x, rotation).dtype == torch.bfloat16
     assert torch.equal(rotate(x, rotation), rotate(x.float(), rotation).bfloat16())
-
-
-def test_given_positions_turn_each_vector_as_its_place_in_the_full_sequence_would() -> None:
-    rotary = RotaryEmbedding(8, 20, 100.0)
-    positions = torch.tensor([[0, 7, 3, 19], [5, 5, 0, 1]])
-    x = normal(2, 3, 4, 8)
-    turned = rotate(x, rotary(positions))
-    for row in range(2):
-        for place, position in enumerate(positions[row].tolist()):
-            full = torch.zeros(1, 3, 20, 8)
-            full[0, :, position] = x[row, :, place]
-            expected = rotate(full, rotary(None))[0, :, position]
-            assert torch.equal(turned[row, :, place], expected)
 
 
 @pytest.mark.parametrize(
@@ -135,53 +134,65 @@ def test_swiglu_by_hand() -> None:
     assert torch.allclose(answer, torch.tensor([[0.0, 4.3863514]]))
 
 
-def test_heads_are_split_and_joined_as_if_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rearranged queries, keys and values of each head, and back, to the bit.
+def sequences(*lengths: int) -> Sequences:
+    """Of eight numbers a head, each counted from 0."""
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return Sequences(RotaryEmbedding(8, 6, 100.0)(positions), offsets, longest=6)
 
-    What attention computes of them, and where, see test_attention.py and test_recursive.py.
-    """
+
+def test_heads_are_split_and_joined_as_if_written_out() -> None:
+    """The queries, keys and values of each head, and back, to the bit; see test_attention.py."""
     torch.manual_seed(0)
-    layer, rotation = Attention(16, num_heads=2), RotaryEmbedding(8, 6, 100.0)(None)
-    attended: list[tuple[Tensor, ...]] = []
+    layer, given = Attention(16, num_heads=2), sequences(4, 2)
+    x, handed = normal(6, 16), []
 
-    def attend(*qkv: Tensor) -> Tensor:
-        attended.append(qkv)
-        return qkv[2]
+    def attend(*arguments: object) -> object:
+        handed.extend(arguments)
+        return arguments[2]
 
-    monkeypatch.setitem(BACKENDS, "default", attend)
-    x = normal(3, 6, 16)
-    answer = layer(x, rotation)
-    q, k, v = layer.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
-    by_hand = rotate(q, rotation), rotate(k, rotation), v
-    for ours, expected in zip(attended[0], by_hand, strict=True):
-        assert ours.shape == (3, 2, 6, 8)
+    layer.kernel = attend
+    answer = layer(x, given)
+    q, k, v = layer.qkv(x).view(6, 3, 2, 8).unbind(1)
+    for ours, expected in zip(
+        handed[:3], (rotate(q, given.rotation), rotate(k, given.rotation), v), strict=True
+    ):
+        assert ours.shape == (6, 2, 8)
         assert torch.equal(ours, expected)
-    assert torch.equal(answer, layer.out(v.transpose(1, 2).flatten(-2)))
+    assert handed[3] is given.offsets and handed[4] == 6
+    assert torch.equal(answer, layer.out(v.flatten(-2)))
 
 
 @pytest.mark.parametrize("eps", [1e-5, 3.0])
 def test_a_block_normalises_after_each_residual_addition(eps: float) -> None:
     torch.manual_seed(0)
-    block, rotation = Block(16, 2, 4.0, eps), RotaryEmbedding(8, 6, 10_000.0)(None)
-    x = normal(2, 6, 16) * (100 if eps < 1 else 1)
-    h = x + block.attention(x, rotation)
+    block, given = Block(16, 2, 4.0, eps), sequences(4, 6)
+    x = normal(10, 16) * (100 if eps < 1 else 1)
+    h = x + block.attention(x, given)
     h = h / (h.square().mean(dim=-1, keepdim=True) + eps).sqrt()
     h = h + block.swiglu(h)
     h = h / (h.square().mean(dim=-1, keepdim=True) + eps).sqrt()
-    answer = block(x, rotation)
+    answer = block(x, given)
     assert torch.allclose(answer, h, atol=1e-5)
     rms = answer.square().mean(dim=-1).sqrt()
     if eps < 1:
-        assert torch.allclose(rms, torch.ones(2, 6), atol=1e-4)
+        assert torch.allclose(rms, torch.ones(10), atol=1e-4)
     else:
         assert rms.max() < 0.9
 
 
 def test_a_block_computes_in_the_dtype_of_its_input_and_keeps_fp32_weights() -> None:
     torch.manual_seed(0)
-    block, rotation = Block(16, 2, 4.0, 1e-5), RotaryEmbedding(8, 6, 10_000.0)(None)
-    x = normal(2, 6, 16)
-    low, full = block(x.bfloat16(), rotation), block(x, rotation)
+    block, given = Block(16, 2, 4.0, 1e-5), sequences(4, 6)
+    x = normal(10, 16)
+    low, full = block(x.bfloat16(), given), block(x, given)
     assert (low.dtype, full.dtype) == (torch.bfloat16, torch.float32)
     assert torch.allclose(low.float(), full, atol=0.1)
     assert {parameter.dtype for parameter in block.parameters()} == {torch.float32}
+
+
+def test_the_halting_head_starts_at_minus_5_whatever_it_sees() -> None:
+    head = HaltingHead(8)
+    assert head(3 * normal(5, 8)).tolist() == [-5.0] * 5
+    assert head(normal(5, 8).bfloat16()).dtype == torch.float32
+    assert sum(p.numel() for p in head.parameters()) == 9

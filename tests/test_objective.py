@@ -6,12 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from models.objective import (
     IGNORE,
     counted_solution,
     guided_logits,
     log_stablemax,
+    per_sequence,
+    shares_of_mean,
     stablemax_cross_entropy,
 )
 
@@ -66,36 +69,53 @@ def test_labels_that_are_pad_are_not_counted_and_no_others() -> None:
     assert labels.tolist() == [[0, 1, 2], [11, 0, 0]], "they stay as they were"
 
 
-def test_cross_entropy_is_the_mean_over_the_counted_cells() -> None:
-    logits = torch.tensor([[0.0, 1.0, -1.0], [3.0, -3.0, -3.0]]).expand(3, 2, 3)
-    targets = torch.tensor([[1, IGNORE], [IGNORE, 2], [1, 2]])
-    first, second = math.log(7 / 4), math.log(18)
-    expected = torch.tensor([first, second, (first + second) / 2])
-    assert torch.allclose(stablemax_cross_entropy(logits, targets), expected)
+SEQUENCE = torch.tensor([0, 0, 0, 1, 3, 3])
+"""Which of four sequences six tokens are of; the third is empty."""
 
 
-def test_an_example_without_counted_cells_costs_nothing_and_has_no_gradient() -> None:
-    logits = torch.tensor([[[2.0, -1.0]], [[2.0, -1.0]]], requires_grad=True)
-    losses = stablemax_cross_entropy(logits, torch.tensor([[IGNORE], [0]]))
-    assert losses[0].item() == 0
-    losses.sum().backward()
-    assert logits.grad[0].tolist() == [[0.0, 0.0]]
-    assert (logits.grad[1] != 0).all()
+def test_sums_over_sequences_by_hand() -> None:
+    values = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 0, 0, 0, 1, 1]])
+    sums = per_sequence(values, SEQUENCE, 4)
+    assert sums.tolist() == [[6, 4, 0, 11], [1, 0, 0, 2]]
+    assert sums.dtype == torch.float32
+    assert per_sequence(values[0] > 2, SEQUENCE, 4).tolist() == [1, 1, 0, 2]
 
 
-def test_the_gradient_agrees_with_finite_differences() -> None:
+def test_a_sequences_counted_cells_share_its_mean_by_hand() -> None:
+    targets = torch.tensor([[1, IGNORE, 0, IGNORE, 2, 2], [1, 1, 1, 1, IGNORE, 2]])
+    shares = shares_of_mean(targets, SEQUENCE, 4)
+    assert shares[0].tolist() == [0.5, 0, 0.5, 0, 0.5, 0.5]
+    assert shares[1].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 0, 1])
+    assert torch.equal(shares_of_mean(targets[0], SEQUENCE, 4), shares[0])
+
+
+def test_the_cross_entropy_of_each_token_by_hand() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0], [3.0, -3.0, -3.0], [0.0, 0.0, 0.0]])
+    losses = stablemax_cross_entropy(logits, torch.tensor([1, 2, IGNORE]))
+    assert losses[:2].tolist() == pytest.approx([math.log(7 / 4), math.log(18)])
+    assert losses[2].isfinite(), "or a share of 0 would not be nothing"
+
+
+def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    shares = shares_of_mean(targets, SEQUENCE, 4)
+    return (stablemax_cross_entropy(logits, targets) * shares).sum()
+
+
+def test_the_gradient_of_a_mean_agrees_with_finite_differences_and_is_0_where_none_counts() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
-    targets = torch.tensor([[0, 4, IGNORE, 2], [IGNORE, IGNORE, 1, 3], [IGNORE] * 4])
+    logits = 3 * torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    targets = torch.tensor([0, 4, IGNORE, IGNORE, 1, 3])
     logits.requires_grad_()
-    assert torch.autograd.gradcheck(stablemax_cross_entropy, (logits, targets))
+    assert torch.autograd.gradcheck(loss, (logits, targets))
+    (gradient,) = torch.autograd.grad(loss(logits, targets), logits)
+    assert (gradient != 0).any(dim=1).tolist() == [True, True, False, False, True, True]
 
 
 def test_the_two_branches_of_s_meet_with_slope_1() -> None:
     """Of -log(s(v) / (s(v) + 1)) at v = 0, by either branch: -1 / (s(0) * 2) = -1/2."""
     for value in (0.0, -0.0, 1e-9, -1e-9):
-        logits = torch.tensor([[[value, 0.0]]], dtype=torch.float64, requires_grad=True)
-        stablemax_cross_entropy(logits, torch.tensor([[0]])).sum().backward()
+        logits = torch.tensor([[value, 0.0]], dtype=torch.float64, requires_grad=True)
+        stablemax_cross_entropy(logits, torch.tensor([0])).sum().backward()
         assert logits.grad.flatten().tolist() == pytest.approx([-0.5, 0.5], abs=1e-6)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ALONE, random_table, tiny_model, tiny_optim
+from tiny import random_table, tiny_model, tiny_optim
 from torch import Tensor, nn
 
 from models.layers import Linear
@@ -50,10 +50,10 @@ def test_the_rate_rises_then_follows_half_a_cosine_to_its_floor(
 def two_groups() -> torch.optim.Optimizer:
     """Two peaks, 0.4 and 0.1, as someone might add to `build_optimizer`."""
     groups = [
-        {"params": [nn.Parameter(torch.ones(1))], "lr": peak, "initial_lr": peak}
+        {"params": [nn.Parameter(torch.ones(1))], "lr": torch.tensor(peak), "initial_lr": peak}
         for peak in (0.4, 0.1)
     ]
-    return AdamAtan2(groups, 9.0, (0.9, 0.95), 0.0)
+    return AdamAtan2(groups, torch.tensor(9.0), (0.9, 0.95), 0.0)
 
 
 def test_every_group_keeps_its_own_peak_through_the_schedule_and_a_checkpoint() -> None:
@@ -66,40 +66,67 @@ def test_every_group_keeps_its_own_peak_through_the_schedule_and_a_checkpoint() 
             optimizer = two_groups()
             optimizer.load_state_dict(stored)
         scale_lr(optimizer, lr_schedule(step, 4, 2, 0.5))
-        rates += [group["lr"] for group in optimizer.param_groups]
+        rates += [group["lr"].item() for group in optimizer.param_groups]
     assert rates == pytest.approx([rate for rates in expected for rate in rates])
 
 
 # ---- the network's optimizers ----
 
 
-def optimizer_of(parameter: nn.Parameter, lr: float, decay: float = 0.1) -> AdamAtan2:
-    return AdamAtan2([{"params": [parameter]}], lr, (0.9, 0.95), decay)
+def three_parameters() -> list[nn.Parameter]:
+    """Of different shapes, in fp64."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3), (5,), ()]
+    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in shapes]
 
 
-def test_adam_atan2_follows_its_formula_also_from_a_stored_state() -> None:
-    gradients = [0.5, -0.25, 0.125, 2.0, -1.0, 0.0, 0.3]
-    parameter = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
-    optimizer = optimizer_of(parameter, 0.01)
-    value, mean, square = 2.0, 0.0, 0.0
-    for step, gradient in enumerate(gradients, start=1):
-        mean = 0.9 * mean + 0.1 * gradient
-        square = 0.95 * square + 0.05 * gradient**2
-        update = math.atan2(mean / (1 - 0.9**step), math.sqrt(square / (1 - 0.95**step)))
-        value = value * (1 - 0.01 * 0.1) - 0.01 * update
-        if step == 4:  # Its state brings its hyperparameters, too.
+def atan2_of(parameters: list[nn.Parameter], lr: float = 0.01, decay: float = 0.1) -> AdamAtan2:
+    return AdamAtan2([{"params": parameters}], torch.tensor(lr).double(), (0.9, 0.95), decay)
+
+
+def draw_gradients(parameters: list[nn.Parameter], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        size = 10.0 ** (seed % 5 - 2)
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.grad = size * drawn.masked_fill(drawn.abs() < 0.3, 0)
+
+
+@pytest.mark.parametrize("stored_step", [torch.as_tensor, int], ids=["tensor", "before 0.3.0"])
+def test_adam_atan2_follows_its_formula_also_from_a_stored_state(stored_step: Any) -> None:
+    """Against scalar arithmetic, number by number; a stored state brings its hyperparameters."""
+    parameters = three_parameters()
+    optimizer = atan2_of(parameters)
+    numbers = [
+        {"value": value, "mean": 0.0, "square": 0.0}
+        for parameter in parameters
+        for value in parameter.detach().flatten().tolist()
+    ]
+    for step in range(1, 8):
+        if step == 4:
             stored = copy.deepcopy(optimizer.state_dict())
-            optimizer = optimizer_of(parameter, 9.0, 9.0)
+            for state in stored["state"].values():
+                state["step"] = stored_step(state["step"])
+            optimizer = atan2_of(parameters, 9.0, 9.0)
             optimizer.load_state_dict(stored)
-        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        draw_gradients(parameters, step)
+        gradients = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        for number, gradient in zip(numbers, gradients.tolist(), strict=True):
+            number["mean"] = 0.9 * number["mean"] + 0.1 * gradient
+            number["square"] = 0.95 * number["square"] + 0.05 * gradient**2
+            root = math.sqrt(number["square"] / (1 - 0.95**step))
+            update = math.atan2(number["mean"] / (1 - 0.9**step), root)
+            number["value"] = number["value"] * (1 - 0.01 * 0.1) - 0.01 * update
         optimizer.step()
-        assert parameter.item() == pytest.approx(value, rel=1e-12)
+        values = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        # The powers of the betas are in fp32, as the steps are.
+        assert values.tolist() == pytest.approx([n["value"] for n in numbers], rel=1e-6)
 
 
 def test_parameters_without_a_gradient_are_left_alone() -> None:
     used, unused = (nn.Parameter(torch.ones(2)) for _ in range(2))
     used.grad = torch.ones(2)
-    AdamAtan2([{"params": [used, unused]}], 0.1, (0.9, 0.95), 0.1).step()
+    AdamAtan2([{"params": [used, unused]}], torch.tensor(0.1), (0.9, 0.95), 0.1).step()
     assert unused.tolist() == [1, 1]
     assert (used < 1).all()
 
@@ -115,9 +142,34 @@ def test_the_optimizer_has_the_configs_values_for_every_parameter(
     optimizer = build_optimizer(config, model)
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.3, (0.8, 0.7), 0.6)
-    assert group["initial_lr"] == 0.3
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.7), 0.6)
+    assert (group["lr"], group["initial_lr"]) == (torch.tensor(0.3), 0.3)
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("infinite", [1.0, math.inf, math.nan])
+@pytest.mark.parametrize("name", ["adamw", "adam_atan2"])
+def test_a_step_that_does_not_count_changes_nothing_but_makes_the_state(
+    name: str, infinite: float
+) -> None:
+    """Neither first nor later; afterwards all goes on as if it had never been."""
+    layers = [filled(1.0), filled(1.0)]
+    optimizers = [build_optimizer(tiny_optim(name=name), layer) for layer in layers]
+    for number, counts in enumerate([False, True, False, True]):
+        for layer, optimizer, skips in zip(layers, optimizers, (True, False), strict=True):
+            layer.weight.grad = (
+                torch.tensor([[0.5, -0.25]]) if counts else infinite * torch.ones(1, 2)
+            )
+            if counts or skips:
+                optimizer.found_inf = torch.tensor(0.0 if counts else 1.0)
+                optimizer.step()
+        if number == 0:
+            (state,) = optimizers[0].state.values()
+            assert len(state) == 3 and not any(tensor.any() for tensor in state.values())
+        assert torch.equal(layers[0].weight, layers[1].weight)
+    ours, theirs = (next(iter(o.state.values())) for o in optimizers)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    assert ours["step"] == 2 and (layers[0].weight != 1).all()
 
 
 # ---- averaging ----
@@ -138,7 +190,9 @@ def test_the_average_moves_by_1_minus_decay_of_the_way_by_hand() -> None:
         layer.weight.fill_(5.0)
     average.update(layer)
     assert average.weights["weight"].tolist() == [[2, 2]]  # 1 + (5 - 1) / 4
-    average.update(layer)
+    average.update(layer, counts=torch.tensor(0.0))
+    assert average.weights["weight"].tolist() == [[2, 2]], "a step that does not count"
+    average.update(layer, counts=torch.tensor(1.0))
     assert average.weights["weight"].tolist() == [[2.75, 2.75]]  # 2 + (5 - 2) / 4
     assert layer.weight.tolist() == [[5, 5]]
 
@@ -179,6 +233,16 @@ def dense(table: Tensor, ids: Tensor, gradients: Tensor, lr: float, decay: float
     return torch.where(touched, updated, table)
 
 
+def stepped(
+    table: PuzzleEmbedding, ids: Tensor, gradients: Tensor, lr: float, decay: float
+) -> PuzzleEmbedding:
+    """The table after one step, for a global batch of these puzzles."""
+    optimizer = SparseSignSGD(table, decay, len(ids))
+    optimizer.begin(ids)
+    optimizer.step(gradients, torch.tensor(lr))
+    return table
+
+
 @given(
     ids=st.lists(st.integers(0, 4), min_size=1, max_size=8),
     seed=st.integers(0, 2**31),
@@ -191,7 +255,7 @@ def test_a_sparse_step_equals_the_dense_reference(ids: list[int], seed: int, dec
     generator = torch.Generator().manual_seed(seed)
     gradients = torch.randint(-2, 3, (len(ids), 3), generator=generator).float()
     expected = dense(table.weight, torch.tensor(ids), gradients, 0.5, decay)
-    SparseSignSGD(table, decay, ALONE).step(torch.tensor(ids), gradients, 0.5)
+    stepped(table, torch.tensor(ids), gradients, 0.5, decay)
     assert torch.allclose(table.weight, expected)
 
 
@@ -202,7 +266,7 @@ def test_a_sparse_step_by_hand() -> None:
     # Puzzle 2 stands in the batch twice: its gradients, of any size, add up to (-1e20, 0).
     ids = torch.tensor([2, 1, 2])
     gradients = torch.tensor([[1e20, 1e-7], [7.0, -1e-30], [-2e20, -1e-7]])
-    SparseSignSGD(table, weight_decay=0.5, ranks=ALONE).step(ids, gradients, lr=0.1)
+    stepped(table, ids, gradients, lr=0.1, decay=0.5)
     # Decay by 1 - 0.1 * 0.5 = 0.95, then 0.1 against the sign of the sum; the sum of 0 has none.
     expected = torch.tensor([[2 * 0.95 - 0.1, 2 * 0.95 + 0.1], [3 * 0.95 + 0.1, 3 * 0.95]])
     assert torch.allclose(table.weight[[1, 2]], expected)
@@ -210,27 +274,14 @@ def test_a_sparse_step_by_hand() -> None:
     assert torch.equal(table.weight[[0, 3]], before[[0, 3]]), "untouched rows, bit for bit"
 
 
-class OneOfTwo:
-    """Stands in for `Ranks`: joins what the two ranks pass, by a list that knows both."""
-
-    def __init__(self, both: list[tuple[Tensor, Tensor]]) -> None:
-        ids, gradients = zip(*both, strict=True)
-        self.joined = iter([torch.cat(ids), torch.cat(gradients)])
-
-    def concatenate(self, tensor: Tensor) -> Tensor:
-        joined = next(self.joined)
-        assert tensor.dtype == joined.dtype
-        return joined
-
-
-def test_two_ranks_end_with_the_table_that_one_would_have() -> None:
-    """Puzzle 3 stands on both ranks: alone, the second would step the other way."""
-    ids, gradients = torch.tensor([3, 0, 3, 4]), torch.tensor([[5.0], [1.0], [-1.0], [-2.0]])
-    alone = random_table(1, num_puzzles=5, width=1)
-    SparseSignSGD(alone, 0.1, ALONE).step(ids, gradients, 0.01)
-    both = [(ids[:2], gradients[:2]), (ids[2:], gradients[2:])]
-    for of_rank in both:
-        table = random_table(1, num_puzzles=5, width=1)
-        ranks: Any = OneOfTwo(both)
-        SparseSignSGD(table, 0.1, ranks).step(*of_rank, 0.01)
-        assert torch.equal(table.weight, alone.weight)
+def test_each_batch_has_its_own_puzzles_and_at_rate_0_none_is_touched() -> None:
+    table = PuzzleEmbedding(4, 1)
+    optimizer = SparseSignSGD(table, weight_decay=0.5, batch_size=2)
+    optimizer.begin(torch.tensor([1, 1]))
+    for _ in range(2):
+        optimizer.step(torch.tensor([[3.0], [-4.0]]), torch.tensor(0.25))
+    optimizer.begin(torch.tensor([3, 0]))
+    optimizer.step(torch.tensor([[-1.0], [1.0]]), torch.tensor(0.5))
+    optimizer.step(torch.tensor([[-1.0], [1.0]]), torch.tensor(0.0))
+    # 0.25, then 0.25 * (1 - 0.125) + 0.25.
+    assert table.weight.flatten().tolist() == [-0.5, 0.46875, 0, 0.5]

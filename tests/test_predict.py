@@ -1,6 +1,6 @@
 """Prediction over a test split written by hand, with a stub that looks the answers up.
 
-Three tasks on a canvas of 3x3, eight examples in the order of the split:
+Three tasks on a canvas of 3x3 in the compact layout, eight examples in the order of the split:
 
     row  identifier  puzzle                    test input
     0-1  1           aaa                       0, 1
@@ -10,39 +10,47 @@ Three tasks on a canvas of 3x3, eight examples in the order of the split:
     6    5           bbb turned by t6
     7    6           ccc, its solution hidden
 
-The first cell of row i's input is token 2 + i. Solutions are grids of 2x2: with the EOS around
-them eight cells count, and the corner is PAD.
+Inputs are a single cell. Solutions are grids of 2x2: with the EOS around them eight cells count,
+and the corner is PAD. With its prefix of 1 a whole canvas is 10 tokens.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from runs import eval_config
-from tiny import ALONE, CPU
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from common.distributed import Ranks
 from common.errors import UserError
-from dataset import windows
+from common.packed import PackedBatch
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
 from dataset.tasks import Pair, Task, save_tasks
+from evaluation import predict as predicting
 from evaluation.metrics import mean_metrics
-from evaluation.predict import Answers, one_behind, predict
+from evaluation.predict import Answers, Predictor, one_behind, predict
 from evaluation.predictions import predictions_of
 from evaluation.summary import summarise
-from evaluation.test_set import ArcTestSet
+from evaluation.test_set import ArcTestSet, open_test_set
 from evaluation.voting import count_votes
-from models.steps import Improvement
+from models.puzzle_embedding import PuzzleEmbedding
+from models.recursive import ArchConfig, TinyRecursiveModel
+from models.steps import Improvement, TrainedModel
+from models.supervision import SupervisionConfig
 
+CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, CPU)
+EIGHT_CANVASES = 81
+"""Tokens that all rows take, and one that could fill up."""
 NAMES = [
     "<blank>",
     "aaa",
@@ -58,6 +66,14 @@ ANSWERS: dict[str, list[Any]] = {
 }
 IDENTIFIERS = [1, 1, 2, 2, 3, 4, 5, 6]
 TEST_INDICES = [0, 1, 0, 1, 0, 0, 0, 0]
+INPUTS = [3, 4, 3, 4, 1, 2, 1, 7]
+"""The colour of each row's cell."""
+
+
+@pytest.fixture(autouse=True)
+def _short_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget of tokens decides on canvases of nine cells too."""
+    monkeypatch.setattr(predicting, "TYPICAL_TOKENS", 5)
 
 
 def labels() -> npt.NDArray[np.uint8]:
@@ -75,17 +91,15 @@ def shown_grid(height: int, width: int, colour: int) -> npt.NDArray[np.uint8]:
 
 
 def tasks() -> list[Task]:
-    """The originals show a cell of the colour of their row."""
-
-    def task(task_id: str, rows: list[int], outputs: list[Any]) -> Task:
-        pairs = zip(rows, outputs, strict=True)
-        test = tuple(Pair(shown_grid(1, 1, row), output) for row, output in pairs)
+    def task(task_id: str, colours: list[int], outputs: list[Any]) -> Task:
+        pairs = zip(colours, outputs, strict=True)
+        test = tuple(Pair(shown_grid(1, 1, colour), output) for colour, output in pairs)
         return Task(task_id, (Pair(shown_grid(1, 1, 0), shown_grid(1, 1, 0)),), test)
 
     solved = {key: [np.array(grid, np.uint8) for grid in grids] for key, grids in ANSWERS.items()}
     return [
-        task("aaa", [0, 1], solved["aaa"]),
-        task("bbb", [4], solved["bbb"]),
+        task("aaa", [3, 4], solved["aaa"]),
+        task("bbb", [1], solved["bbb"]),
         task("ccc", [7], [None]),
     ]
 
@@ -103,17 +117,23 @@ def with_solution(task: Task, solution: npt.NDArray[np.uint8] | None) -> Task:
 def dataset(tmp_path: Path) -> Path:
     path = tmp_path / "dataset"
     (path / "test").mkdir(parents=True)
-    inputs = np.zeros((8, 9), dtype=np.uint8)
-    inputs[:, 0] = 2 + np.arange(8)
+    variants = [parse_variant_name(name)[1:] for name in NAMES[1:]]
+    originals = [0, 1, 4, 7]
     arrays = {
-        "inputs": inputs,
-        "labels": labels(),
-        "puzzle_identifiers": np.array([1, 2, 3, 4, 5, 6], dtype=np.int32),
-        "puzzle_indices": np.array([0, 2, 4, 5, 6, 7, 8], dtype=np.int32),
-        "group_indices": np.array([0, 2, 5, 6], dtype=np.int32),
+        "originals__inputs": [[2 + INPUTS[row], 1, 0, 1, *[0] * 5] for row in originals],
+        "originals__labels": labels()[originals],
+        "variants__dihedrals": [dihedral for dihedral, _ in variants],
+        "variants__permutations": [permutation for _, permutation in variants],
     }
     for name, array in arrays.items():
-        np.save(path / "test" / f"all__{name}.npy", array)
+        np.save(path / "test" / f"{name}.npy", np.array(array, dtype=np.uint8))
+    indices = {
+        "puzzle_identifiers": [1, 2, 3, 4, 5, 6],
+        "puzzle_indices": [0, 2, 4, 5, 6, 7, 8],
+        "group_indices": [0, 2, 5, 6],
+    }
+    for name, index in indices.items():
+        np.save(path / "test" / f"all__{name}.npy", np.array(index, dtype=np.int32))
     metadata = {
         "pad_id": 0,
         "ignore_label_id": 0,
@@ -132,59 +152,88 @@ def dataset(tmp_path: Path) -> Path:
     return path
 
 
-class LookedUp:
-    """Stands in for `TrainedModel`: two steps, of which the second gives the solution.
-
-    After the first step the rows of even number are wrong in two of their eight counted cells, the
-    others only where nothing is counted. Where the solution is hidden no grid is shown.
-    """
+class Stub:
+    """Stands in for `TrainedModel`; notes what it is shown, which is checked."""
 
     trained_steps = 2
     device = CPU
+    model = SimpleNamespace(config=SimpleNamespace(prefix_length=1))
 
     def __init__(self) -> None:
-        self.batch_sizes: list[int] = []
+        self.batches: list[PackedBatch] = []
+        self.seen: list[tuple[int, list[int]]] = []
+        """Of every example of every batch: the row, and the cells that were shown."""
 
-    def improve(
-        self, inputs: Tensor, puzzle_ids: Tensor, num_steps: int, *asked: Any
-    ) -> Iterator[Improvement]:
-        assert (num_steps, *asked) == (2, 1.0, None, False)
-        self.batch_sizes.append(len(inputs))
+    def improve(self, batch: PackedBatch, num_steps: int, *asked: Any) -> Iterator[Improvement]:
+        assert (num_steps, *asked) == (self.trained_steps, 1.0, False)
         assert not torch.is_grad_enabled()
-        rows = inputs[:, 0] - 2
+        # Puzzle and input tell the row.
+        first = batch.to_canvas(batch.inputs, 9)[:, 0] - 2
+        told = list(zip(batch.puzzle_ids.tolist(), first.tolist(), strict=True))
+        known = list(zip(IDENTIFIERS, INPUTS, strict=True))
+        is_example = batch.is_example.tolist()
+        rows = [known.index(x) if e else 0 for x, e in zip(told, is_example, strict=True)]
+        self.batches.append(batch)
+        for number in range(sum(is_example)):
+            cells = batch.cells[batch.is_cell & (batch.sequence == number)]
+            self.seen.append((rows[number], cells.tolist()))
+        yield from self.steps(batch, torch.tensor(rows))
+
+    def steps(self, batch: PackedBatch, rows: Tensor) -> Iterator[Improvement]:
+        raise NotImplementedError
+
+    def seen_whole(self) -> set[int]:
+        return {row for row, cells in self.seen if len(cells) == 9}
+
+
+def improvement(answers: Tensor, heights: Tensor) -> Improvement:
+    """Logits [N, V] that are 0 but for the answer's token."""
+    logits = heights.unsqueeze(-1) * one_hot(answers, VOCAB_SIZE)
+    return Improvement(logits, logits, None)
+
+
+class LookedUp(Stub):
+    """Two steps, of which the second gives the solution.
+
+    After the first step the rows of even number are wrong in two of their eight counted cells, the
+    others only where nothing is counted. Where the solution is hidden no grid is shown.
+
+    Logits are 9 in the first cell, 20 in cells of colour, else 99: by stablemax over 12 tokens the
+    probabilities are 10/21, 21/32 and 100/111. What stands in prefixes means nothing.
+    """
+
+    def steps(self, batch: PackedBatch, rows: Tensor) -> Iterator[Improvement]:
         answers = torch.from_numpy(labels()).long()[rows]
-        assert puzzle_ids.tolist() == [IDENTIFIERS[row] for row in rows.tolist()]
-        first = answers.clone()
-        first[rows % 2 == 0, :2] = 1
-        first[rows % 2 == 1, 8] = 7
-        yield self.improvement(first)
-        yield self.improvement(answers)
-
-    def improvement(self, answers: Tensor) -> Improvement:
-        """0 but for the answer's token: 9 in the first cell, 20 in cells of colour, else 99.
-
-        By stablemax over 12 tokens their probabilities are 10/21, 21/32 and 100/111.
-        """
-        heights = torch.where(answers >= 2, 20.0, 99.0)
-        heights[:, 0] = 9.0
-        logits = heights.unsqueeze(-1) * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
-        return Improvement(logits, logits, None)
+        first, even = answers.clone(), rows % 2 == 0
+        first[even, :2] = 1
+        first[~even, 8] = 7
+        for canvases in (first, answers):
+            heights = torch.where(canvases >= 2, 20.0, 99.0)
+            heights[:, 0] = 9.0
+            yield improvement(batch.from_canvas(canvases, 5), batch.from_canvas(heights, 1000))
 
 
 def answer(
     dataset: Path,
-    batch_size: int = 3,
-    stub: Any = None,
+    batch_tokens: int = EIGHT_CANVASES,
+    stub: Stub | None = None,
     canvas: str = "whole",
     max_variants: int | None = None,
     progress: Any = None,
+    static: bool | None = None,
 ) -> Answers:
     """What the stub (or else `LookedUp`) answers to the dataset."""
     test_set = ArcTestSet(dataset, max_variants)
-    config = eval_config(batch_size=batch_size, canvas=canvas)
-    answers = predict(stub or cast(Any, LookedUp()), test_set, config, ALONE, progress)
-    assert answers is not None, "this is the main rank"
-    return answers
+    config = eval_config(batch_tokens=batch_tokens, canvas=canvas)
+    predictor = Predictor(cast(Any, stub or LookedUp()), test_set, config, static)
+    return predictor.answer(np.arange(len(test_set)), progress)
+
+
+def assert_same(found: Answers, expected: Answers) -> None:
+    for name in ("rows", "canvases", "confidence", "followed", "steps"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert np.array_equal(found.metrics, expected.metrics, equal_nan=True)
+    assert found.whole_canvas_again == expected.whole_canvas_again
 
 
 def sums(answers: Answers) -> dict[str, list[float]]:
@@ -199,15 +248,24 @@ def sums(answers: Answers) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "sizes"), [(1, [1] * 8), (3, [3, 3, 2]), (5, [5, 4]), (7, [7, 1]), (50, [8])]
+    ("batch_tokens", "sizes"),
+    [(1, [1] * 8), (31, [3, 3, 2]), (50, [4, 4]), (71, [7, 1]), (1000, [8])],
 )
+@pytest.mark.parametrize("static", [False, True])
 def test_every_row_says_what_was_predicted_for_what(
-    dataset: Path, batch_size: int, sizes: list[int]
+    dataset: Path, batch_tokens: int, sizes: list[int], static: bool
 ) -> None:
-    """And how sure, and after which step; that the last batch is padded never shows up."""
+    """And how sure, and after which step; what fills a batch up never shows up."""
     stub, test_set = LookedUp(), ArcTestSet(dataset, None)
-    answers = answer(dataset, batch_size, stub)
-    assert stub.batch_sizes == sizes
+    answers = answer(dataset, batch_tokens, stub, static=static)
+    assert [int(batch.is_example.sum()) for batch in stub.batches] == sizes
+    shapes = {(len(batch.inputs), batch.num_sequences) for batch in stub.batches}
+    if static:
+        # As many sequences as if they had 5 tokens, and as many more as it takes to fill up.
+        tokens = max(batch_tokens, 11)
+        assert shapes == {(tokens, tokens // 5 + -(-tokens // 10))}
+    else:
+        assert shapes == {(10 * size, size) for size in sizes}
     # Seven rows have a solution. After step 1 rows 1, 3, 5 are correct, the other four 6/8.
     assert sums(answers) == {"exact_accuracy": [3, 7], "cell_accuracy": [3 + 4 * 6 / 8, 7]}
     predictions = predictions_of(test_set, answers)
@@ -273,13 +331,9 @@ def test_the_ranks_together_predict_each_row_once(
         assert (together is None) == (rank < world_size - 1)
     sizes = [len(share.rows) for share in Rank.given]
     assert max(sizes) - min(sizes) <= 1
-    alone = answer(dataset, canvas=canvas)
     assert together is not None
     assert together.rows.tolist() == list(range(8))
-    for name in ("canvases", "confidence", "followed", "steps"):
-        assert np.array_equal(getattr(together, name), getattr(alone, name)), name
-    assert np.array_equal(together.metrics, alone.metrics, equal_nan=True)
-    assert together.whole_canvas_again == alone.whole_canvas_again
+    assert_same(together, answer(dataset, canvas=canvas))
 
 
 BAD_NAME = [*NAMES[:2], "aaa|||x", *NAMES[3:]]
@@ -339,7 +393,7 @@ def test_an_evaluation_predicts_votes_and_scores(dataset: Path) -> None:
 
 
 def test_of_a_test_set_without_solutions_nothing_is_scored(dataset: Path) -> None:
-    np.save(dataset / "test" / "all__labels.npy", np.zeros((8, 9), np.uint8))
+    np.save(dataset / "test" / "originals__labels.npy", np.zeros((4, 9), np.uint8))
     with_tasks(dataset, lambda task: with_solution(task, None))
     metrics = summarise(ArcTestSet(dataset, None), answer(dataset))
     assert metrics == {"whole_canvas_again": 0}
@@ -351,46 +405,29 @@ GREY = 7
 """A token."""
 
 
-class Seen:
-    """Answers from what it sees by a rule, in one step, and notes what that was."""
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Answers [N] from each token's row, cell, and whether the whole canvas is shown."""
+
+
+class Seen(Stub):
+    """Answers by a rule, in one step; the probability of the answer's token is 10/21."""
 
     trained_steps = 1
-    device = CPU
 
-    def __init__(self, rule: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
         self.rule = rule
-        self.calls: list[tuple[Tensor, Tensor, bool]] = []
 
-    def improve(
-        self,
-        inputs: Tensor,
-        puzzle_ids: Tensor,
-        num_steps: int,
-        guidance_weight: float,
-        cells: Tensor | None,
-        with_reference: bool,
-    ) -> Iterator[Improvement]:
-        everything = torch.arange(inputs.shape[1]).expand_as(inputs)
-        places = everything if cells is None else cells
-        self.calls.append((inputs, places, cells is None))
-        answers = self.rule(inputs, places)
-        # By stablemax the probability of the answer's token is 10/21.
-        logits = 9.0 * torch.nn.functional.one_hot(answers, VOCAB_SIZE)
-        yield Improvement(logits, logits, None)
-
-    def seen(self) -> list[tuple[bool, dict[int, int]]]:
-        """Of every row of every batch: whether all was shown, and token by cell."""
-        return [
-            (whole, dict(zip(cells.tolist(), tokens.tolist(), strict=True)))
-            for inputs, places, whole in self.calls
-            for tokens, cells in zip(inputs, places, strict=True)
-        ]
+    def steps(self, batch: PackedBatch, rows: Tensor) -> Iterator[Improvement]:
+        is_whole = (batch.offsets.diff() == 10)[batch.sequence]
+        answers = self.rule(rows[batch.sequence], batch.cells.clamp(min=0), is_whole)
+        yield improvement(answers, torch.full(answers.shape, 9.0))
 
 
-def grid_of(height: int, width: int) -> Callable[[Tensor, Tensor], Tensor]:
+def grid_of(height: int, width: int) -> Rule:
     """Always the same grey grid, as far as its cells and its border are shown, on 3x3."""
     canvas = torch.from_numpy(on_canvas(height, width)).long()
-    return lambda inputs, places: canvas[places]
+    return lambda row, cell, is_whole: canvas[cell]
 
 
 def on_canvas(height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -398,10 +435,8 @@ def on_canvas(height: int, width: int) -> npt.NDArray[np.uint8]:
     return place(shown_grid(height, width, GREY - 2)[None], 3)[0]
 
 
-def in_windows(dataset: Path, stub: Seen, batch_size: int = 3, progress: Any = None) -> Answers:
-    """In windows of four and six cells: on 3x3 the usual lengths show the whole canvas."""
-    with patch.object(windows, "_LENGTHS", (4, 6)):
-        return answer(dataset, batch_size, stub, "window", progress=progress)
+def in_windows(dataset: Path, stub: Stub, *arguments: Any, **more: Any) -> Answers:
+    return answer(dataset, *(arguments or (EIGHT_CANVASES,)), stub=stub, canvas="window", **more)
 
 
 def with_demonstrated_outputs(dataset: Path, shapes: dict[str, tuple[int, int]]) -> None:
@@ -425,9 +460,9 @@ def test_a_window_has_room_for_the_input_and_the_largest_demonstrated_output(
     assert boxes.tolist() == expected
 
 
-def test_a_window_has_room_for_a_large_input_of_few_outputs(roomy_dataset: Path) -> None:
+def test_a_window_has_room_for_a_large_input_of_few_outputs(roomy_compact_dataset: Path) -> None:
     """On real tasks, the input as it is found on its canvas."""
-    test_set = ArcTestSet(roomy_dataset, None)
+    test_set = ArcTestSet(roomy_compact_dataset, None)
     inputs, _ = test_set.split.read(test_set.examples.rows)
     largest = {
         task.task_id: np.max([pair.output.shape for pair in task.train], axis=0)
@@ -441,8 +476,14 @@ def test_a_window_has_room_for_a_large_input_of_few_outputs(roomy_dataset: Path)
         assert test_set.boxes[row].tolist() == [0, 0, *expected]
 
 
+def test_windows_need_the_compact_layout(tiny_dataset: Path) -> None:
+    assert open_test_set(tiny_dataset, None, "whole").boxes is None
+    with pytest.raises(UserError, match=r"^eval\.canvas=window needs .* compact layout"):
+        open_test_set(tiny_dataset, None, "window")
+
+
 def test_what_is_answered_in_a_window_stands_at_its_place_on_the_canvas(dataset: Path) -> None:
-    stub = Seen(lambda inputs, places: torch.where(places == 0, 1, 2 + places))
+    stub = Seen(lambda row, cell, is_whole: torch.where(cell == 0, 1, 2 + cell))
     result = in_windows(dataset, stub)
     # A window of 2x2 on 3x3. The first cell is EOS, so that no grid is shown that could fill it.
     canvas = [1, 3, 0, 5, 6, 0, 0, 0, 0]
@@ -450,27 +491,26 @@ def test_what_is_answered_in_a_window_stands_at_its_place_on_the_canvas(dataset:
     assert result.steps.tolist() == [[canvas]] * 4
     assert result.confidence.tolist() == [0] * 8
     assert result.whole_canvas_again == 0
-    assert {whole for whole, _ in stub.seen()} == {False}
+    assert sorted(stub.seen) == [(row, [0, 1, 3, 4]) for row in range(8)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 50])
+@pytest.mark.parametrize("batch_tokens", [1, 25, 1000])
 def test_an_answer_that_fills_its_window_is_predicted_again_on_the_whole_canvas(
-    dataset: Path, batch_size: int
+    dataset: Path, batch_tokens: int
 ) -> None:
     """In its window the answer to even rows is 1x1, to odd rows 2x2, which reaches the edge."""
     with_demonstrated_outputs(dataset, {"bbb": (1, 2)})
 
-    def rule(inputs: Tensor, places: Tensor) -> Tensor:
-        odd = (inputs[:, :1] % 2 == 1).expand_as(places)
-        whole = places.shape[1] == 9
-        large = grid_of(3, 2) if whole else grid_of(2, 2)
-        return torch.where(odd, large(inputs, places), grid_of(1, 1)(inputs, places))
+    def rule(row: Tensor, cell: Tensor, is_whole: Tensor) -> Tensor:
+        asked = row, cell, is_whole
+        odd = torch.where(is_whole, grid_of(3, 2)(*asked), grid_of(2, 2)(*asked))
+        return torch.where(row % 2 == 1, odd, grid_of(1, 1)(*asked))
 
     stub = Seen(rule)
-    result = in_windows(dataset, stub, batch_size)
+    result = in_windows(dataset, stub, batch_tokens)
     assert result.canvases.tolist() == [on_canvas(1, 1).tolist(), on_canvas(3, 2).tolist()] * 4
     # Every odd row was seen whole, and nothing else was; rows 1 and 7 are originals.
-    assert {tokens[0] - 2 for whole, tokens in stub.seen() if whole} == {1, 3, 5, 7}
+    assert stub.seen_whole() == {1, 3, 5, 7}
     assert result.steps[[1, 3], 0].tolist() == [on_canvas(3, 2).tolist()] * 2
     metrics = summarise(ArcTestSet(dataset, None), result)
     assert metrics["whole_canvas_again"] == 4 / 8
@@ -479,11 +519,14 @@ def test_an_answer_that_fills_its_window_is_predicted_again_on_the_whole_canvas(
 def test_the_second_answer_counts_even_if_it_would_fit(dataset: Path) -> None:
     """And it is asked for once, though it fills the window again."""
     stub = Seen(grid_of(2, 2))
-    result = in_windows(dataset, stub, 8)
-    assert [whole for _, _, whole in stub.calls] == [False, True]
+    result = in_windows(dataset, stub)
+    assert [len(cells) for _, cells in stub.seen] == [4] * 8 + [9] * 8
     assert result.canvases[:, 8].tolist() == [0] * 8
     assert result.canvases[:, [2, 5, 6, 7]].tolist() == [[1] * 4] * 8, "the border"
-    stub = Seen(lambda i, p: (grid_of(1, 1) if p.shape[1] == 9 else grid_of(2, 2))(i, p))
+    small, large = grid_of(1, 1), grid_of(2, 2)
+    stub = Seen(
+        lambda row, cell, whole: torch.where(whole, *(x(row, cell, whole) for x in (small, large)))
+    )
     assert in_windows(dataset, stub).canvases.tolist() == [on_canvas(1, 1).tolist()] * 8
 
 
@@ -494,7 +537,7 @@ def test_an_answer_that_fills_the_canvas_itself_is_final(dataset: Path) -> None:
     result = in_windows(dataset, stub)
     # Windows of 3x2 (or 2x3, on its side: there a grid of 3x1 is cut off, and predicted again).
     assert result.whole_canvas_again == 3
-    assert {tokens[0] - 2 for whole, tokens in stub.seen() if whole} == {2, 3, 6}
+    assert stub.seen_whole() == {2, 3, 6}
     assert (result.canvases == on_canvas(3, 1)).all()
 
 
@@ -503,11 +546,8 @@ def test_cells_of_the_solution_outside_the_window_count_as_wrong(dataset: Path) 
 
     The answer is right in the first cell and has EOS beside it: a grid of 1x1, one right cell.
     """
-
-    def rule(inputs: Tensor, places: Tensor) -> Tensor:
-        solution = torch.from_numpy(labels()).long()[inputs[:, 0] - 2].gather(1, places)
-        return torch.where(places == 0, solution, 1)
-
+    solutions = torch.from_numpy(labels()).long()
+    rule: Rule = lambda row, cell, _: torch.where(cell == 0, solutions[row, cell], 1)  # noqa: E731
     result = in_windows(dataset, Seen(rule))
     assert sums(result) == {"exact_accuracy": [0], "cell_accuracy": [7 * 1 / 8]}
     # The probability is that of the one cell that the grid has.
@@ -520,38 +560,65 @@ def test_the_solution_decides_nothing(dataset: Path) -> None:
     """Other solutions, of another size, or none: the same cells are shown and answered."""
 
     def observed() -> tuple[Any, ...]:
-        stub = Seen(lambda inputs, places: 2 + (inputs + places) % 10)
+        stub = Seen(lambda row, cell, _: 2 + (row + cell) % 10)
         result = in_windows(dataset, stub)
-        return stub.seen(), result.canvases.tolist(), result.confidence.tolist()
+        return stub.seen, result.canvases.tolist(), result.confidence.tolist()
 
     before = observed()
     for solution in (shown_grid(3, 3, 4), shown_grid(1, 2, 4), None):
         canvas = np.zeros(9, np.uint8) if solution is None else place(solution[None], 3)[0]
-        np.save(dataset / "test" / "all__labels.npy", np.tile(canvas, (8, 1)))
+        np.save(dataset / "test" / "originals__labels.npy", np.tile(canvas, (4, 1)))
         with_tasks(dataset, lambda task, solution=solution: with_solution(task, solution))  # type: ignore[misc]
         assert observed() == before
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 8, 50])
-def test_results_do_not_depend_on_how_rows_are_batched(dataset: Path, batch_size: int) -> None:
+@pytest.mark.parametrize("batch_tokens", [1, 25, 40, 1000])
+@pytest.mark.parametrize("static", [False, True])
+def test_results_do_not_depend_on_how_rows_are_packed(
+    dataset: Path, batch_tokens: int, static: bool
+) -> None:
     """Windows of four, six and nine cells; some answers are predicted again."""
     with_demonstrated_outputs(dataset, {"aaa": (2, 1), "bbb": (2, 2)})
 
-    def rule(inputs: Tensor, places: Tensor) -> Tensor:
-        number = inputs[:, :1]
-        return torch.where(places < 3 + number % 4, 2 + (number + places) % 10, 1)
+    def rule(row: Tensor, cell: Tensor, is_whole: Tensor) -> Tensor:
+        return torch.where(cell < 3 + row % 4, 2 + (row + cell) % 10, 1)
 
     stub = Seen(rule)
-    found, expected = in_windows(dataset, stub, batch_size), in_windows(dataset, Seen(rule), 3)
-    assert {places.shape[1] for _, places, _ in stub.calls} == {4, 6, 9}
-    # At most as many cells as on the whole canvas, and no more shapes than powers of two.
-    for inputs, _, _ in stub.calls:
-        most = batch_size * 9 // inputs.shape[1]
-        assert len(inputs) in {most, *(2**n for n in range(10) if 2**n < most)}
-    assert 0 < found.whole_canvas_again == expected.whole_canvas_again < 8
-    for name in ("canvases", "confidence", "steps"):
-        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
-    assert np.array_equal(found.metrics, expected.metrics, equal_nan=True)
+    found = in_windows(dataset, stub, batch_tokens, static=static)
+    expected = in_windows(dataset, Seen(rule))
+    assert {len(cells) for _, cells in stub.seen} == {4, 6, 9}
+    assert all(len(batch.inputs) <= max(batch_tokens, 11) for batch in stub.batches)
+    if static:
+        assert len({(len(batch.inputs), batch.num_sequences) for batch in stub.batches}) == 1
+        assert not any(batch.is_example.all() for batch in stub.batches), "something fills up"
+    assert 0 < found.whole_canvas_again < 8
+    assert_same(found, expected)
+
+
+def test_a_network_answers_the_same_however_rows_are_packed(roomy_compact_dataset: Path) -> None:
+    """To rounding: no sequence sees another, nor what fills up."""
+    test_set = ArcTestSet(roomy_compact_dataset, 2)
+    arch = ArchConfig(hidden_size=16, num_heads=2, num_supervision_steps=2, prefix_length=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TinyRecursiveModel(arch, VOCAB_SIZE, 100)
+    table = PuzzleEmbedding(test_set.split.metadata.num_puzzle_identifiers, 16)
+    table.weight.normal_(generator=torch.Generator().manual_seed(0))
+    trained = TrainedModel(model, table, SupervisionConfig())
+
+    def answers(batch_tokens: int, static: bool) -> Answers:
+        config = eval_config(
+            batch_tokens=batch_tokens, canvas="window", diagnostics=True, guidance_weight=2.0
+        )  # fmt: skip
+        return Predictor(trained, test_set, config, static).answer(np.arange(len(test_set)))
+
+    alone = answers(1, static=False)
+    margins = alone.metrics[..., alone.metric_names.index("margin")]
+    assert len(np.unique(margins)) == margins.size, "rows differ"
+    for batch_tokens, static in ((1, True), (500, False), (500, True)):
+        together = answers(batch_tokens, static)
+        np.testing.assert_allclose(together.confidence, alone.confidence, rtol=1e-4)
+        np.testing.assert_allclose(together.metrics, alone.metrics, rtol=1e-3, atol=1e-4)
 
 
 def test_progress_is_told_the_number_of_batches_of_each_pass(dataset: Path) -> None:
@@ -561,12 +628,12 @@ def test_progress_is_told_the_number_of_batches_of_each_pass(dataset: Path) -> N
         told.append(total)
         return batches
 
-    for batch_size in (3, 4):
-        answer(dataset, batch_size, progress=progress)
+    for batch_tokens in (31, 41):
+        answer(dataset, batch_tokens, progress=progress)
     assert told == [3, 2]
-    # Six windows of four cells stand in a batch of three canvases of nine.
-    for height in (1, 2):  # The second time they are full: all is predicted again.
-        in_windows(dataset, Seen(grid_of(height, height)), progress=progress)
+    # Six windows of five tokens stand in a batch of three canvases of ten.
+    for size in (1, 2):  # The second time they are full: all is predicted again.
+        in_windows(dataset, Seen(grid_of(size, size)), 31, progress=progress)
     assert told[2:] == [2, 2, 3]
 
 

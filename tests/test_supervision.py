@@ -1,7 +1,7 @@
-"""The inner loop: what each step sees, what it is trained towards, and what its loss is."""
+"""The steps of a batch: what each sees, what it is trained towards, and what its loss is."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -9,34 +9,50 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SEQ_LEN, cell_random, random_table, random_tokens, target_request, tiny_model
+from tiny import (
+    PREFIX,
+    SEQ_LEN,
+    cell_random,
+    packed,
+    random_table,
+    random_tokens,
+    target_request,
+    tiny_model,
+    tiny_supervision,
+)
 from torch import Tensor, nn
 
-from common.distributed import Ranks
 from common.errors import UserError
-from common.segments import MISSING, Segment
+from common.packed import NO_TOKEN, PackedBatch
 from common.settings import validate
+from common.tokens import MISSING
 from dataset.canvas import ARC_COLOURS
 from models.objective import IGNORE, stablemax_cross_entropy
 from models.puzzle_embedding import PuzzleEmbedding
 from models.randomness import CellRandom
-from models.recursive import RecursiveState, StepOutput, run_step
+from models.recursive import RecursiveState, StepOutput
 from models.steps import TrainedModel
 from models.supervision import (
-    DeepImprovementSupervision,
     StepResult,
     SupervisionConfig,
-    segment_targets,
+    packed_targets,
     step_targets,
     step_weights,
 )
 from models.targets import TARGETS
-from training.optimizers import SparseSignSGD
 
 I = IGNORE  # noqa: E741
 PUZZLES = torch.tensor([1, 3])
 SEED = 8
 READINGS = ["ignored", "counted_until_replaced"]
+WINDOWS = [[0, 1, 2, 4, 5, 6, 15], [3, 14, 9, 1, 8]]
+"""Cells of two examples: in order, and not."""
+
+
+def two_examples(**choices: Any) -> PackedBatch:
+    """Without PAD in their solutions."""
+    labels = random_tokens(2, lowest=1)
+    return packed(random_tokens(1), labels, **{"puzzle_ids": PUZZLES, **choices})
 
 
 class Call(NamedTuple):
@@ -46,78 +62,52 @@ class Call(NamedTuple):
     inputs: Tensor
     vectors: Tensor
     step: int
-    cells: Tensor | None
     with_reference: bool
     output: StepOutput
 
 
 class Training:
-    """A tiny model under supervision, watched, on two examples without PAD in the solution."""
+    """A tiny model under supervision, watched."""
 
-    def __init__(self, **supervision: Any) -> None:
+    def __init__(
+        self, batch: PackedBatch | None = None, batch_size: int = 2, **supervision: Any
+    ) -> None:
         self.calls: list[Call] = []
         self.readouts = 0
         self.model = tiny_model()
         self.model.register_forward_hook(self._record)
         self.model.readout.register_forward_hook(self._count)
         self.table = random_table()
-        self.config = SupervisionConfig(**supervision)
-        self.inputs, self.labels = random_tokens(1), random_tokens(2, lowest=1)
-        self.supervision = DeepImprovementSupervision(
-            self.config, self.model, self.model, self.table, ARC_COLOURS, diagnostics=False
-        )
+        self.batch = two_examples() if batch is None else batch
+        self.supervision = tiny_supervision(self.model, self.table, batch_size, **supervision)
 
     def _record(self, _: nn.Module, arguments: tuple[Any, ...], output: StepOutput) -> None:
-        state, inputs, vectors, step, *others = arguments
+        state, inputs, vectors, step, *_, with_reference = arguments
+        # Copies: a step writes what it leaves into the place of what it found.
+        state = RecursiveState(*(part.clone() for part in state))
         vectors = vectors.detach().clone()
-        self.calls.append(Call(state, inputs.clone(), vectors, int(step), *others, output))
+        self.calls.append(Call(state, inputs.clone(), vectors, int(step), with_reference, output))
 
     def _count(self, *_: Any) -> None:
         self.readouts += 1
 
-    def whole(self) -> Segment:
-        return Segment(self.inputs, self.labels, PUZZLES, torch.arange(2))
+    def run(self) -> Iterator[StepResult]:
+        progress = self.supervision.begin(self.batch, SEED, None)
+        for _ in range(self.supervision.steps_per_batch):
+            yield self.supervision.step(progress)
 
-    def run(self, *segments: Segment) -> Any:
-        """The given segments, or else the two examples on the whole canvas."""
-        return self.supervision.run(segments or [self.whole()], seed=SEED)
-
-    def targets(self) -> Tensor:
-        """What `run` trains towards: drawn from the same seed."""
-        random = cell_random(2, seed=SEED)
-        return step_targets(self.config, target_request(self.inputs, self.labels, 3, random))
-
-    def decode(
-        self,
-        num_steps: int = 3,
-        guidance_weight: float = 1.0,
-        cells: Tensor | None = None,
-    ) -> list[Tensor]:
+    def decode(self, num_steps: int = 3, guidance_weight: float = 1.0) -> list[Tensor]:
         """Logits of every step at test time."""
-        trained = TrainedModel(self.model, self.table, self.config)
-        inputs = self.inputs if cells is None else self.inputs.take_along_dim(cells, 1)
+        trained = TrainedModel(self.model, self.table, self.supervision.config)
         with torch.no_grad():
-            steps = trained.improve(inputs, PUZZLES, num_steps, guidance_weight, cells)
+            steps = trained.improve(self.batch, num_steps, guidance_weight)
             return [step.logits for step in steps]
 
 
-def window(segment: Segment, rows: Sequence[int], cells: Tensor) -> Segment:
-    """Some examples of a segment of whole canvases, each seen at some cells [B, L] only."""
-    chosen = torch.tensor(rows)
-    return Segment(
-        segment.inputs[chosen].take_along_dim(cells, 1),
-        segment.labels[chosen].take_along_dim(cells, 1),
-        segment.puzzle_ids[chosen],
-        segment.rows[chosen],
-        cells,
-        None if segment.path is None else segment.path[chosen],
-    )
-
-
-def some(segment: Segment, rows: Sequence[int]) -> Segment:
-    """Some examples of a segment, in the given order."""
-    chosen = torch.tensor(rows)
-    return Segment(*(None if part is None else part[chosen] for part in segment))
+def answer(call: Call, batch: PackedBatch) -> Tensor:
+    """The tokens [N] that a call's logits mean, NO_TOKEN in prefixes."""
+    found = call.output.conditional_logits.argmax(dim=-1)
+    return torch.where(batch.cells >= 0, found, NO_TOKEN)
 
 
 # ---- targets and weights ---------------------------------------------------------------------
@@ -181,41 +171,72 @@ def test_uniform_weights_are_1_and_rising_weights_have_mean_1() -> None:
     assert sum(step_weights("rising", 16)) == pytest.approx(16)
 
 
-# ---- the loop --------------------------------------------------------------------------------
+# ---- the steps -------------------------------------------------------------------------------
 
 
-def test_run_yields_one_result_a_step_in_order() -> None:
+def test_a_batch_takes_all_steps_in_order() -> None:
     training = Training()
-    results = list(training.run())
-    assert training.supervision.steps_per_batch == 3
-    assert [call.step for call in training.calls] == [1, 2, 3]
-    for s, result in enumerate(results, start=1):
+    for s, result in enumerate(training.run(), start=1):
         assert result.supervision_steps.tolist() == [s, s]
         assert result.finished.tolist() == [s == 3] * 2
-        assert result.loss.shape == ()
-        assert torch.equal(result.puzzle_ids, PUZZLES)
-    assert training.supervision.state_dict() == {}, "a batch is done when its steps are"
+        assert result.loss.shape == () and not result.loss.requires_grad
+    assert [call.step for call in training.calls] == [1, 2, 3]
+    progress = training.supervision.begin(training.batch, SEED, None)
+    assert training.supervision.carried(progress) == {}, "a batch is done when its steps are"
+    assert training.supervision.resumed(training.batch, {}) is None
 
 
 def test_the_state_is_carried_from_step_to_step() -> None:
     training = Training()
     list(training.run())
-    start = training.model.initial_state(2, SEQ_LEN)
-    assert torch.equal(training.calls[0].state.y, start.y)
-    assert torch.equal(training.calls[0].state.z, start.z)
-    for before, after in zip(training.calls, training.calls[1:], strict=False):
-        assert after.state is before.output.state
+    start = training.model.initial_state(len(training.batch.inputs))
+    states = [start, *(call.output.state for call in training.calls)]
+    for call, expected in zip(training.calls, states, strict=False):
+        assert torch.equal(call.state.y, expected.y)
+        assert torch.equal(call.state.z, expected.z)
 
 
 @pytest.mark.parametrize("next_input", ["question", "answer"])
 def test_a_step_reads_the_question_or_the_models_own_answer(next_input: str) -> None:
-    training = Training(next_input=next_input)
+    batch = two_examples(cells=WINDOWS, fill=(7, 0))
+    question = batch.inputs.clone()
+    training = Training(batch, next_input=next_input)
     list(training.run())
-    assert torch.equal(training.calls[0].inputs, training.inputs)
+    assert torch.equal(batch.inputs, question), "the batch stays as it is"
+    assert torch.equal(training.calls[0].inputs, question)
     for before, after in zip(training.calls, training.calls[1:], strict=False):
-        answer = before.output.conditional_logits.argmax(dim=-1)
-        assert not torch.equal(answer, training.inputs)
-        assert torch.equal(after.inputs, answer if next_input == "answer" else training.inputs)
+        read = answer(before, batch) if next_input == "answer" else question
+        assert not torch.equal(answer(before, batch), question)
+        assert torch.equal(after.inputs[:-7], read[:-7])
+        assert torch.equal(after.inputs[-7:], question[-7:]), "there is no cell"
+
+
+def test_all_that_a_step_reads_and_changes_stays_where_it_is_in_memory() -> None:
+    """As a captured CUDA graph needs it; also when another batch's progress is taken over."""
+    training = Training(next_input="answer", objective="dual")
+    progress, other = (training.supervision.begin(training.batch, seed, None) for seed in (1, 2))
+    places = [tensor.data_ptr() for tensor in progress.tensors()]
+    assert len(set(places)) == len(places) - 1, "the puzzles under way are the batch's"
+    for _ in range(3):
+        before = [tensor.clone() for tensor in progress.tensors()]
+        training.supervision.step(progress)
+        assert [tensor.data_ptr() for tensor in progress.tensors()] == places
+        changed = zip(before, progress.tensors(), strict=True)
+        assert sum(not torch.equal(old, new) for old, new in changed) == 5, "y, z, inputs, ..."
+    progress.copy_(other)
+    assert [tensor.data_ptr() for tensor in progress.tensors()] == places
+    for own, new in zip(progress.tensors(), other.tensors(), strict=True):
+        assert torch.equal(own, new)
+
+
+def mean_loss(batch: PackedBatch, logits: Tensor, targets: Tensor, batch_size: int) -> float:
+    """The mean over the global batch of the examples' means over their counted cells."""
+    losses = stablemax_cross_entropy(logits, targets)
+    means = []
+    for example in range(int(batch.is_example.sum())):
+        counted = (batch.sequence == example) & (targets != IGNORE)
+        means.append(losses[counted].mean().item())
+    return sum(means) / batch_size
 
 
 @pytest.mark.parametrize("windows", [False, True])
@@ -227,38 +248,56 @@ def test_the_loss_is_the_cross_entropy_with_the_steps_own_target(
 ) -> None:
     """With the dual objective, also of the incoming answer with the target before.
 
-    In a window, the targets are those of the whole canvas at its cells.
+    In a window, the targets are those of the whole canvas at its cells. The batch is a part of a
+    global one of five examples, and is filled up.
     """
-    training = Training(objective=objective, step_weights=weights, pad_cells=pad_cells)
-    dropped = [[3, 7, 8, 11], [0, 1, 2, 3]]
-    for row, empty in enumerate(dropped):
-        training.labels[row, empty] = training.inputs[row, empty] = 0
-    targets, segment = training.targets(), training.whole()
-    if windows:
-        cells = torch.tensor([[c for c in range(16) if c not in empty] for empty in dropped])
-        targets = targets.take_along_dim(cells.unsqueeze(1), dim=2)
-        segment = window(segment, [0, 1], cells)
+    inputs, labels = random_tokens(1), random_tokens(2, lowest=1)
+    for row, cells in enumerate(WINDOWS):
+        empty = [cell for cell in range(SEQ_LEN) if cell not in cells]
+        labels[row, empty] = inputs[row, empty] = 0
+    cells = WINDOWS if windows else None
+    batch = packed(inputs, labels, cells, fill=(4, 0), puzzle_ids=PUZZLES)
+    choices = {"objective": objective, "step_weights": weights, "pad_cells": pad_cells}
+    training = Training(batch, batch_size=5, **choices)
+    request = target_request(inputs, labels, 3, cell_random(2, seed=SEED))
+    frames = step_targets(training.supervision.config, request)
     factors = {"uniform": [1, 1, 1], "rising": [0.5, 1, 1.5]}[weights]
-    for s, result in enumerate(training.run(segment), start=1):
+
+    def loss(logits: Tensor, step: int) -> float:
+        at_cells = frames[batch.sequence.clamp(max=1), step, batch.cells]
+        targets = at_cells.masked_fill((batch.cells < 0) | (batch.sequence > 1), IGNORE)
+        return mean_loss(batch, logits, targets, batch_size=5)
+
+    for s, result in enumerate(training.run(), start=1):
         call = training.calls[-1]
-
-        def loss(logits: Tensor, step: int) -> float:
-            return stablemax_cross_entropy(logits, targets[:, step]).mean().item()
-
         expected = loss(call.output.conditional_logits, s)
         # The frames differ so much that another step's would not do.
         assert abs(loss(call.output.conditional_logits, 0) - expected) > 0.01
         if objective == "dual":
             expected += loss(training.model.read_out(call.state.y), s - 1)
-        assert result.loss.item() == pytest.approx(factors[s - 1] * expected)
+        assert result.loss.item() == pytest.approx(factors[s - 1] * expected, rel=1e-5)
         assert call.with_reference == (objective == "dual"), "the reference costs a readout"
+
+
+def test_gradients_add_up_in_the_parameters_and_what_fills_up_has_none() -> None:
+    once, twice = (Training(two_examples(fill=(5, 0))) for _ in range(2))
+    result = next(once.run())
+    assert result.puzzle_gradient.shape == (4, 16)
+    assert (result.puzzle_gradient != 0).any(dim=1).tolist() == [True, True, False, False]
+    assert not once.table.weight.requires_grad
+    for _ in range(2):
+        again = next(twice.run())
+        torch.testing.assert_close(again.puzzle_gradient, result.puzzle_gradient)
+    for one, two in zip(once.model.parameters(), twice.model.parameters(), strict=True):
+        assert torch.allclose(two.grad, 2 * one.grad)
+        assert one.grad.abs().max() > 1e-4
 
 
 def test_the_dual_objective_trains_the_readout_of_the_incoming_answer() -> None:
     gradients = {}
     for objective in ("dis", "dual"):
         training = Training(objective=objective)
-        next(training.run()).loss.backward()
+        next(training.run())
         gradients[objective] = training.model.readout.weight.grad
     assert (gradients["dual"] - gradients["dis"]).abs().max() > 1e-3
 
@@ -266,25 +305,15 @@ def test_the_dual_objective_trains_the_readout_of_the_incoming_answer() -> None:
 def test_a_step_sees_the_weights_that_the_step_before_has_changed() -> None:
     training = Training()
     run = training.run()
-    first = next(run)
+    next(run)
     before = training.table.weight[PUZZLES].clone()
     training.table.weight[1] += 1
     with torch.no_grad():
         training.model.readout.weight.zero_()
-    second = next(run)
+    next(run)
     assert torch.equal(training.calls[0].vectors, before)
     assert torch.equal(training.calls[1].vectors, before + torch.tensor([[1.0], [0.0]]))
     assert training.calls[1].output.conditional_logits.abs().max() == 0
-    assert first.puzzle_vectors is not second.puzzle_vectors
-
-
-def test_the_gradient_of_the_puzzles_is_collected_by_the_vectors_not_by_the_table() -> None:
-    training = Training()
-    result: StepResult = next(training.run())
-    result.loss.backward()
-    assert result.puzzle_vectors.grad.shape == (2, 16)
-    assert (result.puzzle_vectors.grad.abs().sum(dim=1) > 0).all()
-    assert not training.table.weight.requires_grad
 
 
 def test_a_new_table_is_zero_and_looks_rows_up_as_leaves() -> None:
@@ -300,114 +329,70 @@ def test_a_new_table_is_zero_and_looks_rows_up_as_leaves() -> None:
     assert table.weight[2].tolist() == [5.0] * 3, "a copy, not a view"
 
 
-# ---- segments and windows --------------------------------------------------------------------
-
-
-def five_examples() -> Segment:
-    """Examples from here and there in the global batch; puzzle 1 stands there twice."""
-    labels = random_tokens(2, rows=5, lowest=1)
-    labels[1, 4:9] = 0
-    return Segment(
-        random_tokens(1, rows=5),
-        labels,
-        torch.tensor([1, 3, 1, 0, 4]),
-        torch.tensor([40, 0, 9, 2, 17]),
-    )
-
-
-CUT = ([3, 1, 4], [0, 2])
-"""The five examples in two segments, in another order."""
-ORDER = [*CUT[0], *CUT[1]]
+# ---- micro-batches and windows ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pad_cells", READINGS)
 @pytest.mark.parametrize("next_input", ["question", "answer"])
 @pytest.mark.parametrize("objective", ["dis", "dual"])
-def test_a_batch_in_two_segments_is_trained_as_in_one(
-    objective: str, next_input: str, pad_cells: str
-) -> None:
-    """Loss, accuracies and all gradients of every step, while the weights change in between."""
+def test_micro_batches_add_up_to_the_batch(objective: str, next_input: str, pad_cells: str) -> None:
+    """Loss, metrics and all gradients of every step, in another order and filled up.
+
+    Examples have their places in the global batch, which what is random hangs on.
+    """
+    inputs, labels = random_tokens(1, rows=5), random_tokens(2, rows=5, lowest=1)
+    labels[1, 4:9] = 0
+    cells = [list(range(SEQ_LEN)), *WINDOWS, [0], [4, 5, 6]]
+    puzzles, places = torch.tensor([1, 3, 1, 0, 4]), torch.tensor([40, 0, 9, 2, 17])
+
+    def part(*rows: int, fill: tuple[int, ...] = ()) -> PackedBatch:
+        own, seen = list(rows), [cells[row] for row in rows]
+        of_parts = {"puzzle_ids": puzzles[own], "rows": places[own]}
+        return packed(inputs[own], labels[own], seen, fill, **of_parts)
+
     choices = {"objective": objective, "next_input": next_input, "pad_cells": pad_cells}
-    one, two = (Training(step_weights="rising", **choices) for _ in range(2))
-    batch = five_examples()
-    runs = zip(one.run(batch), two.run(*(some(batch, rows) for rows in CUT)), strict=True)
-    for s, (whole, cut) in enumerate(runs, start=1):
-        assert whole.supervision_steps.tolist() == cut.supervision_steps.tolist() == [s] * 5
-        assert whole.finished.tolist() == cut.finished.tolist() == [s == 3] * 5
-        torch.testing.assert_close(cut.loss, whole.loss)
-        assert set(whole.metrics) == {"cell_accuracy", "exact_accuracy"}
-        for name, values in whole.metrics.items():
-            torch.testing.assert_close(cut.metrics[name], values[ORDER])
-        for training, result in ((one, whole), (two, cut)):
-            training.model.zero_grad()
-            result.loss.backward()
-        assert torch.equal(cut.puzzle_ids, whole.puzzle_ids[ORDER])
-        assert torch.equal(cut.puzzle_vectors, two.table.weight[cut.puzzle_ids])
-        gradient = whole.puzzle_vectors.grad[ORDER]
-        torch.testing.assert_close(cut.puzzle_vectors.grad, gradient, rtol=1e-4, atol=1e-7)
-        assert (gradient.abs().amax(dim=1) > 1e-5).all()
-        weights = zip(one.model.parameters(), two.model.parameters(), strict=True)
-        for left, right in weights:
-            torch.testing.assert_close(right.grad, left.grad, rtol=1e-3, atol=1e-6)
-            assert left.grad.abs().max() > 1e-4
-            with torch.no_grad():  # The same step for both, so that rounding does not add up.
-                right -= 0.01 * left.grad.sign()
-                left -= 0.01 * left.grad.sign()
-
-
-def test_a_batch_in_segments_moves_the_table_by_the_rows_of_all_of_them() -> None:
-    """Puzzle 1 stands in both segments: its step is the sign of the sum over both."""
-    ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    tables = []
-    batch = five_examples()
-    for cut in ([[0, 1, 2, 3, 4]], [[0, 1], [2, 3, 4]]):
-        training = Training()
-        before = training.table.weight.clone()
-        result: StepResult = next(training.run(*(some(batch, rows) for rows in cut)))
-        result.loss.backward()
-        optimizer = SparseSignSGD(training.table, weight_decay=0.1, ranks=ranks)
-        optimizer.step(result.puzzle_ids, result.puzzle_vectors.grad, lr=0.01)
-        tables.append(training.table.weight)
-        moved = (training.table.weight != before).any(dim=1)
-        assert moved.tolist() == [True, True, False, True, True]
-    assert torch.equal(*tables)
-
-
-def test_segments_carry_their_own_states_inputs_and_cells_from_step_to_step() -> None:
-    training, batch = Training(next_input="answer"), five_examples()
-    cells = torch.stack([torch.arange(1, 8), torch.arange(9, 2, -1)])
-    list(training.run(some(batch, CUT[0]), window(batch, CUT[1], cells)))
-    calls = training.calls
-    steps = [call.step for call in calls]
-    assert steps == [1, 1, 2, 2, 3, 3], "all segments take a step before the weights change"
-    assert [call.inputs.shape for call in calls] == [(3, 16), (2, 7)] * 3
-    assert calls[1].state.y.shape == (2, 3 + 7, 16)
-    for before, after in zip(calls, calls[2:], strict=False):
-        assert after.state is before.output.state
-        assert torch.equal(after.inputs, before.output.conditional_logits.argmax(dim=-1))
-    assert [call.cells for call in calls[0::2]] == [None] * 3
-    assert all(torch.equal(call.cells, cells) for call in calls[1::2])
+    whole, one, two = (
+        Training(batch, 5, step_weights="rising", diagnostics=True, **choices)
+        for batch in (part(0, 1, 2, 3, 4), part(3, 1, 4, fill=(6, 0)), part(0, 2))
+    )
+    for of_whole, *of_parts in zip(whole.run(), one.run(), two.run(), strict=True):
+        torch.testing.assert_close(sum(part.loss for part in of_parts), of_whole.loss)
+        for name, values in of_whole.metrics.items():
+            metrics = torch.cat([of_parts[0].metrics[name][:3], of_parts[1].metrics[name]])
+            torch.testing.assert_close(metrics, values[[3, 1, 4, 0, 2]], atol=1e-5, rtol=1e-4)
+        gradient = torch.cat([of_parts[0].puzzle_gradient[:3], of_parts[1].puzzle_gradient])
+        expected = of_whole.puzzle_gradient[[3, 1, 4, 0, 2]]
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-7)
+        assert (expected.abs().amax(dim=1) > 1e-5).all()
+        for tensors in zip(*(t.model.parameters() for t in (whole, one, two)), strict=True):
+            gradients = [tensor.grad for tensor in tensors]
+            assert gradients[0].abs().max() > 1e-4
+            torch.testing.assert_close(sum(gradients[1:]), gradients[0], rtol=1e-3, atol=1e-6)
+            step = 0.01 * gradients[0].sign()
+            for tensor in tensors:  # The same step for all, so that rounding does not add up.
+                tensor.data -= step
+                tensor.grad = None
 
 
 @st.composite
-def windowed_canvases(draw: Any) -> tuple[Segment, Tensor]:
-    """Two canvases, and for each as many cells: all that are not PAD in both, and some more."""
-    content = [draw(st.sets(st.integers(0, SEQ_LEN - 1), max_size=10)) for _ in range(2)]
-    length = draw(st.integers(max(1, *map(len, content)), SEQ_LEN))
+def windowed_canvases(draw: Any) -> tuple[Tensor, Tensor, list[list[int]], dict[str, Tensor]]:
+    """Two canvases, and for each some cells: all that are not PAD in both, and some more."""
     seed = draw(st.integers(0, 2**31))
     inputs, labels = random_tokens(seed) % 3, random_tokens(seed + 1) % 3
     cells = []
-    for row, seen in enumerate(content):
-        dropped = sorted(set(range(SEQ_LEN)) - seen)
+    for row in range(2):
+        shown = draw(st.sets(st.integers(0, SEQ_LEN - 1), min_size=1, max_size=10))
+        dropped = sorted(set(range(SEQ_LEN)) - shown)
         inputs[row, dropped] = labels[row, dropped] = 0
-        more = draw(st.permutations(dropped))[: length - len(seen)]
-        cells.append(draw(st.permutations(sorted(seen) + more)))
-    rows = torch.tensor([draw(st.integers(0, 767)) for _ in range(2)])
-    # Trajectories as a file may have them, for one of the two, both or none.
-    path = torch.stack([random_tokens(seed + s) for s in (2, 3, 4)] + [labels], dim=1)
-    path[draw(st.lists(st.booleans(), min_size=2, max_size=2))] = MISSING
-    path = draw(st.sampled_from([path.to(torch.uint8), None]))
-    return Segment(inputs, labels, PUZZLES, rows, path=path), torch.tensor(cells)
+        more = draw(st.sets(st.sampled_from(dropped)))
+        cells.append(draw(st.permutations(sorted(shown | more))))
+    parts = {"rows": torch.tensor([draw(st.integers(0, 767)) for _ in range(2)])}
+    if draw(st.booleans()):
+        # Trajectories as a file may have them, for one of the two, both or none.
+        path = torch.stack([random_tokens(seed + s) for s in (2, 3, 4)] + [labels], dim=1)
+        path[draw(st.lists(st.booleans(), min_size=2, max_size=2))] = MISSING
+        parts["path"] = path.to(torch.uint8)
+    return inputs, labels, cells, parts
 
 
 @pytest.mark.parametrize(
@@ -421,18 +406,24 @@ def windowed_canvases(draw: Any) -> tuple[Segment, Tensor]:
 @given(case=windowed_canvases(), seed=st.integers(-(2**63), 2**63 - 1))
 @settings(max_examples=25)
 def test_the_targets_of_a_window_are_those_of_the_whole_canvas_at_its_cells(
-    name: str, pad_cells: str, case: tuple[Segment, Tensor], seed: int
+    name: str, pad_cells: str, case: Any, seed: int
 ) -> None:
     config = SupervisionConfig(targets=name, pad_cells=pad_cells)
-    whole, cells = case
-    random = CellRandom(seed, whole.rows, torch.arange(SEQ_LEN))
-    expected = step_targets(
-        config, target_request(whole.inputs, whole.labels, 4, random, stored=whole.path)
-    )
-    assert torch.equal(segment_targets(config, whole, 4, SEQ_LEN, ARC_COLOURS, seed), expected)
-    shown = window(whole, [0, 1], cells)
-    seen = segment_targets(config, shown, 4, SEQ_LEN, ARC_COLOURS, seed)
-    assert torch.equal(seen, expected.take_along_dim(cells.unsqueeze(1), dim=2))
+    inputs, labels, cells, parts = case
+    batch = packed(inputs, labels, cells, fill=(5, 0), **parts)
+    random = CellRandom(seed, parts["rows"], torch.arange(SEQ_LEN))
+    request = target_request(inputs, labels, 4, random, stored=parts.get("path"))
+    frames = step_targets(config, request)
+    no_cell = torch.full((5, PREFIX), IGNORE)
+    expected = [
+        no_cell,
+        frames[0][:, cells[0]],
+        no_cell,
+        frames[1][:, cells[1]],
+        torch.full((5, 5), IGNORE),
+    ]
+    found = packed_targets(config, batch, 4, SEQ_LEN, ARC_COLOURS, seed)
+    assert torch.equal(found, torch.cat(expected, dim=1))
 
 
 @pytest.mark.parametrize(("pad_cells", "steps"), [(READINGS[0], {3}), (READINGS[1], {1, 2, 3})])
@@ -445,121 +436,74 @@ def test_dropped_pad_has_its_share_of_the_steps_where_it_is_counted(
     three steps, in any order, whether they are seen or not.
     """
     config = SupervisionConfig(pad_cells=pad_cells)
-    changed_at = set()
-    for seed in range(30):
-        segment = Segment(
-            torch.tensor([[5]]),
-            torch.tensor([[7]]),
-            torch.tensor([0]),
-            torch.tensor([0]),
-            torch.tensor([[0]]),
-        )
-        frames = segment_targets(config, segment, 3, 3, ARC_COLOURS, seed).flatten().tolist()
-        changed_at.add(frames.index(7))
+    batch = packed(torch.tensor([[5, 0, 0]]), torch.tensor([[7, 0, 0]]), [[0]])
+    changed_at = {
+        packed_targets(config, batch, 3, 3, ARC_COLOURS, seed)[:, -1].tolist().index(7)
+        for seed in range(30)
+    }
     assert changed_at == steps
 
 
-class ByLength(nn.Module):
-    """A network that answers the given tokens to a segment of that many cells."""
+class Scripted(nn.Module):
+    """A network that answers the given tokens [N]."""
 
-    def __init__(self, *answers: list[list[int]]) -> None:
+    def __init__(self, tokens: Tensor) -> None:
         super().__init__()
-        self.answers = {len(answer[0]): torch.tensor(answer) for answer in answers}
+        self.tokens = tokens
 
-    def forward(self, state: RecursiveState, inputs: Tensor, *_: Any) -> StepOutput:
-        logits = 9.0 * nn.functional.one_hot(self.answers[inputs.shape[1]], 12)
-        return StepOutput(state, logits.requires_grad_(), None, None)
-
-
-def test_segments_of_different_lengths_weigh_as_many_as_their_examples_by_hand() -> None:
-    # A logit of 9 among zeros has s = 10 of 21: a right cell costs ln 2.1, a wrong one ln 21.
-    right, wrong = math.log(2.1), math.log(21)
-    one = Segment(
-        torch.tensor([[2, 2]]),
-        torch.tensor([[3, 4]]),
-        torch.tensor([0]),
-        torch.tensor([1]),
-        torch.tensor([[5, 0]]),
-    )
-    # The last cell of the first example is not counted, and wrong.
-    two = Segment(
-        torch.tensor([[2, 2, 2, 2], [2, 2, 2, 2]]),
-        torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]),
-        torch.tensor([1, 2]),
-        torch.tensor([2, 0]),
-        torch.tensor([[0, 1, 2, 3], [4, 5, 6, 15]]),
-    )
-    network = ByLength([[3, 4]], [[5, 6, 11, 9], [5, 6, 7, 8]])
-    config = SupervisionConfig(targets="final", step_weights="rising")
-    supervision = DeepImprovementSupervision(
-        config, tiny_model(), network, random_table(), ARC_COLOURS, diagnostics=False
-    )
-    results = list(supervision.run([one, two], seed=0))
-    of_examples = [right, (2 * right + wrong) / 3, right]
-    for weight, result in zip((0.5, 1, 1.5), results, strict=True):
-        assert result.loss.item() == pytest.approx(weight * sum(of_examples) / 3)
-        assert result.metrics["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 1])
-        assert result.metrics["exact_accuracy"].tolist() == [1, 0, 1]
+    def forward(self, state: RecursiveState, _: Tensor, vectors: Tensor, *more: Any) -> StepOutput:
+        logits = 9.0 * nn.functional.one_hot(self.tokens, 12) + 0 * vectors.sum()
+        return StepOutput(state, logits, None, None)
 
 
 @pytest.mark.parametrize("pad_cells", READINGS)
-def test_accuracy_is_measured_against_the_solution_not_the_steps_target(pad_cells: str) -> None:
-    """Half of the eight counted cells of one of the two examples are wrong, at every step."""
-    labels = random_tokens(2, lowest=1)
-    labels[:, 8:] = 0
-    answers = labels.clone()
-    answers[0, :4] = labels[0, :4] % 11 + 1
-    answers[:, 8:] = 5  # not counted
-    config, network = SupervisionConfig(pad_cells=pad_cells), ByLength(answers.tolist())
-    supervision = DeepImprovementSupervision(
-        config, tiny_model(), network, random_table(), ARC_COLOURS, diagnostics=False
+def test_examples_weigh_alike_however_many_cells_they_count_by_hand(pad_cells: str) -> None:
+    """Accuracies are against the solution, whatever the step's target."""
+    # A logit of 9 among zeros has s = 10 of 21: a right cell costs ln 2.1, a wrong one ln 21.
+    right, wrong = math.log(2.1), math.log(21)
+    labels = torch.tensor([[3, 4, 0, 0], [5, 6, 7, 0], [5, 6, 7, 8]])
+    # The last cell of the second is not counted, and wrong.
+    answers = torch.tensor([[3, 4, 0, 0], [5, 6, 11, 9], [5, 6, 7, 8]])
+    cells = [[0, 1], [0, 1, 2, 3], [3, 2, 1, 0]]
+    batch = packed(torch.full((3, 4), 2), labels, cells, fill=(6, 0))
+    training = Training(batch, 3, targets="final", step_weights="rising", pad_cells=pad_cells)
+    training.supervision.network = Scripted(
+        packed(answers, None, cells, (6, 0)).inputs.clamp(min=0)
     )
-    batch = [Segment(random_tokens(1), labels, PUZZLES, torch.arange(2))]
-    for result in supervision.run(batch, seed=0):
-        assert result.metrics["exact_accuracy"].tolist() == [0, 1]
-        assert result.metrics["cell_accuracy"].tolist() == [0.5, 1]
+    training.model.seq_len = 4
+    of_examples = [right, (2 * right + wrong) / 3, right]
+    for weight, result in zip((0.5, 1, 1.5), training.run(), strict=True):
+        assert result.loss.item() == pytest.approx(weight * sum(of_examples) / 3)
+        assert result.metrics["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 1, 0, 0])
+        assert result.metrics["exact_accuracy"].tolist() == [1, 0, 1, 0, 0]
 
 
 # ---- at test time ----------------------------------------------------------------------------
 
-WINDOW = torch.tensor([[0, 1, 2, 4, 5, 6, 15], [3, 14, 9, 1, 8, 12, 0]])
-"""Seven cells of each of the two examples: in order, and not."""
-shown = pytest.mark.parametrize("cells", [None, WINDOW], ids=["whole", "window"])
+shown = pytest.mark.parametrize("cells", [None, WINDOWS], ids=["whole", "window"])
 
 
 @shown
 @pytest.mark.parametrize("next_input", ["question", "answer"])
 def test_plain_decoding_repeats_the_forward_passes_of_training(
-    next_input: str, cells: Tensor | None
+    next_input: str, cells: list[list[int]] | None
 ) -> None:
-    trained, decoded = Training(next_input=next_input), Training(next_input=next_input)
-    whole = trained.whole()
-    list(trained.run(whole if cells is None else window(whole, [0, 1], cells)))
-    answers = decoded.decode(cells=cells)
-    for logits, call, same in zip(answers, trained.calls, decoded.calls, strict=True):
+    batch = two_examples(cells=cells, fill=(3, 0))
+    trained, decoded = (Training(batch, next_input=next_input) for _ in range(2))
+    list(trained.run())
+    answers = decoded.decode()
+    for logits, call in zip(answers, trained.calls, strict=True):
         assert torch.equal(logits, call.output.conditional_logits)
-        assert call.cells is same.cells is cells
     assert len(answers) == decoded.readouts == 3, "a reference would cost a readout"
-    if cells is not None:
-        elsewhere = Training(next_input=next_input).decode(cells=(cells + 1) % SEQ_LEN)
-        assert (elsewhere[0] - answers[0]).abs().max() > 0.01
-
-
-def test_decoding_all_cells_in_order_is_decoding_the_whole_canvas() -> None:
-    all_cells = torch.arange(SEQ_LEN).expand(2, -1)
-    for weight in (1.0, 2.0):
-        whole = Training(next_input="answer").decode(guidance_weight=weight)
-        listed = Training(next_input="answer").decode(guidance_weight=weight, cells=all_cells)
-        torch.testing.assert_close(listed, whole, atol=1e-5, rtol=1e-5)
 
 
 @shown
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
 def test_guided_logits_mix_the_readouts_before_and_after_the_step(
-    weight: float, cells: Tensor | None
+    weight: float, cells: list[list[int]] | None
 ) -> None:
-    training = Training()
-    answers = training.decode(guidance_weight=weight, cells=cells)
+    training = Training(two_examples(cells=cells))
+    answers = training.decode(guidance_weight=weight)
     assert training.readouts == 3 + 1, "after the first, it is what the step before read out"
     for logits, call in zip(answers, training.calls, strict=True):
         reference = training.model.read_out(call.state.y)
@@ -570,12 +514,13 @@ def test_guided_logits_mix_the_readouts_before_and_after_the_step(
 
 def test_the_guided_answer_is_the_next_input_where_answers_are() -> None:
     training = Training(next_input="answer")
+    is_cell = training.batch.is_cell
     answers = training.decode(guidance_weight=0.0)
     for logits, before, after in zip(answers, training.calls, training.calls[1:], strict=False):
-        assert torch.equal(after.inputs, logits.argmax(dim=-1))
+        assert torch.equal(after.inputs[is_cell], logits.argmax(dim=-1)[is_cell])
+        assert (after.inputs[~is_cell] == NO_TOKEN).all()
         # At weight 0 the answer is the reference's, which is not the conditional's.
-        plain = before.output.conditional_logits.argmax(dim=-1)
-        assert not torch.equal(after.inputs, plain)
+        assert not torch.equal(after.inputs, answer(before, training.batch))
 
 
 def test_more_and_fewer_steps_than_trained_can_be_taken() -> None:
@@ -586,20 +531,6 @@ def test_more_and_fewer_steps_than_trained_can_be_taken() -> None:
     for n in (1, 2, 3):
         fewer = Training().decode(num_steps=n)
         assert all(torch.equal(left, right) for left, right in zip(five[:n], fewer, strict=True))
-
-
-def test_the_step_is_handed_over_as_a_scalar_tensor_so_that_one_graph_serves_all() -> None:
-    training = Training()
-    state, vectors = training.model.initial_state(2, SEQ_LEN), training.table.weight[PUZZLES]
-    cells = torch.arange(SEQ_LEN).flip(0).expand(2, -1)
-    handed: list[Tensor] = []
-    training.model.register_forward_pre_hook(lambda _, arguments: handed.append(arguments[3]))
-    output = run_step(training.model, vectors, state, training.inputs, 2, cells, True)
-    assert handed[0].shape == ()
-    assert handed[0].dtype == torch.int64
-    direct = training.model(state, training.inputs, vectors, torch.tensor(2), cells, True)
-    assert torch.equal(output.conditional_logits, direct.conditional_logits)
-    assert torch.equal(output.reference_logits, direct.reference_logits)
 
 
 @pytest.mark.parametrize("key", ["targets", "objective", "next_input", "pad_cells", "step_weights"])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.distributed import Ranks
 from common.errors import UserError
-from common.segments import MISSING
+from common.tokens import MISSING
 from config.loading import load_config
 from config.schema import TrainConfig
 from models.objective import IGNORE

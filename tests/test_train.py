@@ -30,14 +30,17 @@ from runs import (
 import train_arc_tiny_corrupt
 from config.schema import TrainConfig
 from dataset.build_arc_dataset import build
+from models.supervision import DeepImprovementSupervision, Progress, StepResult
 from training import checkpoints
 from training.checkpoints import Rating
+from training.engine import Engine
 from training.run_folder import complete_checkpoints
 
 UNSCORED = ("train.max_steps=3", "train.eval_every=null")
 DIAGNOSTICS = ("train.diagnostics=true", "eval.diagnostics=true")
-# Windows of 64 to 96 of 100 cells, and some whole canvases: several segments a batch.
+# Windows of 64 to 96 of 100 cells, and some whole canvases.
 WINDOW = ("data.canvas=window", "data.whole_canvas_share=0.2", *DIAGNOSTICS)
+KINDS = ("full whole", "compact whole", "compact window")
 
 NAMES = ("distance_to_solution", "distance_to_target", "cells_changed", "margin", "margin_positive")
 DIAGNOSED = {name + suffix for name in NAMES for suffix in ("", "_step1", "_step2", "_step3")}
@@ -57,7 +60,6 @@ def runs(
     folder = tmp_path_factory.mktemp("runs")
     return {
         "full whole": run_training(roomy_dataset, folder / "fw"),
-        "full window": run_training(roomy_dataset, folder / "fn", *WINDOW),
         "compact whole": run_training(roomy_compact_dataset, folder / "cw"),
         "compact window": run_training(roomy_compact_dataset, folder / "cn", *WINDOW),
     }
@@ -228,25 +230,6 @@ def test_the_baselines_train_and_are_scored(tiny_dataset: Path, tmp_path: Path, 
     assert {f"eval/exact_accuracy_step{s}" for s in (1, 2, 3)} <= set(scored)
 
 
-def test_clipping_bounds_the_gradient_and_not_the_norm_that_is_logged(
-    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    norms: list[float] = []
-    real = torch.optim.AdamW.step
-
-    def spy(optimizer: torch.optim.AdamW, *arguments: Any) -> Any:
-        gradients = [p.grad for p in optimizer.param_groups[0]["params"]]
-        norms.append(torch.nn.utils.get_total_norm(gradients).item())
-        return real(optimizer, *arguments)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    run_training(tiny_dataset, tmp_path / "free", *UNSCORED)
-    run_dir = run_training(tiny_dataset, tmp_path / "clipped", *UNSCORED, "optim.grad_clip=0.1")
-    assert min(norms[:3]) > 0.1
-    assert norms[3:] == pytest.approx([0.1] * 3, rel=1e-3)
-    assert read_metrics(run_dir)[0]["train/grad_norm"] > 0.1
-
-
 def test_a_tiny_model_overfits_one_puzzle(
     kaggle_prefix: str, tmp_path: Path, in_process: None
 ) -> None:
@@ -273,7 +256,7 @@ def test_a_tiny_model_overfits_one_puzzle(
 
 
 def test_what_is_shown_is_what_was_asked_for(runs: dict[str, Path]) -> None:
-    """Four runs of one seed that saw the same pairs, and each other cells of them."""
+    """Runs of one seed that saw the same pairs, and each other cells of them."""
     readouts = [at_step(run, 12)["model.safetensors:readout.weight"] for run in runs.values()]
     for number, readout in enumerate(readouts):
         assert not any(torch.equal(readout, other) for other in readouts[:number])
@@ -282,7 +265,7 @@ def test_what_is_shown_is_what_was_asked_for(runs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(("chosen", "shown"), [((), "window"), (("eval.canvas=whole",), "whole")])
 def test_a_run_is_validated_on_the_cells_that_it_is_trained_on_unless_others_are_asked_for(
-    roomy_dataset: Path,
+    roomy_compact_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     chosen: tuple[str, ...],
@@ -291,37 +274,41 @@ def test_a_run_is_validated_on_the_cells_that_it_is_trained_on_unless_others_are
     real = train_arc_tiny_corrupt.predict
     spy = Mock(side_effect=real)
     monkeypatch.setattr(train_arc_tiny_corrupt, "predict", spy)
-    run_training(roomy_dataset, tmp_path / "run", "train.max_steps=3", *WINDOW, *chosen)
+    run_training(roomy_compact_dataset, tmp_path / "run", "train.max_steps=3", *WINDOW, *chosen)
     assert [call.args[2].canvas for call in spy.call_args_list] == [shown]
 
 
-def test_two_ranks_equal_one_rank_to_rounding(runs: dict[str, Path], tmp_path: Path) -> None:
-    """The same global batch split over two processes (gloo) trains and scores the same weights.
+@pytest.mark.parametrize(("ranks", "tokens"), [(1, 250), (2, 131_072), (4, 110)])
+def test_ranks_and_micro_batches_change_nothing_but_rounding(
+    runs: dict[str, Path], tmp_path: Path, ranks: int, tokens: int
+) -> None:
+    """The same global batches over several processes (gloo), each with as many tokens at a time.
 
-    In windows each rank cuts its share into segments of its own, seldom as many as the other.
+    In windows of unequal sizes; two of 66 to 102 tokens do not fit into 110.
     """
-    one_rank, run_dir = runs["full window"], tmp_path / "two"
-    arguments = train_arguments(data_of(one_rank), run_dir, *WINDOW)
-    process = torchrun(2, "train_arc_tiny_corrupt.py", *arguments)
+    whole, run_dir = runs["compact window"], tmp_path / "run"
+    at_a_time = f"train.micro_batch_tokens={tokens}"
+    arguments = train_arguments(data_of(whole), run_dir, *WINDOW, at_a_time)
+    process = torchrun(ranks, "train_arc_tiny_corrupt.py", *arguments)
     assert process.returncode == 0, process.stderr
-    two = at_step(run_dir, 12)
-    for name, tensor in at_step(one_rank, 12).items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
-    assert len(state_at(run_dir, 12)["rng_states"]) == 2
-    assert losses(run_dir) == pytest.approx(losses(one_rank), rel=1e-5)
-    one, both = scores(one_rank), scores(run_dir)
-    assert list(both) == [6, 12]
-    for step, values in both.items():
+    found = at_step(run_dir, 12)
+    for name, tensor in at_step(whole, 12).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    assert len(state_at(run_dir, 12)["rng_states"]) == ranks
+    assert losses(run_dir) == pytest.approx(losses(whole), rel=1e-5)
+    one, all_ranks = scores(whole), scores(run_dir)
+    assert list(all_ranks) == [6, 12]
+    for step, values in all_ranks.items():
         assert values == pytest.approx(one[step])
     for prefix in ("train/", "eval/"):
-        expected, found = diagnosed(one_rank, prefix)[-1], diagnosed(run_dir, prefix)[-1]
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        expected, diagnosed_there = diagnosed(whole, prefix)[-1], diagnosed(run_dir, prefix)[-1]
+        assert diagnosed_there == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 # ---- resumed ----
 
 
-@pytest.mark.parametrize("kind", ["full whole", "full window", "compact whole", "compact window"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
     runs: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -339,7 +326,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
     for name, tensor in expected.items():
         assert torch.equal(tensor, resumed[name]), name
     before, after = state_at(finished, 12), state_at(run_dir, 12)
-    assert before["position"] == after["position"]
+    assert before["next_example"] == after["next_example"]
     for key, moments in before["optimizer"]["state"].items():
         for name, value in moments.items():
             assert torch.equal(value, after["optimizer"]["state"][key][name])
@@ -356,13 +343,13 @@ def test_random_numbers_that_somebody_adds_go_on_where_they_were(
 ) -> None:
     """Training draws none from torch's generator itself; what is added to it shall resume too."""
     drawn: list[float] = []
-    take_step = train_arc_tiny_corrupt.take_step
+    step = Engine.step
 
-    def noisy_step(run: Any, result: Any) -> torch.Tensor:
+    def noisy_step(engine: Engine, lr_factor: float) -> None:
         drawn.append(torch.rand(()).item())
-        return take_step(run, result)
+        step(engine, lr_factor)
 
-    monkeypatch.setattr(train_arc_tiny_corrupt, "take_step", noisy_step)
+    monkeypatch.setattr(Engine, "step", noisy_step)
     run_dir = run_training(tiny_dataset, tmp_path / "run", "train.eval_every=null")
     shutil.rmtree(run_dir / "checkpoints" / "step_00000012")
     run_training(tiny_dataset, run_dir, "train.eval_every=null", "resume=auto")
@@ -540,10 +527,9 @@ def test_a_damaged_dataset_is_refused(
         # So that the corrected command does not find the folder taken.
         ("init_from=tpyo", ["init_from=tpyo: no checkpoint there"]),
         ("resume=tpyo", ["resume=tpyo: no checkpoint there"]),
-        (
-            "train.global_batch_size=1000 data.epochs_per_pass=1",
-            ["data.epochs_per_pass to at least"],
-        ),
+        ("train.micro_batch_tokens=38", ["micro_batch_tokens=38 has no room", "take 39 or more"]),
+        ("train.graphs=on", ["train.graphs=on: only CUDA has graphs"]),
+        ("data.canvas=window", ["data.canvas=window needs", "--layout compact"]),
         ("init_from=FINISHED arch.hidden_size=32", ["another architecture", "shape"]),
         ("run_dir=FINISHED", ["resume=auto"]),
         pytest.param(
@@ -571,7 +557,6 @@ def test_a_start_that_fails_leaves_no_run_folder_and_other_runs_as_they_are(
         ("seed=1", "seed=1"),
         ("optim.name=adam_atan2", "optim.name=adam_atan2"),
         (" ".join(HALTING), "arch.halting_head=True"),
-        ("data.epochs_per_pass=5", "data.epochs_per_pass=5"),
         ("train.global_batch_size=4", "train.global_batch_size=4"),
     ],
 )
@@ -599,22 +584,43 @@ def test_a_checkpoint_of_other_puzzles_is_neither_resumed_nor_its_table_taken(
     assert difference in refuse("resume=auto", f"data.path={data}")
 
 
-def test_a_diverging_run_stops_before_it_saves_broken_weights(
+def diverge(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make the losses of these optimizer steps, from 1, not finite."""
+    real, numbers = DeepImprovementSupervision.step, iter(range(1, 1000))
+
+    def step(supervision: DeepImprovementSupervision, progress: Progress) -> StepResult:
+        result = real(supervision, progress)
+        factor = math.nan if next(numbers) in steps else 1.0
+        return result._replace(loss=result.loss * factor)
+
+    monkeypatch.setattr(DeepImprovementSupervision, "step", step)
+
+
+def test_a_diverging_run_stops_and_its_last_checkpoint_is_whole(
     refuse: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss that is not finite ends the run at the next reading, and no checkpoint holds it."""
-    real = train_arc_tiny_corrupt.take_step
-
-    def poisoned(run: Any, result: Any) -> torch.Tensor:
-        if run.state.step == 8:
-            result = result._replace(loss=result.loss * float("nan"))
-        return real(run, result)
-
-    monkeypatch.setattr(train_arc_tiny_corrupt, "take_step", poisoned)
+    """Where between two readings no loss was finite; the next checkpoint is not written."""
+    diverge(monkeypatch, *range(7, 13))
     line = refuse()
-    assert "diverged" in line
-    assert "between optimizer steps 6 and 9" in line
+    assert "diverged: at no optimizer step from 7 to 9 " in line
+    assert "optim.lr" in line
     assert saved_in(tmp_path / "run") == [6]
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_said(
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    diverge(monkeypatch, 8, 9, 11)
+    run_dir = run_training(tiny_dataset, tmp_path / "run", "train.eval_every=null")
+    skipped = {line["step"]: line["train/skipped_steps"] for line in read_metrics(run_dir)}
+    assert skipped == {3: 0, 6: 0, 9: 2, 12: 1}
+    assert all(math.isfinite(loss) for loss in losses(run_dir).values())
+    assert "2 of the optimizer steps 7 to 9 changed nothing" in caplog.text
+    assert "1 of the optimizer steps 10 to 12 changed nothing" in caplog.text
+    assert state_at(run_dir, 12)["optimizer"]["state"][0]["step"] == 9
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "training_state.pt"])

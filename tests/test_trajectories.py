@@ -14,10 +14,12 @@ import pytest
 import torch
 from arc_oracles import canvas_of, change
 
+from common.distributed import Ranks
 from common.errors import UserError
-from common.segments import MISSING, Segment
+from common.packed import PackedBatch
+from common.tokens import MISSING, PAD
 from dataset.augmentation import augment, parse_variant_name
-from dataset.batches import DataConfig, Sample, TrainingBatches
+from dataset.batches import DataConfig, TrainingBatches
 from dataset.canvas import place
 from dataset.import_trajectories import (
     MAX_PROBLEMS,
@@ -28,7 +30,7 @@ from dataset.import_trajectories import (
     main,
     project,
 )
-from dataset.loading import BatchLoader, canvas_source
+from dataset.loading import BatchLoader, Plan
 from dataset.splits import Split, open_split
 from dataset.storage import load_identifiers
 
@@ -36,8 +38,9 @@ Pairs = dict[str, list[Any]]
 Arrays = dict[str, np.ndarray]
 Convert = Callable[..., tuple[Path, dict[str, int], list[str]]]
 
-CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, torch.device("cpu"))
 NUM_STEPS = 6
+ORIGIN = [1, 3]
 SMALL = "25ff71a9"
 """A training task of 3x3 grids with four train pairs and two test pairs."""
 TESTED = "66e6c45b"
@@ -94,11 +97,19 @@ def wandering(pairs: Pairs) -> dict[str, Any]:
 
 def loaded(
     split: Split, trajectories: Path | None, count: int, canvas: str = "whole"
-) -> Iterator[tuple[Sample, list[Segment]]]:
+) -> Iterator[tuple[Plan, list[PackedBatch]]]:
+    """What is shown, and the micro-batches that it becomes."""
     config = DataConfig(trajectories=trajectories, canvas=canvas, whole_canvas_share=0.1)
-    batches, same = (TrainingBatches(split, 24, 2, seed=3) for _ in range(2))
-    loader = BatchLoader(same, config, CPU, num_steps=NUM_STEPS)
-    yield from islice(zip(batches, loader, strict=True), count)
+    samples, batches = (TrainingBatches(split, 24, seed=3) for _ in range(2))
+    loader = BatchLoader(batches, config, ALONE, 1, 10_000, num_steps=NUM_STEPS, static=True)
+    plans = map(loader.share, samples)
+    yield from islice(zip(plans, loader, strict=True), count)
+
+
+def paths_of(batches: list[PackedBatch]) -> torch.Tensor:
+    """The targets of all examples, as they are planned."""
+    paths = [batch.path[batch.is_example] for batch in batches if batch.path is not None]
+    return torch.cat(paths)
 
 
 def variant_of(split: Split, example: int) -> tuple[int, str, int, np.ndarray]:
@@ -112,22 +123,22 @@ def variant_of(split: Split, example: int) -> tuple[int, str, int, np.ndarray]:
 
 
 def test_targets_are_the_frames_as_the_variant_shows_them_projected_there(
-    dataset: Path, pairs: Pairs, convert: Convert
+    small_compact_dataset: Path, pairs: Pairs, convert: Convert
 ) -> None:
     """Against the oracle, cell by cell: turned, recoloured, moved, and cut off at the edge.
 
     Whatever wild frames were given, a cell that was right stays right, and the last is the labels.
     """
     source = wandering(pairs)
-    path, _, _ = convert(dataset, source)
-    split = open_split(dataset, "train")
+    path, _, _ = convert(small_compact_dataset, source)
+    split = open_split(small_compact_dataset, "train")
     dihedrals, places = set(), set()
-    for sample, (segment,) in loaded(split, path, 12):
-        assert segment.path is not None
-        assert (segment.path.dtype, segment.path.shape) == (torch.uint8, (24, NUM_STEPS, 900))
-        origins = canvas_source(split, CPU).select(sample.examples, sample.shifts).origins.tolist()
-        columns = (sample.examples, origins, segment.labels, segment.path.numpy())
-        for example, origin, labels, targets in zip(*columns, strict=True):
+    for plan, batches in loaded(split, path, 12):
+        paths = paths_of(batches)
+        assert (paths.dtype, paths.shape) == (torch.uint8, (24, NUM_STEPS, 900))
+        labels = torch.cat([b.to_canvas(b.labels, 900)[b.is_example] for b in batches])
+        columns = (plan.examples, plan.origins.tolist(), labels, paths.numpy())
+        for example, origin, solution, targets in zip(*columns, strict=True):
             index, task_id, dihedral, permutation = variant_of(split, example)
             if task_id == GIVEN_UP:
                 assert (targets == MISSING).all()
@@ -144,7 +155,7 @@ def test_targets_are_the_frames_as_the_variant_shows_them_projected_there(
             last = len(grids) - 1
             chosen = [-(-s * last // NUM_STEPS) for s in range(1, NUM_STEPS + 1)]
             assert np.array_equal(targets, canvases[chosen].reshape(NUM_STEPS, 900))
-            assert np.array_equal(targets[-1], labels)
+            assert np.array_equal(targets[-1], solution)
             dihedrals.add(dihedral)
             places.add(tuple(origin))
     assert dihedrals == set(range(8))
@@ -152,7 +163,7 @@ def test_targets_are_the_frames_as_the_variant_shows_them_projected_there(
 
 
 def test_frames_are_spread_evenly_over_the_steps_and_the_last_is_the_solution(
-    tmp_path: Path, tiny_dataset: Path, pairs: Pairs
+    tmp_path: Path, tiny_compact_dataset: Path, pairs: Pairs
 ) -> None:
     """Of 50; each but the solution shows its number, in colours that the solution has not.
 
@@ -169,38 +180,38 @@ def test_frames_are_spread_evenly_over_the_steps_and_the_last_is_the_solution(
         offsets=np.array([0, len(trajectory)]),
         frames=np.concatenate([place(grid[None], 6) for grid in trajectory]),
     )
-    targets, origin = targets_of(tmp_path / "t.npz", tiny_dataset, 0)
-    shown = np.array([canvas_of(grid, 12, *origin)[:6, :6] for grid in trajectory])
+    targets = targets_of(tmp_path / "t.npz", tiny_compact_dataset, 0)
+    shown = np.array([canvas_of(grid, 12, *ORIGIN)[:6, :6] for grid in trajectory])
     expected = project(shown)[[9, 17, 25, 34, 42, 50]]
     assert np.array_equal(targets, expected.reshape(NUM_STEPS, 36))
 
 
-def targets_of(path: Path, dataset: Path, pair: int) -> tuple[np.ndarray, np.ndarray]:
-    """The targets of a pair of SMALL in the original variant, and where its grids are."""
+def targets_of(path: Path, dataset: Path, pair: int) -> np.ndarray:
+    """The targets of a pair of SMALL in the original variant, whose grids are at ORIGIN."""
     split = open_split(dataset, "train")
     puzzle = load_identifiers(dataset).index(SMALL)
     row = split.puzzle_indices[split.puzzle_identifiers.tolist().index(puzzle)] + pair
-    examples = np.array([row])
-    origins = canvas_source(split, CPU).select(examples, np.zeros((1, 2))).origins
-    return Trajectories(path, split).targets(examples, origins, NUM_STEPS)[0], origins[0]
+    trajectories = Trajectories(path, split)
+    return trajectories.targets(np.array([row]), np.array([ORIGIN]), NUM_STEPS)[0]
 
 
 def test_windows_come_with_the_path_of_the_whole_canvas(
-    dataset: Path, pairs: Pairs, convert: Convert
+    small_compact_dataset: Path, pairs: Pairs, convert: Convert
 ) -> None:
-    path, _, _ = convert(dataset, wandering(pairs))
-    split = open_split(dataset, "train")
+    path, _, _ = convert(small_compact_dataset, wandering(pairs))
+    split = open_split(small_compact_dataset, "train")
     whole, windows = (loaded(split, path, 6, canvas) for canvas in ("whole", "window"))
-    for (_, (expected,)), (_, segments) in zip(whole, windows, strict=True):
-        assert len(segments) > 1
-        for segment in segments:
-            assert torch.equal(segment.path, expected.path[segment.rows])
-            last = segment.path[:, -1].long()
-            known = (last != MISSING).all(dim=1)
-            shown = last if segment.cells is None else last.gather(1, segment.cells)
-            assert torch.equal(shown[known], segment.labels[known])
-    ((_, segments),) = loaded(split, None, 1)
-    assert all(segment.path is None for segment in segments), "there is no file"
+    for (same, expected), (plan, batches) in zip(whole, windows, strict=True):
+        found = paths_of(batches)[np.argsort(plan.rows)]
+        assert torch.equal(found, paths_of(expected)[np.argsort(same.rows)])
+        assert sum(len(batch.inputs) for batch in batches) < 0.5 * 24 * 900
+        for batch in batches:
+            assert batch.path is not None
+            last = batch.from_canvas(batch.path[:, -1].long(), fill=PAD)
+            known = last != MISSING
+            assert torch.equal(last[known], batch.labels[known])
+    ((_, batches),) = loaded(split, None, 1)
+    assert all(batch.path is None for batch in batches), "there is no file"
 
 
 # ---- projection ------------------------------------------------------------------------------
@@ -455,6 +466,6 @@ def test_trajectories_beyond_the_split_are_not_used(
 ) -> None:
     """As when a task's test pairs are trained on in one dataset and not in another."""
     np.savez(tmp_path / "t.npz", **{**good, "pair": np.array([0, 99])})
-    first, second = (targets_of(tmp_path / "t.npz", tiny_dataset, pair)[0] for pair in (0, 1))
+    first, second = (targets_of(tmp_path / "t.npz", tiny_dataset, pair) for pair in (0, 1))
     assert (first != MISSING).all()
     assert (second == MISSING).all()

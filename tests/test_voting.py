@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.segments import PAD
+from common.tokens import PAD
 from dataset.augmentation import augment, invert
 from dataset.canvas import EOS, place, read_back
 from dataset.tasks import Grid, Pair, Task

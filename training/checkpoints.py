@@ -28,7 +28,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.distributed import Ranks
 from common.errors import UserError
 from common.files import (
     atomic_directory,
@@ -60,7 +59,7 @@ REMEDY = "use another checkpoint"
 
 REMOVED_KEYS = dict.fromkeys(
     ("eval.voting", "eval.voting_error", "eval.voting_min_share", "eval.voting_seed"), "0.2.0"
-)
+) | dict.fromkeys(("data.epochs_per_pass", "train.attention", "eval.batch_size"), "0.3.0")
 """Keys of stored configurations that there are no more -> the version that dropped them.
 
 When a field of a config class goes, its key comes here, so that old checkpoints stay readable; the
@@ -177,8 +176,7 @@ def load_trained(
     dataset: dict[str, Any],
     weights: str,
     compute: ComputeConfig,
-    ranks: Ranks,
-    typical_length: int | None = None,
+    device: torch.device,
 ) -> tuple[TrainedModel, dict[str, str]]:
     """A checkpoint's model, ready to predict, and facts that go with its score.
 
@@ -189,8 +187,7 @@ def load_trained(
         dataset: fingerprint of the dataset to predict on.
         weights: "raw", "ema" (the running mean), or "auto": the running mean if there is one.
         compute: how the network is computed.
-        ranks: all must call this.
-        typical_length: see `build_model`.
+        device: where the model shall be.
 
     Raises:
         UserError: the checkpoint is damaged, was not trained on this dataset, has another
@@ -202,17 +199,14 @@ def load_trained(
         raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
     averaged = stored.ema if weights != "raw" else None
     num_puzzles = dataset["num_puzzle_identifiers"]
-    model = build_model(
-        arch, dataset["vocab_size"], dataset["seq_len"], compute, ranks, typical_length
-    )
+    model = build_model(arch, dataset["vocab_size"], dataset["seq_len"], compute, device)
     load_weights(model, stored.model if averaged is None else averaged, str(path))
-    table = PuzzleEmbedding(num_puzzles, arch.hidden_size, ranks.device)
+    table = PuzzleEmbedding(num_puzzles, arch.hidden_size, device)
     remedy = "data.path must name the dataset that the checkpoint was trained on"
     load_table(table.weight, stored.puzzle_embedding, str(path), remedy)
     facts = {
         "checkpoint": str(path),
         "weights": "raw" if averaged is None else "ema",
-        "attention": model.attention_backend,
     }
     return TrainedModel(model, table, supervision), facts
 

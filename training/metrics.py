@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ class TrainingMetrics(NamedTuple):
     """Means since the last reading, over all ranks."""
 
     loss: float
-    """Over optimizer steps, weights applied."""
+    """Over the optimizer steps that made an update, weights applied; NaN if none did."""
     grad_norm: float
     finished: dict[str, float]
     """Metrics of examples after their last supervision step; none if no example got there."""
@@ -25,10 +26,8 @@ class TrainingMetrics(NamedTuple):
     """Optimizer steps."""
     examples_per_second: float
     """Examples that took their last supervision step."""
-
-    @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+    skipped_steps: int
+    """Optimizer steps without an update, as loss or gradient were not finite."""
 
     def as_dict(self) -> dict[str, float]:
         """Under the names that metrics.jsonl and W&B use."""
@@ -43,6 +42,7 @@ class TrainingMetrics(NamedTuple):
             "grad_norm": self.grad_norm,
             "steps_per_second": self.steps_per_second,
             "examples_per_second": self.examples_per_second,
+            "skipped_steps": self.skipped_steps,
             **self.finished,
             **by_step,
         }
@@ -50,40 +50,55 @@ class TrainingMetrics(NamedTuple):
 
 
 class MetricSums:
-    """Collects what optimizer steps did."""
+    """Collects what optimizer steps did.
 
-    def __init__(self, num_supervision_steps: int, device: torch.device) -> None:
-        self._num_rows = num_supervision_steps + 1
-        self._device = device
-        self._names: list[str] = []
+    Args:
+        names: of the metrics of an example.
+        num_supervision_steps: S.
+        device: where they are summed.
+    """
+
+    def __init__(
+        self, names: Sequence[str], num_supervision_steps: int, device: torch.device
+    ) -> None:
+        self._names = names
         # A row for each supervision step and one for what is finished; a column for each
         # metric, and one that counts examples.
-        self._sums = torch.zeros(0)
-        self._steps = torch.zeros(2, device=device)  # Loss and gradient norm.
+        self._sums = torch.zeros(num_supervision_steps + 1, len(names) + 1, device=device)
+        self._updates = torch.zeros(3, device=device)  # Loss, gradient norm, number of updates.
         self._started = 0.0
         self.num_steps = 0
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What the sums are in."""
+        return self._sums, self._updates
 
     def begin_batch(self) -> None:
         """Start the clock if this is the first batch since the last reading."""
         if self.num_steps == 0:
             self._started = time.perf_counter()
 
-    def add(self, result: StepResult, grad_norm: Tensor) -> None:
-        """Add one optimizer step of this rank's batch."""
-        if not self._names:
-            self._names = list(result.metrics)
-            self._sums = torch.zeros(self._num_rows, len(self._names) + 1, device=self._device)
-        self._steps += torch.stack([result.loss.detach(), grad_norm])
-        columns = [*result.metrics.values(), torch.ones_like(result.finished, dtype=torch.float32)]
-        rows = torch.stack(columns, dim=1)
-        self._sums.index_add_(0, result.supervision_steps - 1, rows)
-        self._sums[-1] += (rows * result.finished.unsqueeze(1)).sum(dim=0)
-        self.num_steps += 1
+    def add(self, result: StepResult, is_example: Tensor) -> None:
+        """Add one supervision step of a micro-batch; only what `is_example` [B] counts."""
+        columns = [result.metrics[name] for name in self._names]
+        values = torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+        # Numbers of a step that is not finite would spoil those of all others in the products.
+        values = values.nan_to_num(0.0, 0.0, 0.0) * is_example.unsqueeze(1)
+        # By products, which are summed in one order, as adding by index on CUDA is not.
+        steps = torch.arange(len(self._sums) - 1, device=values.device)
+        took = (result.supervision_steps - 1 == steps[:, None]).float()
+        self._sums[:-1] += took @ values
+        self._sums[-1] += result.finished.float() @ values
+
+    def add_update(self, loss: Tensor, grad_norm: Tensor, is_finite: Tensor) -> None:
+        """Add one optimizer step, the same on all ranks."""
+        values = torch.stack([loss, grad_norm, torch.ones_like(loss)])
+        self._updates += torch.where(is_finite, values, 0.0)
 
     def read(self, ranks: Ranks) -> TrainingMetrics:
         """The means so far, and start anew. Waits for the device; all ranks must call it."""
-        steps = ranks.sum(self._steps) / (self.num_steps * ranks.world_size)
-        loss, grad_norm = steps.tolist()
+        *totals, num_updates = self._updates.tolist()
+        loss, grad_norm = (total / num_updates if num_updates else math.nan for total in totals)
         sums = ranks.sum(self._sums).cpu()
         # Without any example the mean is 0/0: NaN.
         means, counts = sums[:, :-1] / sums[:, -1:], sums[:, -1]
@@ -97,8 +112,9 @@ class MetricSums:
             dict(zip(self._names, means[:-1].T.tolist(), strict=True)),
             steps_per_second=self.num_steps / seconds,
             examples_per_second=num_finished / seconds,
+            skipped_steps=self.num_steps - round(num_updates),
         )
-        self._steps.zero_()
+        self._updates.zero_()
         self._sums.zero_()
         self.num_steps = 0
         return metrics

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.distributed import Ranks
 from common.settings import Settings
 from models.puzzle_embedding import PuzzleEmbedding
 
@@ -52,23 +51,29 @@ def lr_schedule(step: int, total_steps: int, warmup_steps: int, min_ratio: float
 
 
 def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The network's optimizer; its learning rates follow the schedule, see `scale_lr`."""
+    """The network's optimizer; its learning rates follow the schedule, see `scale_lr`.
+
+    Rates are tensors on the device, as a captured step reads them where they lie. A step does
+    nothing where the tensor `optimizer.found_inf` is 1, as PyTorch's gradient scaler has it.
+    """
     parameters = list(network.parameters())
+    device = parameters[0].device
     # Beside the rate of the moment, each group keeps its own peak, as PyTorch's schedulers do.
-    groups = [{"params": parameters, "lr": config.lr, "initial_lr": config.lr}]
+    lr = torch.tensor(config.lr, device=device)
+    groups = [{"params": parameters, "lr": lr, "initial_lr": config.lr}]
     betas = (config.beta1, config.beta2)
     match config.name:
         case "adamw":
-            fused = all(parameter.is_cuda for parameter in parameters)
+            # Of the forms that AdamW has, this alone takes a tensor as its rate on every device.
             return torch.optim.AdamW(
                 groups,
                 betas=betas,
                 weight_decay=config.weight_decay,
-                fused=fused or None,
-                foreach=None if fused else True,
+                fused=True,
+                capturable=device.type == "cuda",
             )
         case "adam_atan2":
-            return AdamAtan2(groups, config.lr, betas, config.weight_decay)
+            return AdamAtan2(groups, lr, betas, config.weight_decay)
         case other:
             assert_never(other)
 
@@ -76,23 +81,34 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
 def scale_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's learning rate to `factor` times its own peak."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        group["lr"].fill_(group["initial_lr"] * factor)
 
 
 class AdamAtan2(torch.optim.Optimizer):
     """Adam without epsilon: the update is atan2(mean, sqrt(mean square)) (arXiv 2407.05872 §3.3).
 
-    Scale-invariant, and bounded by pi/2 for each parameter; weight decay is decoupled.
+    Scale-invariant, and bounded by pi/2 for each parameter; weight decay is decoupled. Parameters
+    of a group are updated together, and not at all where `found_inf` is 1.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
         parameters: Iterable[dict[str, Any]],
-        lr: float,
+        lr: Tensor,
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a stored state; before 0.3.0 its steps were numbers, not tensors."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            state["step"] = torch.as_tensor(
+                state["step"], dtype=torch.float32, device=parameter.device
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -100,57 +116,84 @@ class AdamAtan2(torch.optim.Optimizer):
         assert closure is None, "no closure is needed or called"
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter]["step"] = 0
-                    self.state[parameter]["mean"] = torch.zeros_like(parameter)
-                    self.state[parameter]["mean_square"] = torch.zeros_like(parameter)
-                self.state[parameter]["step"] += 1
-            states = [self.state[parameter] for parameter in parameters]
-            means = [state["mean"] for state in states]
-            mean_squares = [state["mean_square"] for state in states]
-            gradients = [parameter.grad for parameter in parameters]
-            beta1, beta2 = group["betas"]
-            torch._foreach_lerp_(means, gradients, 1 - beta1)
-            torch._foreach_mul_(mean_squares, beta2)
-            torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - beta2)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            for parameter, state in zip(parameters, states, strict=True):
-                mean = state["mean"] / (1 - beta1 ** state["step"])
-                root = (state["mean_square"] / (1 - beta2 ** state["step"])).sqrt_()
-                parameter.sub_(torch.atan2(mean, root), alpha=group["lr"])
+            if parameters:
+                self._update(group, parameters)
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        counts = torch.ones_like(lr) if self.found_inf is None else 1 - self.found_inf
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["step"] = torch.zeros_like(lr)
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
+                self.state[parameter]["mean_square"] = torch.zeros_like(parameter)
+        steps, means, squares = (
+            [self.state[parameter][name] for parameter in parameters]
+            for name in ("step", "mean", "mean_square")
+        )
+        torch._foreach_add_(steps, [counts] * len(steps))
+        step = steps[0]
+        # One tensor of all, as there is no such function for several: an infinite gradient, whose
+        # step does not count, must not get into the means as infinity times zero.
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        gradient = torch.where(counts > 0, gradient, 0)
+        mean, square = (torch.cat([t.flatten() for t in of_all]) for of_all in (means, squares))
+        mean += counts * (1 - beta1) * (gradient - mean)
+        square += counts * (1 - beta2) * (gradient.square() - square)
+        root = (square / (1 - beta2**step)).sqrt()
+        update = torch.where(counts > 0, lr * torch.atan2(mean / (1 - beta1**step), root), 0)
+        sizes = [p.numel() for p in parameters]
+        torch._foreach_mul_(parameters, 1 - counts * lr * group["weight_decay"])
+        for of_all, joined in ((means, mean), (squares, square)):
+            _copy_parts(of_all, joined.split(sizes))
+        torch._foreach_sub_(
+            parameters, [u.view_as(p) for u, p in zip(update.split(sizes), parameters, strict=True)]
+        )
+
+
+def _copy_parts(tensors: list[Tensor], parts: Iterable[Tensor]) -> None:
+    torch._foreach_copy_(tensors, [part.view_as(t) for t, part in zip(tensors, parts, strict=True)])
 
 
 class SparseSignSGD:
     """Sign-SGD for the puzzle embeddings, on the rows of the batch alone (HRM; TRM §5).
 
-    For each distinct puzzle of the global batch, with g the sum of its rows' gradients over the
+    For each distinct puzzle of the global batch, with g the sum of its examples' gradients over the
     batch and all ranks: row = row * (1 - lr * weight_decay) - lr * sign(g). Other rows are not
     touched. There is no state, as the sign needs none; every rank does the same.
+
+    Args:
+        embedding: the table.
+        weight_decay: decoupled.
+        batch_size: examples G of a global batch.
     """
 
-    def __init__(self, embedding: PuzzleEmbedding, weight_decay: float, ranks: Ranks) -> None:
+    def __init__(self, embedding: PuzzleEmbedding, weight_decay: float, batch_size: int) -> None:
         self.embedding = embedding
         self.weight_decay = weight_decay
-        self.ranks = ranks
+        device = embedding.weight.device
+        self._ids = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._same = torch.zeros(batch_size, batch_size, device=device)
+        self._first = torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def begin(self, puzzle_ids: Tensor) -> None:
+        """Note the puzzles [G] of the global batch that the next steps are for."""
+        same = puzzle_ids[:, None] == puzzle_ids
+        self._ids.copy_(puzzle_ids)
+        self._same.copy_(same)
+        self._first.copy_(same.int().argmax(dim=1))
 
     @torch.no_grad()
-    def step(self, puzzle_ids: Tensor, gradients: Tensor, lr: float) -> None:
-        """Apply the gradients [B, D] of the rows `puzzle_ids` [B] that this rank looked up."""
-        puzzle_ids = self.ranks.concatenate(puzzle_ids)
-        gradients = self.ranks.concatenate(gradients)
-        # A puzzle may stand in the batch several times: row i sums over all rows of its puzzle. A
-        # product with a 0/1 matrix does that without waiting for the device, as torch.unique would,
-        # and always in the same order, where index_add_ on CUDA is free to choose: a sum near zero
-        # could else take another sign on another rank, and the ranks' tables drift apart.
-        same = puzzle_ids[:, None] == puzzle_ids
-        summed = same.to(gradients.dtype) @ gradients
-        # All rows of a puzzle write the sum of its first one, so that they write the same.
-        summed = summed[same.int().argmax(dim=1)]
-        rows = self.embedding.weight[puzzle_ids]
-        self.embedding.weight[puzzle_ids] = rows * (1 - lr * self.weight_decay) - lr * summed.sign()
+    def step(self, gradients: Tensor, lr: Tensor) -> None:
+        """Apply the gradients [G, D] of the global batch's examples."""
+        # A puzzle may stand in the batch several times: row i sums over all examples of its puzzle.
+        # A product with a 0/1 matrix does that without waiting for the device, as torch.unique
+        # would, and always in the same order, where index_add_ on CUDA is free to choose: a sum
+        # near zero could else take another sign on another rank, and the ranks' tables drift apart.
+        # All examples of a puzzle write the sum of its first one, so that they write the same.
+        summed = (self._same @ gradients)[self._first]
+        rows = self.embedding.weight[self._ids]
+        self.embedding.weight[self._ids] = rows * (1 - lr * self.weight_decay) - lr * summed.sign()
 
 
 class WeightAverage:
@@ -161,12 +204,14 @@ class WeightAverage:
         self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """average += (1 - decay) * (weights - average)."""
+    def update(self, network: nn.Module, counts: Tensor | float = 1.0) -> None:
+        """average += (1 - decay) * (weights - average), or nothing where `counts` is 0."""
         current = network.state_dict()
-        torch._foreach_lerp_(
-            list(self.weights.values()), [current[k] for k in self.weights], 1 - self.decay
+        differences = torch._foreach_sub(
+            [current[k] for k in self.weights], list(self.weights.values())
         )
+        torch._foreach_mul_(differences, (1 - self.decay) * counts)
+        torch._foreach_add_(list(self.weights.values()), differences)
 
 
 @contextmanager

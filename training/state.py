@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.distributed import Ranks
 from common.errors import UserError
 from common.settings import Settings, fields_of, select
 from models.puzzle_embedding import PuzzleEmbedding
 from models.recursive import TinyRecursiveModel
-from models.supervision import Supervision
 from training import checkpoints
 from training.checkpoints import Checkpoint, CheckpointFolder, Rating
 from training.optimizers import WeightAverage
@@ -24,7 +24,6 @@ FIXED_ON_RESUME = (
     "seed",
     "optim.name",
     "supervision.halting",
-    "data.epochs_per_pass",
     "train.global_batch_size",
 )
 NOT_WORTH_SAYING = ("run_dir", "resume", "init_from", "wandb")
@@ -41,7 +40,6 @@ class TrainingState:
     puzzle_embedding: PuzzleEmbedding
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
-    supervision: Supervision
     dataset: dict[str, Any]
     """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
     step: int = 0
@@ -52,6 +50,7 @@ class TrainingState:
         ranks: Ranks,
         config: Settings,
         position: tuple[int, int],
+        under_way: dict[str, Tensor],
         rating: Rating | None,
         wandb_run_id: str | None,
     ) -> None:
@@ -62,16 +61,18 @@ class TrainingState:
             ranks: whose random states are kept.
             config: the resolved configuration.
             position: of the batch to come, see `dataset.batches`.
+            under_way: what the next batch depends on, see `Engine.state_dict`.
             rating: by validation; None if it was not scored.
             wandb_run_id: the W&B run that a resumed run should go on with.
         """
         rng_states = ranks.gather_objects(_rng_state(ranks.device))
         # In the order of the global batch, so that another number of ranks can go on.
-        under_way = {}
-        for name, tensor in self.supervision.state_dict().items():
+        carried = {}
+        order = ranks.concatenate(under_way["rows"]).argsort() if under_way else None
+        for name, tensor in under_way.items():
             joined = ranks.concatenate(tensor)
             if ranks.is_main:  # The states of a large batch are a gigabyte: one copy will do.
-                under_way[name] = joined.cpu()
+                carried[name] = joined[order].cpu()
         checkpoint = Checkpoint(
             self.model.state_dict(),
             self.average.weights if self.average is not None else None,
@@ -81,9 +82,9 @@ class TrainingState:
         )
         rest = {
             "step": self.step,
-            "position": position,
+            "next_example": position,
             "optimizer": self.optimizer.state_dict(),
-            "carried": under_way,
+            "carried": carried,
             "rng_states": rng_states,
             "wandb_run_id": wandb_run_id,
         }
@@ -91,10 +92,11 @@ class TrainingState:
 
     def restore(
         self, path: Path, ranks: Ranks, config: Settings
-    ) -> tuple[tuple[int, int], str | None]:
+    ) -> tuple[tuple[int, int], dict[str, Tensor], str | None]:
         """Go back to where the checkpoint `path` was written.
 
-        Returns the position of the batch to come, and the id of the W&B run.
+        Returns the position of the batch to come, what it depends on (see `Engine.carried`), and
+        the id of the W&B run.
 
         Raises:
             UserError: the checkpoint is damaged, or of a run that this one cannot continue.
@@ -119,12 +121,6 @@ class TrainingState:
         for saved, current in groups:
             saved.update({key: value for key, value in current.items() if key != "params"})
         self.optimizer.load_state_dict(rest["optimizer"])
-        self.supervision.load_state_dict(
-            {
-                name: tensor.chunk(ranks.world_size)[ranks.rank]
-                for name, tensor in rest["carried"].items()
-            }
-        )
         self.step = rest["step"]
         # With another number of ranks there is no state to restore for each; what the method
         # itself draws is a function of seed and step, and does not depend on these states.
@@ -134,7 +130,11 @@ class TrainingState:
             if ranks.device.type == "cuda" and "cuda" in rng_state:
                 torch.cuda.set_rng_state(rng_state["cuda"], ranks.device)
         log.info("Resumed from %s at step %d", path, self.step)
-        return tuple(rest["position"]), rest["wandb_run_id"]
+        if "next_example" not in rest:
+            # Before 0.3.0 batches were cut within passes, and ended with these.
+            log.info("%s is of an earlier version: going on at the start of an epoch", path)
+            return (rest["position"][0], 0), {}, rest["wandb_run_id"]
+        return tuple(rest["next_example"]), rest["carried"], rest["wandb_run_id"]
 
     def start_from(self, source: Path, take_puzzle_embedding: bool) -> None:
         """Take the weights of another run at step 0; the averaged ones if it has them.
@@ -174,7 +174,7 @@ def _require_same_run(before: Settings, now: Settings, path: Path) -> None:
         log.info("Resuming with %s=%s instead of %s", key, new, old)
 
 
-def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
     """The state of this process's global random number generators."""
     state = {"torch": torch.get_rng_state()}
     if device.type == "cuda":

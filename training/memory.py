@@ -1,0 +1,108 @@
+"""How much memory training takes, before it starts.
+
+    weights           the network in fp32 four times: itself, gradients, two moments; its average
+    puzzle embedding  the table in fp32
+    batch             states, targets and places of all tokens of a rank's share, twice: as they are
+                      made and where a step reads them
+    activations       what the backward pass needs of the tokens that are computed at a time
+
+An activation is counted as the compiler's partitioner keeps them; tests/test_memory.py counts them
+there. Libraries, the CUDA context and what is free between blocks are not counted.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from common.errors import UserError
+from models.layers import swiglu_width
+from models.recursive import ArchConfig
+
+USABLE = 0.92
+"""Of a device's free memory: the rest goes to what is not counted."""
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes on one device."""
+
+    weights: int
+    puzzle_embedding: int
+    batch: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+    def __str__(self) -> str:
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in self._asdict().items()
+        )
+        return f"about {self.total / 1e9:.1f} GB ({parts})"
+
+
+def bytes_per_token(arch: ArchConfig, dtype: torch.dtype) -> int:
+    """Of activations that are kept for the backward pass of one supervision step."""
+    width = arch.hidden_size
+    calls = arch.num_latent_updates + 1
+    # Of each block: its input, queries, keys and values before and after the rotation, what
+    # attention gives, the sums that are normalised; gate and up of SwiGLU, and their product.
+    kept = 11.5 * width + 3 * swiglu_width(width, arch.expansion)
+    return round(calls * arch.num_layers * kept * dtype.itemsize)
+
+
+def estimate_memory(
+    arch: ArchConfig,
+    dtype: torch.dtype,
+    *,
+    num_parameters: int,
+    num_puzzles: int,
+    is_averaged: bool,
+    batch_tokens: int,
+    tokens_at_a_time: int,
+) -> MemoryEstimate:
+    """What one rank needs.
+
+    Args:
+        arch: shape of the network.
+        dtype: of activations.
+        num_parameters: of the network.
+        num_puzzles: rows of the puzzle embedding.
+        is_averaged: whether there is a running mean of the weights.
+        batch_tokens: of a rank's share of a batch.
+        tokens_at_a_time: of its largest micro-batch.
+    """
+    frames = arch.num_supervision_steps + 1
+    # States y and z; targets (int64) and their shares (fp32); seven whole numbers.
+    per_token = 2 * arch.hidden_size * dtype.itemsize + frames * 12 + 7 * 8
+    return MemoryEstimate(
+        weights=num_parameters * 4 * (5 if is_averaged else 4),
+        puzzle_embedding=num_puzzles * arch.hidden_size * 4,
+        batch=2 * per_token * batch_tokens,
+        activations=tokens_at_a_time * bytes_per_token(arch, dtype),
+    )
+
+
+def require_memory(
+    estimate: MemoryEstimate, tokens_at_a_time: int, longest: int, available: int
+) -> None:
+    """Raise UserError unless the estimate fits into `available` bytes, saying what would.
+
+    Args:
+        estimate: for `tokens_at_a_time`.
+        tokens_at_a_time: of the largest micro-batch.
+        longest: tokens of a whole canvas, which a micro-batch must have room for.
+        available: free memory of the device.
+    """
+    usable = int(available * USABLE)
+    if estimate.total <= usable:
+        return
+    room = usable - (estimate.total - estimate.activations)
+    fitting = int(room * tokens_at_a_time / estimate.activations)
+    remedy = f"train.micro_batch_tokens={fitting} would fit"
+    if fitting <= longest:
+        remedy = "not even one sequence at a time would fit: choose a smaller arch or dataset"
+    raise UserError(
+        f"train.micro_batch_tokens: training takes {estimate} on each device, and "
+        f"{available / 1e9:.1f} GB are free there; {remedy}"
+    )
