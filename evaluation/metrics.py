@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.packed import PackedBatch
-from models.diagnostics import ACCURACY, DIAGNOSTICS, Membership, accuracy, margins, movement
+from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, margins, movement
 from models.objective import IGNORE, counted_solution
 from models.randomness import CellRandom
 from models.steps import Improvement, TrainedModel
@@ -50,8 +50,8 @@ class StepMetrics:
         self.solution = counted_solution(labels)
         self.guidance_weight = guidance_weight
         count, num_cells = labels.shape
-        canvas_of = torch.arange(count, device=labels.device).repeat_interleave(num_cells)
-        self.canvases = Membership(canvas_of, count)
+        self.canvases = num_cells * torch.arange(count + 1, device=labels.device)
+        """int64 [B + 1] where canvases begin and end, one after another."""
         self.targets: Tensor | None = None
         self._previous = batch.to_canvas(batch.inputs, num_cells)
         if diagnostics:
@@ -80,7 +80,7 @@ class StepMetrics:
                 step.reference_logits,
                 step.conditional_logits,
                 self.batch.from_canvas(self.solution, fill=IGNORE),
-                Membership(self.batch.sequence, self.batch.num_sequences),
+                self.batch.offsets,
                 self.guidance_weight,
             )
         self._previous = answer

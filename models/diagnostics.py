@@ -11,8 +11,6 @@ cells whose solution is known and not PAD count: on others, the answer is mostly
 Shape letters: N tokens, B sequences, V vocabulary.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -61,24 +59,14 @@ def advantage_margin(
     return advantage.gather(-1, token).squeeze(-1) - (policy * advantage).sum(dim=-1)
 
 
-class Membership(NamedTuple):
-    """Which sequence tokens belong to."""
+def accuracy(answer: Tensor, solution: Tensor, offsets: Tensor) -> Metrics:
+    """Share of right cells, and whether all are (0 or 1), of answers [N].
 
-    sequence: Tensor
-    """int64 [N]"""
-    num_sequences: int
-    """B"""
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sums [B] of the tokens' values [N]."""
-        return per_sequence(values, self.sequence, self.num_sequences)
-
-
-def accuracy(answer: Tensor, solution: Tensor, members: Membership) -> Metrics:
-    """Share of right cells, and whether all are (0 or 1), of answers [N]."""
+    Sequences begin and end at `offsets` int [B + 1].
+    """
     counted = solution != IGNORE
-    num_counted = members.sum(counted)
-    num_right = members.sum((answer == solution) & counted)
+    num_counted = per_sequence(counted, offsets)
+    num_right = per_sequence((answer == solution) & counted, offsets)
     exact = (num_right == num_counted) & (num_counted > 0)
     return {
         "cell_accuracy": num_right / num_counted.clamp(min=1),
@@ -87,7 +75,7 @@ def accuracy(answer: Tensor, solution: Tensor, members: Membership) -> Metrics:
 
 
 def movement(
-    previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor, members: Membership
+    previous: Tensor, answer: Tensor, target: Tensor, solution: Tensor, offsets: Tensor
 ) -> Metrics:
     """Hamming distances in cells.
 
@@ -96,12 +84,12 @@ def movement(
         answer: [N] the answer after it.
         target: [N] the step's target, IGNORE where not counted.
         solution: [N] IGNORE where not counted.
-        members: which sequences the tokens are of.
+        offsets: int [B + 1] where sequences begin and end.
     """
     return {
-        "distance_to_solution": members.sum((answer != solution) & (solution != IGNORE)),
-        "distance_to_target": members.sum((answer != target) & (target != IGNORE)),
-        "cells_changed": members.sum((answer != previous) & (solution != IGNORE)),
+        "distance_to_solution": per_sequence((answer != solution) & (solution != IGNORE), offsets),
+        "distance_to_target": per_sequence((answer != target) & (target != IGNORE), offsets),
+        "cells_changed": per_sequence((answer != previous) & (solution != IGNORE), offsets),
     }
 
 
@@ -109,14 +97,14 @@ def margins(
     reference_logits: Tensor,
     conditional_logits: Tensor,
     solution: Tensor,
-    members: Membership,
+    offsets: Tensor,
     guidance_weight: float = 1.0,
 ) -> Metrics:
     """Mean advantage margin over the counted cells, and the share of them where it is positive."""
     counted = solution != IGNORE
     margin = advantage_margin(reference_logits, conditional_logits, solution, guidance_weight)
-    num_counted = members.sum(counted).clamp(min=1)
+    num_counted = per_sequence(counted, offsets).clamp(min=1)
     return {
-        "margin": members.sum(torch.where(counted, margin, 0.0)) / num_counted,
-        "margin_positive": members.sum((margin > 0) & counted) / num_counted,
+        "margin": per_sequence(torch.where(counted, margin, 0.0), offsets) / num_counted,
+        "margin_positive": per_sequence((margin > 0) & counted, offsets) / num_counted,
     }

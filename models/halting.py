@@ -159,6 +159,6 @@ class HaltingSupervision(Supervision):
         """With what follows from the solutions that are under way."""
         batch = progress.batch
         progress.targets = progress.solution.unsqueeze(0)
-        shares = shares_of_mean(progress.targets, batch.sequence, batch.num_sequences)
+        shares = shares_of_mean(progress.targets, batch.sequence, batch.offsets)
         progress.shares = shares / self.global_batch_size
         return progress

@@ -1,7 +1,7 @@
 """Random numbers as a function of (seed, example, cell): no generator, hence no order of drawing.
 
-What an example gets depends on its place in the global batch, not on the number of ranks, on how a
-batch is cut into segments, on the cells that are dropped, or on the device.
+What an example gets depends on its place in the global batch, not on the number of ranks, on
+micro-batches, on the cells that are shown, or on the device.
 """
 
 from dataclasses import dataclass

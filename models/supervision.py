@@ -34,7 +34,6 @@ from common.settings import Settings
 from models.diagnostics import (
     ACCURACY,
     DIAGNOSTICS,
-    Membership,
     Metrics,
     accuracy,
     margins,
@@ -236,13 +235,13 @@ class Supervision(ABC):
         with torch.no_grad():
             logits = output.conditional_logits
             answer = torch.where(progress.batch.is_cell, logits.argmax(dim=-1), progress.answer)
-            members = Membership(progress.batch.sequence, progress.batch.num_sequences)
-            metrics = accuracy(answer, progress.solution, members)
+            offsets, solution = progress.batch.offsets, progress.solution
+            metrics = accuracy(answer, solution, offsets)
             if self.diagnostics:
                 # Read out within the step, the reference would have a backward pass, of zeros.
                 reference = self.model.read_out(progress.state.y)
-                metrics |= movement(progress.answer, answer, target, progress.solution, members)
-                metrics |= margins(reference, logits, progress.solution, members)
+                metrics |= movement(progress.answer, answer, target, solution, offsets)
+                metrics |= margins(reference, logits, solution, offsets)
         return answer, metrics
 
     def advance(self, progress: Progress, output: StepOutput, answer: Tensor) -> None:
@@ -265,7 +264,7 @@ class DeepImprovementSupervision(Supervision):
         targets = packed_targets(
             self.config, batch, self.num_steps, self.model.seq_len, self.colours, seed
         )
-        shares = shares_of_mean(targets, batch.sequence, batch.num_sequences)
+        shares = shares_of_mean(targets, batch.sequence, batch.offsets)
         return Progress(
             batch=batch,
             puzzle_ids=batch.puzzle_ids,

@@ -27,7 +27,6 @@ from evaluation.test_set import ArcTestSet
 from models.diagnostics import (
     ACCURACY,
     DIAGNOSTICS,
-    Membership,
     accuracy,
     advantage_margin,
     margins,
@@ -42,10 +41,9 @@ I = IGNORE  # noqa: E741
 PUZZLES = torch.tensor([1, 3])
 
 
-def members(*lengths: int) -> Membership:
-    """Of tokens of sequences of these lengths."""
-    count = len(lengths)
-    return Membership(torch.arange(count).repeat_interleave(torch.tensor(lengths)), count)
+def offsets_of(*lengths: int) -> Tensor:
+    """Where sequences of these lengths begin and end."""
+    return torch.tensor([0, *lengths]).cumsum(0)
 
 
 def logits_pair(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +90,7 @@ def test_margins_are_means_over_the_counted_cells_by_hand() -> None:
     gains, loses, ignored = [raised, 0.0], [0.0, raised], [50.0, 0.0]
     conditional = torch.tensor([gains, loses, ignored, gains, ignored])
     reference = torch.zeros(5, 2)
-    solution, of = torch.tensor([0, 0, I, 0, I]), members(3, 1, 1, 0)
+    solution, of = torch.tensor([0, 0, I, 0, I]), offsets_of(3, 1, 1, 0)
     metrics = margins(reference, conditional, solution, of)
     up, down = raised / 3, -raised * 2 / 3
     assert metrics["margin"].tolist() == pytest.approx([(up + down) / 2, up, 0, 0])
@@ -107,7 +105,7 @@ def test_movement_by_hand() -> None:
     answer = torch.tensor([2, 3, 5, 6, 9, 9])
     target = torch.tensor([2, 4, I, 7, 9, I])
     solution = torch.tensor([3, 4, 4, I, I, I])
-    metrics = movement(previous, answer, target, solution, members(4, 2, 0))
+    metrics = movement(previous, answer, target, solution, offsets_of(4, 2, 0))
     assert metrics["distance_to_target"].tolist() == [2, 0, 0]
     assert metrics["distance_to_solution"].tolist() == [3, 0, 0]
     assert metrics["cells_changed"].tolist() == [1, 0, 0]
@@ -116,7 +114,7 @@ def test_movement_by_hand() -> None:
 def test_an_answer_is_exact_if_every_counted_cell_is_right_by_hand() -> None:
     answer = torch.tensor([2, 3, 4, 2, 3, 4, 2, 2, 3])
     solution = torch.tensor([2, 3, I, 2, 9, 4, I, 9, 9])
-    metrics = accuracy(answer, solution, members(3, 3, 1, 0, 2))
+    metrics = accuracy(answer, solution, offsets_of(3, 3, 1, 0, 2))
     assert set(metrics) == set(ACCURACY)
     assert metrics["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 0, 0, 0])
     assert metrics["exact_accuracy"].tolist() == [1, 0, 0, 0, 0], "what is unknown is never right"
@@ -150,7 +148,7 @@ def test_training_records_what_each_step_did(
     targets = step_targets(SupervisionConfig(**choices), request)
     targets = targets[batch.sequence, :, batch.cells].masked_fill(~batch.is_cell[:, None], I)
     solution = batch.labels.masked_fill(batch.labels == 0, I)
-    model, vectors, of = tiny_model(), random_table().weight[PUZZLES], Membership(batch.sequence, 2)
+    model, vectors, of = tiny_model(), random_table().weight[PUZZLES], batch.offsets
     state, read, previous = model.initial_state(len(solution)), batch.inputs, batch.inputs
     for s, (metrics, fewer) in enumerate(zip(*recorded, strict=True), start=1):
         output = run_step(model, vectors, state, read, torch.tensor(s), batch)
@@ -258,9 +256,9 @@ def by_hand(
         tokens = ((1 - w) * reference + w * conditional).argmax(dim=-1)
         answer = torch.zeros_like(previous).scatter(0, cells, tokens)
         metrics = {
-            **accuracy(answer, solution, members(100)),
-            **movement(previous, answer, targets[s], solution, members(100)),
-            **margins(reference, conditional, solution[cells], members(len(cells)), w),
+            **accuracy(answer, solution, offsets_of(100)),
+            **movement(previous, answer, targets[s], solution, offsets_of(100)),
+            **margins(reference, conditional, solution[cells], offsets_of(len(cells)), w),
         }
         taken.append(torch.cat([metrics[name] for name in metric_names(diagnostics=True)]))
         state, previous = output.state, answer

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from common.packed import PackedBatch
-from models.diagnostics import ACCURACY, DIAGNOSTICS, Membership, accuracy, margins, movement
+from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, margins, movement
 from models.halting import HaltingSupervision, SlotProgress
 from models.objective import IGNORE, stablemax_cross_entropy
 from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel, run_step
@@ -302,7 +302,7 @@ def alone(
     steps: list[dict[str, Any]] = []
     while len(steps) < count:
         one = batch(len(steps), rows=[slot])
-        question, of = one.inputs, Membership(one.sequence, 1)
+        question, of = one.inputs, one.offsets
         solution = one.labels.masked_fill(one.labels == 0, IGNORE)
         state, read, previous = model.initial_state(len(question)), question, question
         for s in (1, 2, 3):

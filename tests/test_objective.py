@@ -71,22 +71,23 @@ def test_labels_that_are_pad_are_not_counted_and_no_others() -> None:
 
 SEQUENCE = torch.tensor([0, 0, 0, 1, 3, 3])
 """Which of four sequences six tokens are of; the third is empty."""
+OFFSETS = torch.tensor([0, 3, 4, 4, 6], dtype=torch.int32)
 
 
 def test_sums_over_sequences_by_hand() -> None:
     values = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 0, 0, 0, 1, 1]])
-    sums = per_sequence(values, SEQUENCE, 4)
+    sums = per_sequence(values, OFFSETS)
     assert sums.tolist() == [[6, 4, 0, 11], [1, 0, 0, 2]]
     assert sums.dtype == torch.float32
-    assert per_sequence(values[0] > 2, SEQUENCE, 4).tolist() == [1, 1, 0, 2]
+    assert per_sequence(values[0] > 2, OFFSETS).tolist() == [1, 1, 0, 2]
 
 
 def test_a_sequences_counted_cells_share_its_mean_by_hand() -> None:
     targets = torch.tensor([[1, IGNORE, 0, IGNORE, 2, 2], [1, 1, 1, 1, IGNORE, 2]])
-    shares = shares_of_mean(targets, SEQUENCE, 4)
+    shares = shares_of_mean(targets, SEQUENCE, OFFSETS)
     assert shares[0].tolist() == [0.5, 0, 0.5, 0, 0.5, 0.5]
     assert shares[1].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 0, 1])
-    assert torch.equal(shares_of_mean(targets[0], SEQUENCE, 4), shares[0])
+    assert torch.equal(shares_of_mean(targets[0], SEQUENCE, OFFSETS), shares[0])
 
 
 def test_the_cross_entropy_of_each_token_by_hand() -> None:
@@ -97,7 +98,7 @@ def test_the_cross_entropy_of_each_token_by_hand() -> None:
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
-    shares = shares_of_mean(targets, SEQUENCE, 4)
+    shares = shares_of_mean(targets, SEQUENCE, OFFSETS)
     return (stablemax_cross_entropy(logits, targets) * shares).sum()
 
 

@@ -260,8 +260,9 @@ class Engine:
     def _recorded(self, work: Callable[[], None]) -> Callable[[], None]:
         """What does again on the device what `work` does now."""
         graph = torch.cuda.CUDAGraph()
-        # One pool of memory for all graphs, as they never run at the same time.
-        with torch.cuda.graph(graph, pool=self._pool):
+        # One pool of memory for all graphs, as they never run at the same time; and what the
+        # loader's thread asks of CUDA meanwhile is none of the graph's business.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         self._pool = graph.pool()
         return graph.replay
