@@ -228,7 +228,7 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         metrics,
         ranks,
         compiled=is_compiled(config.train, ranks.device),
-        captured=is_captured(config.train.graphs, ranks.device),
+        captured=is_captured(config.train.graphs, model),
     )
     total_steps = batch_count * supervision.steps_per_batch
     return Run(config, ranks, state, loader, engine, metrics, total_steps)
@@ -318,6 +318,9 @@ def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
 def validate(run: Run, test_set: ArcTestSet | BoardTestSet) -> dict[str, float]:
     """Score (some variants of) the test set; metrics on the main rank, nothing elsewhere."""
     config, state = run.config.eval.resolved(run.config.data.canvas), run.state
+    # What training fits into the device is what is predicted at a time, beside it.
+    tokens = min(config.batch_tokens, run.config.train.micro_batch_tokens)
+    config = config.model_copy(update={"batch_tokens": tokens})
     trained = TrainedModel(state.model, state.puzzle_embedding, run.config.supervision)
     # The running mean generalises better, and it is what will be scored in the end.
     with weights_in_place(state.model, state.average if run.scored_weights == "ema" else None):

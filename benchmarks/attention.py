@@ -1,6 +1,6 @@
 """Attention kernels side by side, on packed sequences of the real mix's lengths.
 
-    python -m benchmarks.gpu --only "attention kernels"
+    python -m benchmarks.gpu --only "attention kernels" --data data/arc1concept-aug-1000
 
 Forward and backward pass. The first row is what training uses on this device. The rows with other
 heads are of the same width; "dense" is one call on sequences that are all as long as their mean,

@@ -14,7 +14,9 @@ the figures mean nothing then, but the command has run.
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -55,6 +58,7 @@ TINY = (
     "arch.hidden_size=16", "arch.num_heads=2", "arch.num_supervision_steps=2",
     "train.global_batch_size=8", "train.compile=off",
 )  # fmt: skip
+MIN_MINUTES = 4
 MIN_SECONDS = 10
 """A stage is not begun with less time left."""
 
@@ -120,12 +124,7 @@ def train(*overrides: str) -> Callable[[argparse.Namespace, Ranks], Result]:
 
     def measure(arguments: argparse.Namespace, ranks: Ranks) -> Result:
         given = (*overrides, *(TINY if arguments.tiny else ()))
-        batch_size = next(
-            int(word.partition("=")[2])
-            for word in reversed(("train.global_batch_size=512", *given))
-            if word.startswith("train.global_batch_size=")
-        )
-        case = build_case(arguments.data, batch_size, given, ranks)
+        case = build_case(arguments.data, given, ranks)
         dtype = case.run.state.model.compute_dtype
         seconds = 0.2 if arguments.tiny else 6.0
         return measure_run(case, seconds, matmul_peak(ranks.device, dtype))
@@ -134,15 +133,17 @@ def train(*overrides: str) -> Callable[[argparse.Namespace, Ranks], Result]:
 
 
 def run_tests(arguments: argparse.Namespace, ranks: Ranks) -> Result:
-    """The tests that need CUDA."""
+    """The tests that need CUDA; what they say is in the stage's log."""
+    report = arguments.output_dir / "parts" / "cuda-tests.xml"
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/cuda", "-q", "-p", "no:cacheprovider"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "pytest", "tests/cuda", "-p", "no:cacheprovider",
+         f"--junitxml={report}"],
+        cwd=REPOSITORY, check=False,
     )  # fmt: skip
-    sys.stdout.write(process.stdout + process.stderr)
-    lines = process.stdout.strip().splitlines() or [f"exit code {process.returncode}"]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"summary": lines[-1], "failed": failed}
+    if process.returncode:
+        raise UserError(f"pytest ended with exit code {process.returncode}")
+    (suite,) = ElementTree.parse(report).getroot()
+    return {key: int(suite.attrib[key]) for key in ("tests", "skipped", "failures", "errors")}
 
 
 def attend(arguments: argparse.Namespace, ranks: Ranks) -> Result:
@@ -200,7 +201,7 @@ def predict(arguments: argparse.Namespace, ranks: Ranks) -> Result:
 def profile(arguments: argparse.Namespace, ranks: Ranks) -> Result:
     """A profile of training, in the folder `profile`."""
     overrides = ("data.canvas=window", *(TINY if arguments.tiny else ()))
-    case = build_case(arguments.data, 8 if arguments.tiny else 512, overrides, ranks)
+    case = build_case(arguments.data, overrides, ranks)
     measure_run(case, 0.1, 1.0)
     folder = arguments.output_dir / "profile"
     with profiled_batches(folder, ranks.device) as end_of_batch:
@@ -265,16 +266,21 @@ def run_stage(stage: Stage, arguments: argparse.Namespace, seconds: float) -> di
     if arguments.tiny:
         words.append("--tiny")
     started = time.perf_counter()
+    # Compiled anew, as on a machine that has not seen the project.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled" / slug)}
     with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(word) for word in words], cwd=REPOSITORY, env=environment,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
         try:
-            process = subprocess.run(
-                [str(word) for word in words],
-                cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, timeout=seconds,
-                check=False,
-            )  # fmt: skip
-            error = f"exit code {process.returncode}" if process.returncode else None
+            code = process.wait(timeout=seconds)
+            error = f"exit code {code}" if code else None
         except subprocess.TimeoutExpired:
             error = f"not done after {seconds:.0f} s"
+            # With all that it has started: it would share the GPU with the next stage.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     outcome: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 1)}
     if error is None:
         return outcome | {"result": json.loads(result.read_text())}
@@ -289,7 +295,7 @@ def examine(arguments: argparse.Namespace) -> dict[str, Any]:
     deadline = time.perf_counter() + 60 * arguments.minutes
     outcomes: dict[str, Any] = {}
     for stage in STAGES:
-        if arguments.only and stage.name not in arguments.only:
+        if arguments.only and stage.name not in (*arguments.only, "dataset"):
             continue
         left = deadline - time.perf_counter()
         if left < MIN_SECONDS:
@@ -340,6 +346,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--stage", choices=names, help=argparse.SUPPRESS)
     add("--stage-output", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.minutes < MIN_MINUTES:
+        parser.error(f"argument --minutes: {arguments.minutes} is less than {MIN_MINUTES}")
     arguments.output_dir = arguments.output_dir.absolute()
     default = arguments.output_dir / "dataset"
     arguments.data = default if arguments.data is None else arguments.data.absolute()

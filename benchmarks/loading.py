@@ -1,6 +1,6 @@
 """What does a batch cost before it is trained on?
 
-    python -m benchmarks.gpu --only loading
+    python -m benchmarks.gpu --only loading --data data/arc1concept-aug-1000
 
 On the host, one core: drawing the examples, and deciding what each shows. On the device: making the
 tokens. A batch serves all its supervision steps, and the host works on the next meanwhile.

@@ -93,14 +93,10 @@ class Case:
 
 
 def build_case(
-    data: Path, batch_size: int, overrides: tuple[str, ...], ranks: Ranks,
-    table: PuzzleEmbedding | None = None,
-) -> Case:  # fmt: skip
+    data: Path, overrides: tuple[str, ...], ranks: Ranks, table: PuzzleEmbedding | None = None
+) -> Case:
     """The trainer's run as configured; with a `table` that it shares with others."""
-    given = [
-        f"data.path={data}", f"train.global_batch_size={batch_size}", "train.eval_every=null",
-        *overrides,
-    ]  # fmt: skip
+    given = [f"data.path={data}", "train.eval_every=null", *overrides]
     config = load_config("train", TrainConfig, __doc__ or "", given)
     run = build_run(config, ranks, open_batches(config, ranks))
     if table is not None:  # It may be larger than everything else together.
@@ -214,8 +210,9 @@ def main() -> None:
         cases: dict[str, Case] = {}
         table: PuzzleEmbedding | None = None
         for name, overrides in changes(ranks.device.type):
-            overrides = (*overrides, *arguments.overrides)
-            case = build_case(arguments.data, arguments.batch_size, overrides, ranks, table)
+            size = f"train.global_batch_size={arguments.batch_size}"
+            given = (size, *overrides, *arguments.overrides)
+            case = build_case(arguments.data, given, ranks, table)
             table, cases[name] = case.run.state.puzzle_embedding, case
         facts = {**machine(ranks.device), "arch": cases["plain"].run.config.arch.name}
         write_results(arguments.output, facts, rows(cases, arguments.repeats))

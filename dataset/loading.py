@@ -33,6 +33,8 @@ from dataset.windows import Boxes, areas, boxes_around, widen
 
 TOKEN_STEP = 128
 """A static capacity is a multiple of this: kernels work on blocks of so many tokens."""
+NUM_FILLERS = 64
+"""Sequences, beside as many as a whole batch would be, that are there to fill a batch up."""
 MEASURED_BATCHES = 16
 """Batches whose sizes a static capacity is chosen by."""
 
@@ -168,20 +170,23 @@ class BatchMaker:
         """Tokens [n] of sequences that show `boxes` [n, 4]."""
         return self.prefix_length + areas(boxes)
 
+    def capacity(self, tokens: int, examples: int) -> Capacity:
+        """A static shape for so many tokens, of so many examples at most."""
+        return Capacity(tokens, examples + NUM_FILLERS + -(-tokens // self.longest))
+
     def pack(self, plan: Plan, capacity: Capacity | None = None) -> HostBatch:
         """The planned sequences one after another, filled up to `capacity` if there is one.
 
-        What fills up are sequences of the longest length at most, and after these empty ones.
+        What fills up are sequences that are shorter than the longest, and maybe empty ones.
         """
         lengths = self.lengths(plan.boxes)
         count = len(lengths)
         if capacity is not None:
-            missing = capacity.tokens - int(lengths.sum())
-            fillers = -(-missing // self.longest)
-            assert missing > 0 and count + fillers <= capacity.sequences, "a part has room"
-            filling = np.zeros(capacity.sequences - count, dtype=np.int64)
-            filling[:fillers] = self.longest
-            filling[fillers - 1] -= fillers * self.longest - missing
+            missing, fillers = capacity.tokens - int(lengths.sum()), capacity.sequences - count
+            assert 0 < missing <= fillers * self.longest, "a part has room"
+            # All about as long, as attention costs the square of a length.
+            filling = np.full(fillers, missing // fillers)
+            filling[: missing % fillers] += 1
             lengths = np.concatenate([lengths, filling])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         boxes = np.tile(np.array(self.whole), (len(lengths), 1))
@@ -421,4 +426,4 @@ class BatchLoader:
         # The first batches may happen to show no whole canvas.
         tokens = min(max(tokens, longest + 1), limit)
         examples = self.batches.global_batch_size // self.ranks.world_size
-        return Capacity(tokens, examples + -(-tokens // longest))
+        return self.maker.capacity(tokens, examples)

@@ -33,7 +33,7 @@ from models.objective import log_stablemax
 from models.steps import TrainedModel
 
 TYPICAL_TOKENS = 128
-"""A batch has room for as many sequences as if they were so long."""
+"""A batch has room for as many windows as if they were so long."""
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -149,11 +149,11 @@ class Predictor:
         self.num_cells = test_set.split.metadata.seq_len
         # Always room for one whole canvas, and for a token that fills up.
         tokens = max(config.batch_tokens, self.maker.longest + 1)
-        self.most_sequences = max(1, tokens // TYPICAL_TOKENS)
+        typical = TYPICAL_TOKENS if self.boxes is not None else self.maker.longest
+        self.most_sequences = max(1, tokens // typical)
         self.capacity: Capacity | None = None
         if trained.device.type == "cuda" if static is None else static:
-            fillers = -(-tokens // self.maker.longest)
-            self.capacity = Capacity(tokens, self.most_sequences + fillers)
+            self.capacity = self.maker.capacity(tokens, self.most_sequences)
         self.most_tokens = tokens - 1
 
     def answer(self, rows: Rows, progress: Progress | None = None) -> Answers:

@@ -1,12 +1,12 @@
 """Full attention within each sequence of a packed batch.
 
     device      dtype        kernel
-    CUDA        bf16, fp16   `torch.nn.attention.varlen`: one launch for all sequences
+    CUDA        bf16, fp16   `torch.nn.attention.varlen`: one launch for all (Ampere and later)
     otherwise                `grouped`: one dense call for each run of equally long sequences
 
 Either is one operator to the compiler, so a graph is the same however a batch is cut. The grouped
-kernel reads the offsets on the host. On a CPU it computes in at least fp32, by PyTorch's fused
-kernel: its bf16 one is three times slower on short sequences, and slower than fp32 on any.
+kernel reads the offsets on the host, and computes in at least fp32. On a CPU it is PyTorch's fused
+one, whose bf16 form is three times slower on short sequences, and slower than fp32 on any.
 
 Shape letters: N tokens, B sequences, H heads, T tokens of one sequence.
 """
@@ -24,8 +24,10 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 def attention_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     """The quickest kernel that there is for queries of this kind."""
-    has_varlen = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    return varlen if has_varlen and head_dim % 8 == 0 else grouped
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return grouped
+    has_kernel = dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 256
+    return varlen if has_kernel else grouped
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
@@ -131,7 +133,7 @@ def _packed(dense: Tensor) -> Tensor:
 
 
 def _compute_dtype(q: Tensor) -> torch.dtype:
-    return torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
+    return torch.promote_types(q.dtype, torch.float32)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ DIAGNOSTICS = (
     "margin",
     "margin_positive",
 )
-"""Metrics of `diagnose`."""
+"""Metrics of `movement` and `margins`."""
 
 
 def advantage_margin(

@@ -76,7 +76,7 @@ class HaltingSupervision(Supervision):
         progress.steps += 1
         vectors = self.puzzle_embedding.lookup(progress.puzzle_ids)
         output = run_step(
-            self.network, vectors, progress.state, progress.inputs, progress.steps, batch
+            self.model, vectors, progress.state, progress.inputs, progress.steps, batch
         )
         assert output.halting_logits is not None, "arch.halting_head goes with supervision.halting"
         answer, metrics = self.measure(progress, output, progress.solution)

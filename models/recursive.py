@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from common.packed import PackedBatch
 from common.settings import Settings
-from models.attention import attention_kernel
+from models.attention import attention_kernel, varlen
 from models.layers import (
     Attention,
     Block,
@@ -167,6 +167,12 @@ class TinyRecursiveModel(nn.Module):
                 module.kernel = attention_kernel(device, self.compute_dtype, head_dim)
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether a call never waits for the device, so that CUDA graphs can hold it."""
+        attention = (module for module in self.modules() if isinstance(module, Attention))
+        return all(module.kernel is varlen for module in attention)
+
+    @property
     def longest_sequence(self) -> int:
         """Tokens of a sequence that shows the whole canvas."""
         return self.config.prefix_length + self.seq_len
@@ -239,10 +245,9 @@ class TinyRecursiveModel(nn.Module):
         """x [N, D]: prefixes (puzzle, then zeros) and cells, plus the step, times sqrt(D)."""
         x = self.token_embedding(inputs).index_add(0, starts, puzzle_vectors)
         if self.step_embedding is not None:
-            last_step = self.config.num_supervision_steps
-            step = self.step_embedding(supervision_step.clamp(max=last_step) - 1)
-            # [D], the same at all tokens, or [B, D].
-            x = x + (step if step.ndim == 1 else step[sequence])
+            step = supervision_step.clamp(max=self.config.num_supervision_steps) - 1
+            # The same for all tokens, or each its sequence's.
+            x = x + self.step_embedding(step if step.ndim == 0 else step[sequence])
         return (x * math.sqrt(self.config.hidden_size)).to(self.compute_dtype)
 
     def latent_recursion(

@@ -17,7 +17,8 @@ Two readings of the published method differ, and both can be selected:
 Everything that a step reads and changes stays where it is in memory, and nothing waits for the
 device, so a step can be captured as a CUDA graph (see `training.engine`).
 
-Shape letters: N tokens, B sequences, S supervision steps, L cells of the whole canvas.
+Shape letters: N tokens, B sequences, S supervision steps, F frames of targets, L cells of the whole
+canvas.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +28,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.packed import PackedBatch
 from common.settings import Settings
@@ -188,7 +189,6 @@ class Supervision(ABC):
     ) -> None:
         self.config = config
         self.model = model
-        self.network: nn.Module = model
         self.puzzle_embedding = puzzle_embedding
         self.colours = colours
         self.diagnostics = diagnostics
@@ -266,11 +266,11 @@ class DeepImprovementSupervision(Supervision):
         )
         shares = shares_of_mean(targets, batch.sequence, batch.offsets)
         return Progress(
-            batch=batch,
+            batch=batch._replace(path=None),  # The targets have it.
             puzzle_ids=batch.puzzle_ids,
             targets=targets,
             shares=shares / self.global_batch_size,
-            solution=counted_labels(batch),
+            solution=counted_solution(batch.labels),
             state=self.model.initial_state(len(batch.inputs)),
             inputs=batch.inputs.clone(),
             answer=batch.inputs.clone(),
@@ -285,7 +285,7 @@ class DeepImprovementSupervision(Supervision):
         vectors = self.puzzle_embedding.lookup(progress.puzzle_ids)
         dual = self.config.objective == "dual"
         output = run_step(
-            self.network,
+            self.model,
             vectors,
             progress.state,
             progress.inputs,
@@ -312,11 +312,6 @@ def weighted_loss(logits: Tensor, progress: Progress, s: Tensor) -> Tensor:
     target, share = (frames.index_select(0, s).squeeze(0)
                      for frames in (progress.targets, progress.shares))  # fmt: skip
     return (stablemax_cross_entropy(logits, target) * share).sum()
-
-
-def counted_labels(batch: PackedBatch) -> Tensor:
-    """The solution [N], IGNORE where there is nothing to predict."""
-    return counted_solution(batch.labels)
 
 
 def packed_targets(

@@ -117,11 +117,22 @@ def test_the_grouped_kernel_is_a_well_behaved_operator_to_the_compiler() -> None
         ("cuda", torch.bfloat16, 32, varlen),
         ("cuda", torch.float16, 64, varlen),
         ("cuda", torch.float32, 32, grouped),
-        ("cuda", torch.bfloat16, 12, grouped),  # The flash kernel takes multiples of 8.
+        ("cuda", torch.bfloat16, 12, grouped),  # The flash kernel takes multiples of 8 ...
+        ("cuda", torch.bfloat16, 264, grouped),  # ... up to 256.
         ("cpu", torch.bfloat16, 32, grouped),
     ],
 )
 def test_the_kernel_of_a_device(
-    device: str, dtype: torch.dtype, head_dim: int, kernel: attention.Kernel
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    kernel: attention.Kernel,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert attention_kernel(torch.device(device), dtype, head_dim) is kernel
+
+
+def test_cards_before_ampere_have_no_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert attention_kernel(torch.device("cuda"), torch.float16, 32) is grouped

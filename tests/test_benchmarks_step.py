@@ -60,8 +60,8 @@ def test_each_row_keeps_the_changes_before_it_and_cuda_has_one_with_graphs() -> 
 
 def test_a_run_is_measured_and_extrapolated_to_its_end(small_compact_dataset: Path) -> None:
     ranks = Ranks(0, 1, torch.device("cpu"))
-    overrides = (*ARCH, "data.canvas=window", "train.max_steps=3600")
-    case = step.build_case(small_compact_dataset, 4, overrides, ranks)
+    overrides = ("data.canvas=window", "train.max_steps=3600", "train.global_batch_size=4")
+    case = step.build_case(small_compact_dataset, (*ARCH, *overrides), ranks)
     result = step.measure_run(case, 0.01, 1e9)
     assert result["recompiled"] == 0
     assert result["examples/s"] == pytest.approx(4000 / result["ms per step"])

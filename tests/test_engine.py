@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import UserError
 from common.packed import PackedBatch
+from models.attention import Kernel, grouped, varlen
 from models.supervision import StepResult
 from training.engine import ALIGNMENT, Engine, Gradients, is_captured
 from training.metrics import MetricSums
@@ -126,16 +127,16 @@ def test_gradients_lie_in_one_stretch_by_hand() -> None:
     network = nn.ParameterList([torch.ones(2, 3), torch.ones(65), torch.ones(())])
     gradients = Gradients(network, batch_size=3, width=2)
     assert [p.grad.shape for p in network] == [(2, 3), (65,), ()]
-    assert len(gradients.network) == ALIGNMENT + 2 * ALIGNMENT + ALIGNMENT
+    assert len(gradients.of_network) == ALIGNMENT + 2 * ALIGNMENT + ALIGNMENT
     for number, parameter in enumerate(network, start=1):
         parameter.grad += number
-    assert gradients.network.sum() == 6 * 1 + 65 * 2 + 3
+    assert gradients.of_network.sum() == 6 * 1 + 65 * 2 + 3
     nothing = torch.zeros(2)
     for rows, values in (([2, 0], [[1.0, 2.0], [9.0, 9.0]]), ([0, 0], [[3.0, 4.0], [8.0, 8.0]])):
         given = packed(torch.ones(1, 1).long(), fill=(1,))._replace(rows=torch.tensor(rows))
         result = StepResult(torch.tensor(0.5), torch.tensor(values), nothing, nothing, {})
         gradients.add(given, result)
-    assert gradients.puzzles.tolist() == [[3, 4], [0, 0], [1, 2]]
+    assert gradients.of_puzzles[:3].tolist() == [[3, 4], [0, 0], [1, 2]]
     assert gradients.loss == 1
     assert gradients.flat[-1] == 1 and gradients.flat[-9:-3].tolist() == [3, 4, 0, 0, 1, 2]
 
@@ -334,16 +335,19 @@ def test_no_step_waits_for_the_device(name: str, scheme: dict[str, Any], diagnos
 
 
 @pytest.mark.parametrize(
-    ("graphs", "device", "captured"),
-    [("auto", "cpu", False), ("off", "cpu", False), ("off", "cuda", False), ("on", "cuda", True),
-     ("auto", "cuda", True)],
+    ("graphs", "kernel", "captured"),
+    [("auto", varlen, True), ("on", varlen, True), ("off", varlen, False),
+     ("auto", grouped, False), ("off", grouped, False)],
 )  # fmt: skip
-def test_steps_are_captured_on_cuda_unless_that_is_off(
-    graphs: str, device: str, captured: bool
+def test_steps_are_captured_where_attention_waits_for_nothing_unless_that_is_off(
+    graphs: str, kernel: Kernel, captured: bool
 ) -> None:
-    assert is_captured(graphs, torch.device(device)) == captured
+    model = tiny_model(num_layers=2)
+    for block in model.blocks:
+        block.attention.kernel = kernel
+    assert is_captured(graphs, model) == captured
 
 
 def test_graphs_are_refused_where_there_are_none() -> None:
-    with pytest.raises(UserError, match=r"train\.graphs=on: .* cpu"):
-        is_captured("on", CPU)
+    with pytest.raises(UserError, match=r"train\.graphs=on: .*float32 on cpu"):
+        is_captured("on", tiny_model())

@@ -99,7 +99,8 @@ class Slots:
         self.supervision: Supervision = tiny_supervision(
             model, table, SLOTS, diagnostics, **{**FINAL, **config}
         )
-        self.supervision.network = network or model
+        if network is not None:
+            model.forward = network.forward  # type: ignore[method-assign]
         self.table = table.weight
         self.progress: SlotProgress | None = None
         self.number = 0

@@ -21,7 +21,7 @@ from common.tokens import PAD
 from dataset.augmentation import augment, parse_variant_name
 from dataset.batches import DataConfig, TrainingBatches
 from dataset.compact import CompactSplit
-from dataset.loading import BatchLoader, BatchMaker, Capacity, Plan, cut, one_ahead
+from dataset.loading import NUM_FILLERS, BatchLoader, BatchMaker, Capacity, Plan, cut, one_ahead
 from dataset.splits import Split, open_split
 from dataset.storage import PuzzleSplit, load_identifiers
 
@@ -135,16 +135,23 @@ def test_a_box_shows_its_cells_row_by_row(compact: CompactSplit) -> None:
     assert len(labels) == 42
 
 
-def test_what_fills_up_is_at_most_as_long_as_a_canvas_and_then_empty(compact: CompactSplit) -> None:
-    """Five tokens of prefix and cells, in a capacity of two canvases and six: 903, 903 and 1."""
+def test_what_fills_up_is_shared_evenly_and_at_most_as_long_as_a_canvas(
+    compact: CompactSplit,
+) -> None:
+    """Beside five tokens of prefix and cells; attention costs the square of a length."""
     maker = BatchMaker(compact, PREFIX, CPU)
     plan = planned(compact, [0], np.array([[0, 0, 1, 2]]))
-    host = maker.pack(plan, Capacity(2 * LONGEST + 6, 6))
-    assert host.offsets.diff().tolist() == [5, LONGEST, LONGEST, 1, 0, 0]
+    host = maker.pack(plan, Capacity(5 + 27, 6))
+    assert host.offsets.diff().tolist() == [5, 6, 6, 5, 5, 5]
     assert host.is_example.tolist() == [True, *[False] * 5]
-    assert maker.pack(plan, Capacity(6, 2)).offsets.tolist() == [0, 5, 6]
-    with pytest.raises(AssertionError, match="room"):  # Nothing could fill up.
-        maker.pack(plan, Capacity(5, 6))
+    assert maker.pack(plan, Capacity(7, 4)).offsets.tolist() == [0, 5, 6, 7, 7]
+    assert maker.pack(plan, Capacity(5 + LONGEST, 2)).offsets.diff().tolist() == [5, LONGEST]
+    for tokens in (5, 5 + LONGEST + 1):  # Nothing could fill up, or only what is too long.
+        with pytest.raises(AssertionError, match="room"):
+            maker.pack(plan, Capacity(tokens, 2))
+    # There is room even in a batch of nothing but one example.
+    capacity = maker.capacity(tokens=50 * LONGEST, examples=512)
+    assert maker.pack(plan, capacity).offsets.diff().max() <= LONGEST
 
 
 @SHOWN
@@ -348,8 +355,8 @@ def test_the_static_shape_does_not_depend_on_where_a_run_is_resumed(compact: Com
     loader = BatchLoader(batches, config, Ranks(0, 1, CPU), PREFIX, 100_000, static=True)
     assert loader.capacity == loader_of(compact, WINDOW, static=True).capacity
     assert loader.position == (7, 3)
-    # 24 * 903 tokens and one that fills up, rounded up to 128; 24 sequences and 25 that fill up.
-    assert loader_of(compact, {}, static=True).capacity == (21_760, 24 + 25)
+    # 24 * 903 tokens and one that fills up, rounded up to 128; 24 sequences and 89 that fill up.
+    assert loader_of(compact, {}, static=True).capacity == (21_760, 24 + 25 + NUM_FILLERS)
 
 
 def test_a_whole_canvas_has_room_even_if_the_first_batches_show_none(compact: CompactSplit) -> None:

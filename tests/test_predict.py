@@ -34,6 +34,7 @@ from common.errors import UserError
 from common.packed import PackedBatch
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
+from dataset.loading import NUM_FILLERS
 from dataset.tasks import Pair, Task, save_tasks
 from evaluation import predict as predicting
 from evaluation.metrics import mean_metrics
@@ -261,9 +262,9 @@ def test_every_row_says_what_was_predicted_for_what(
     assert [int(batch.is_example.sum()) for batch in stub.batches] == sizes
     shapes = {(len(batch.inputs), batch.num_sequences) for batch in stub.batches}
     if static:
-        # As many sequences as if they had 5 tokens, and as many more as it takes to fill up.
+        # As many sequences as there is room for canvases of 10 tokens, and those that fill up.
         tokens = max(batch_tokens, 11)
-        assert shapes == {(tokens, tokens // 5 + -(-tokens // 10))}
+        assert shapes == {(tokens, tokens // 10 + NUM_FILLERS + -(-tokens // 10))}
     else:
         assert shapes == {(10 * size, size) for size in sizes}
     # Seven rows have a solution. After step 1 rows 1, 3, 5 are correct, the other four 6/8.

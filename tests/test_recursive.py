@@ -404,7 +404,8 @@ def built(seed: int = 0, num_layers: int = 1, **compute: str) -> TinyRecursiveMo
     return build_model(tiny_arch(num_layers=num_layers), 12, SEQ_LEN, ComputeConfig(**compute), CPU)
 
 
-def test_every_block_attends_by_the_kernel_of_the_device() -> None:
+def test_every_block_attends_by_the_kernel_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     model = built(num_layers=2, precision="bf16")
     assert [block.attention.kernel for block in model.blocks] == [grouped, grouped]
     model.use_kernels_of(torch.device("cuda"))

@@ -467,9 +467,8 @@ def test_examples_weigh_alike_however_many_cells_they_count_by_hand(pad_cells: s
     cells = [[0, 1], [0, 1, 2, 3], [3, 2, 1, 0]]
     batch = packed(torch.full((3, 4), 2), labels, cells, fill=(6, 0))
     training = Training(batch, 3, targets="final", step_weights="rising", pad_cells=pad_cells)
-    training.supervision.network = Scripted(
-        packed(answers, None, cells, (6, 0)).inputs.clamp(min=0)
-    )
+    scripted = Scripted(packed(answers, None, cells, (6, 0)).inputs.clamp(min=0))
+    training.model.forward = scripted.forward
     training.model.seq_len = 4
     of_examples = [right, (2 * right + wrong) / 3, right]
     for weight, result in zip((0.5, 1, 1.5), training.run(), strict=True):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from common.distributed import Ranks
 from common.errors import UserError
 from common.packed import PackedBatch
+from models.recursive import TinyRecursiveModel
 from models.supervision import Progress, StepResult, Supervision
 from training.metrics import MetricSums
 from training.optimizers import OptimConfig, SparseSignSGD, scale_lr
@@ -35,15 +36,19 @@ REHEARSALS = 3
 log = logging.getLogger(__name__)
 
 
-def is_captured(graphs: str, device: torch.device) -> bool:
+def is_captured(graphs: str, model: TinyRecursiveModel) -> bool:
     """Whether steps are replayed as CUDA graphs, as `train.graphs` ("auto", "on", "off") says.
 
     Raises:
         UserError: they are asked for where there are none.
     """
-    if graphs == "on" and device.type != "cuda":
-        raise UserError(f"train.graphs=on: only CUDA has graphs, this runs on {device.type}")
-    return graphs != "off" and device.type == "cuda"
+    if graphs == "on" and not model.is_capturable:
+        raise UserError(
+            f"train.graphs=on: graphs need a CUDA device and its attention for packed sequences, "
+            f"which is for bf16 and heads of 8, 16, ... 256 numbers; this is "
+            f"{model.compute_dtype} on {model.y_init.device.type}"
+        )
+    return graphs != "off" and model.is_capturable
 
 
 class Gradients:
@@ -61,12 +66,10 @@ class Gradients:
         device = parameters[0].device
         puzzle_size = batch_size * width
         self.flat = torch.zeros(sum(sizes) + puzzle_size + width + 1, device=device)
-        self.network = self.flat[: sum(sizes)]
+        self.of_network = self.flat[: sum(sizes)]
         """[n], zero between the parameters."""
-        puzzles = self.flat[sum(sizes) : -1].view(batch_size + 1, width)
-        self._puzzles = puzzles
-        self.puzzles = puzzles[:-1]
-        """[G, D] of the examples' puzzle vectors; one row more takes what belongs to none."""
+        self.of_puzzles = self.flat[sum(sizes) : -1].view(batch_size + 1, width)
+        """[G + 1, D] of the examples' puzzle vectors, see `by_place`."""
         self.loss = self.flat[-1]
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
         for parameter, (start, _) in zip(parameters, pairwise(ends), strict=True):
@@ -75,10 +78,16 @@ class Gradients:
 
     def add(self, batch: PackedBatch, result: StepResult) -> None:
         """Add what is not in the parameters' gradients already."""
-        none = len(self._puzzles) - 1
-        rows = torch.where(batch.is_example, batch.rows, none)
-        self._puzzles.index_copy_(0, rows, result.puzzle_gradient)
+        by_place(self.of_puzzles, batch, result.puzzle_gradient)
         self.loss += result.loss
+
+
+def by_place(table: Tensor, batch: PackedBatch, values: Tensor) -> None:
+    """Write sequences' values [B, ...] to their places in the global batch [G + 1, ...].
+
+    The last row takes those of sequences that only fill up.
+    """
+    table.index_copy_(0, torch.where(batch.is_example, batch.rows, len(table) - 1), values)
 
 
 class Engine:
@@ -127,7 +136,7 @@ class Engine:
         self._accumulate: list[Callable[[], None]] = []
         self._update: Callable[[], None] = self._apply
         self._num_parts = 0
-        self._known_graphs: int | None = None
+        self._is_prepared = False
         self._pool: Any = None
 
     # ---- a batch -----------------------------------------------------------------------------
@@ -167,7 +176,7 @@ class Engine:
             self._capture()
         else:
             self._rehearse(self.under_way)
-        self._known_graphs = _compiled_graphs()
+        self._is_prepared = True
         log.info("... ready after %.0f s.", time.perf_counter() - started)
 
     def step(self, lr_factor: float) -> None:
@@ -176,12 +185,14 @@ class Engine:
         self.puzzle_lr.fill_(self.config.puzzle_lr * lr_factor)
         if self.captured and len(self._accumulate) < self._num_parts:
             self._capture()  # A batch that needs one micro-batch more than those before.
+        graphs = _compiled_graphs()
         for accumulate in self._accumulate[: self._num_parts]:
             accumulate()
+        if self._is_prepared and _compiled_graphs() > graphs:
+            _warn_of_recompilation()
         self.ranks.sum(self.gradients.flat)
         self._update()
         self.metrics.num_steps += 1
-        self._warn_of_recompilation()
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next batch depends on, of this rank's examples."""
@@ -194,9 +205,7 @@ class Engine:
         """Tell the puzzles of the global batch to their optimizer."""
         ids = torch.zeros(self.batch_size + 1, dtype=torch.int64, device=self.ranks.device)
         for progress in self.under_way[: self._num_parts]:
-            batch = progress.batch
-            rows = torch.where(batch.is_example, batch.rows, self.batch_size)
-            ids.index_copy_(0, rows, progress.puzzle_ids)
+            by_place(ids, progress.batch, progress.puzzle_ids)
         self.puzzle_optimizer.begin(self.ranks.sum(ids)[:-1])
 
     def _accumulation(self, progress: Progress) -> Callable[[], None]:
@@ -211,17 +220,18 @@ class Engine:
     def _apply(self) -> None:
         """One update of all that is trained from the gradients, which are zero afterwards."""
         gradients, optimizer, average = self.gradients, self.state.optimizer, self.state.average
-        norm = torch.linalg.vector_norm(gradients.network)
-        is_finite = gradients.loss.isfinite() & norm.isfinite() & gradients.puzzles.isfinite().all()
+        puzzles = gradients.of_puzzles[:-1]
+        norm = torch.linalg.vector_norm(gradients.of_network)
+        is_finite = gradients.loss.isfinite() & norm.isfinite() & puzzles.isfinite().all()
         # In place of reading the flag, which would make the host wait at every step: where it is
         # false, all updates come to nothing.
         counts = is_finite.logical_and(~self.is_rehearsal).float()
         if self.config.grad_clip is not None:
             # As torch.nn.utils.clip_grads_with_norm_ does.
-            gradients.network.mul_((self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+            gradients.of_network.mul_((self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         optimizer.found_inf.copy_(1 - counts)  # type: ignore[attr-defined]
         optimizer.step()
-        puzzles = torch.where(counts > 0, gradients.puzzles, 0.0)
+        puzzles = torch.where(counts > 0, puzzles, 0.0)
         self.puzzle_optimizer.step(puzzles, self.puzzle_lr * counts)
         if average is not None:
             average.update(self.state.model, counts)
@@ -237,9 +247,10 @@ class Engine:
             for progress in under_way:
                 self._accumulation(progress)()
             self._apply()
+            # After each: there may be fewer supervision steps than rehearsals.
+            for tensor, value in zip(touched, kept, strict=True):
+                tensor.copy_(value)
         self.is_rehearsal.fill_(False)
-        for tensor, value in zip(touched, kept, strict=True):
-            tensor.copy_(value)
 
     def _capture(self) -> None:
         """Record the graphs that are missing."""
@@ -267,12 +278,12 @@ class Engine:
         self._pool = graph.pool()
         return graph.replay
 
-    def _warn_of_recompilation(self) -> None:
-        graphs = _compiled_graphs()
-        if self._known_graphs is not None and graphs > self._known_graphs:
-            reason = torch._dynamo.utils.get_compilation_metrics()[-1].recompile_reason
-            log.warning("The network was compiled again in the middle of the run: %s", reason)
-            self._known_graphs = graphs
+
+def _warn_of_recompilation() -> None:
+    compiled = torch._dynamo.utils.get_compilation_metrics()
+    # The last entry may be the backward pass's, which has no reason of its own.
+    reasons = [entry.recompile_reason for entry in compiled if entry.recompile_reason]
+    log.warning("The network was compiled again in the middle of the run: %s", reasons[-1:])
 
 
 def _compiled_graphs() -> int:
