@@ -91,6 +91,12 @@ class Case:
         numbers: list[int] = torch.cat(lengths).tolist()
         return numbers
 
+    @property
+    def filled_up(self) -> float:
+        """Tokens that only filled batches up, as a share of those of examples."""
+        of_examples = sum(self.cells) + len(self.cells) * self.run.config.arch.prefix_length
+        return sum(int(part.offsets[-1]) for part in self.seen) / of_examples - 1
+
 
 def build_case(
     data: Path, overrides: tuple[str, ...], ranks: Ranks, table: PuzzleEmbedding | None = None
@@ -147,6 +153,7 @@ def measure_run(case: Case, seconds: float, peak: float) -> dict[str, Any]:
         "share of matmul peak": flops / peak,
         "cells per example": sum(case.cells) / len(case.cells),
         "tokens at a time": run.loader.tokens_at_a_time,
+        "filled up": case.filled_up,
         "GPU-hours, whole run": run.total_steps * took / 3600,
         "peak memory, GB": peak_memory(device) / 1e9,
         "s to the first step": to_first_step,

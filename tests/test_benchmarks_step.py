@@ -63,7 +63,7 @@ def test_a_run_is_measured_and_extrapolated_to_its_end(small_compact_dataset: Pa
     overrides = ("data.canvas=window", "train.max_steps=3600", "train.global_batch_size=4")
     case = step.build_case(small_compact_dataset, (*ARCH, *overrides), ranks)
     result = step.measure_run(case, 0.01, 1e9)
-    assert result["recompiled"] == 0
+    assert result["recompiled"] == result["filled up"] == 0, "on a CPU nothing is filled up"
     assert result["examples/s"] == pytest.approx(4000 / result["ms per step"])
     # An hour has 3,600 s: so many steps take as many hours as one takes seconds.
     assert result["GPU-hours, whole run"] == pytest.approx(result["ms per step"] / 1000)

@@ -528,7 +528,7 @@ def test_a_damaged_dataset_is_refused(
         ("init_from=tpyo", ["init_from=tpyo: no checkpoint there"]),
         ("resume=tpyo", ["resume=tpyo: no checkpoint there"]),
         ("train.micro_batch_tokens=38", ["micro_batch_tokens=38 has no room", "take 39 or more"]),
-        ("train.graphs=on", ["train.graphs=on: only CUDA has graphs"]),
+        ("train.graphs=on", ["train.graphs=on: graphs need a CUDA device"]),
         ("data.canvas=window", ["data.canvas=window needs", "--layout compact"]),
         ("init_from=FINISHED arch.hidden_size=32", ["another architecture", "shape"]),
         ("run_dir=FINISHED", ["resume=auto"]),
