@@ -6,7 +6,7 @@
 
 Either is one operator to the compiler, so a graph is the same however a batch is cut. The grouped
 kernel reads the offsets on the host, and computes in at least fp32. On a CPU it is PyTorch's fused
-one, whose bf16 form is three times slower on short sequences, and slower than fp32 on any.
+one, whose bf16 form is no quicker where the processor has no instructions for it.
 
 Shape letters: N tokens, B sequences, H heads, T tokens of one sequence.
 """
