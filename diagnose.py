@@ -67,6 +67,7 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
         trained_as.arch,
         trained_as.supervision,
         test_set.fingerprint,
+        test_set.puzzle_factors,
         shared.weights,
         config,
         ranks.device,

@@ -110,6 +110,7 @@ def predict_with(
         trained_as.arch,
         trained_as.supervision,
         test_set.fingerprint,
+        test_set.puzzle_factors,
         asked.weights,
         config,
         ranks.device,

@@ -26,23 +26,29 @@ from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches, require_shares
 from dataset.boards import solution_tokens
+from dataset.factors import puzzle_factors
 from dataset.loading import BatchLoader, require_compact
 from dataset.splits import open_split, require_square
 from dataset.storage import fingerprint
 from evaluation.predict import predict
 from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set
-from models.build import build_model, build_supervision, describe, is_compiled
-from models.puzzle_embedding import PuzzleEmbedding
+from models.build import (
+    build_model,
+    build_supervision,
+    describe,
+    is_compiled,
+    puzzle_embedding_of,
+)
 from models.steps import TrainedModel
 from models.targets import TARGETS
-from training.checkpoints import CheckpointFolder, Rating
+from training.checkpoints import TASKS, CheckpointFolder, Rating
 from training.engine import Engine, is_captured
 from training.memory import estimate_memory, require_memory
 from training.metrics import MetricSums
 from training.optimizers import (
     WeightAverage,
-    build_optimizer,
+    build_optimizers,
     lr_schedule,
     weights_in_place,
 )
@@ -83,8 +89,7 @@ class Run:
 
     def is_due(self, every: int | None) -> bool:
         """Whether a multiple of `every` steps lies in the batch just done."""
-        steps_per_batch = self.engine.supervision.steps_per_batch
-        return every is not None and self.state.step % every < steps_per_batch
+        return every is not None and self.state.step % every < self.engine.updates_per_batch
 
 
 @exit_cleanly
@@ -175,7 +180,7 @@ def open_batches(config: TrainConfig, ranks: Ranks) -> TrainingBatches:
         require_square(split, f"supervision.targets={config.supervision.targets}")
     require_compact(split, config.data)
     require_shares(config.train.global_batch_size, ranks.world_size)
-    return TrainingBatches(split, config.train.global_batch_size, config.seed)
+    return TrainingBatches(split, config.train.global_batch_size, config.seed, config.data.variants)
 
 
 def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Run:
@@ -190,13 +195,15 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         config.train.micro_batch_tokens,
         num_steps=config.arch.num_supervision_steps,
     )
+    dataset, factors = fingerprint(config.data.path, metadata), None
+    if config.arch.puzzle_embedding == "factored":
+        factors = puzzle_factors(config.data.path, metadata)
+        dataset[TASKS] = list(factors.task_names)
     torch.manual_seed(config.seed)
     model = build_model(
-        config.arch, metadata.vocab_size, metadata.seq_len, config.train, ranks.device
+        config.arch, metadata.vocab_size, metadata.seq_len, config.train, ranks.device, factors
     )
-    puzzle_embedding = PuzzleEmbedding(
-        metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device
-    )
+    puzzle_embedding = puzzle_embedding_of(model, metadata.num_puzzle_identifiers)
     supervision = build_supervision(
         config.supervision,
         model,
@@ -209,17 +216,15 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
     state = TrainingState(
         model,
         puzzle_embedding,
-        build_optimizer(config.optim, model),
+        build_optimizers(config.optim, model),
         WeightAverage(model, decay) if decay is not None else None,
-        fingerprint(config.data.path, metadata),
+        dataset,
     )
     steps = config.train.max_steps
     if steps is None:
         # As published runs count: one optimizer step uses up one batch of an epoch.
         examples = config.train.epochs * batches.split.examples_per_epoch
         steps = math.ceil(examples / config.train.global_batch_size)
-    # A batch is used for all its supervision steps, so a run ends at the end of one.
-    batch_count = math.ceil(steps / supervision.steps_per_batch)
     metrics = MetricSums(supervision.metric_names, supervision.num_steps, ranks.device)
     engine = Engine(
         supervision,
@@ -230,7 +235,8 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         compiled=is_compiled(config.train, ranks.device),
         captured=is_captured(config.train.graphs, model),
     )
-    total_steps = batch_count * supervision.steps_per_batch
+    # A batch is used for all its supervision steps, so a run ends at the end of one.
+    total_steps = math.ceil(steps / engine.updates_per_batch) * engine.updates_per_batch
     return Run(config, ranks, state, loader, engine, metrics, total_steps)
 
 
@@ -254,7 +260,7 @@ def describe_run(run: Run) -> None:
         config.arch,
         model.compute_dtype,
         num_parameters=model.num_parameters,
-        num_puzzles=len(run.state.puzzle_embedding.weight),
+        puzzle_parameters=run.state.puzzle_embedding.num_parameters,
         is_averaged=run.state.average is not None,
         batch_tokens=loader.batch_tokens,
         tokens_at_a_time=loader.tokens_at_a_time,
@@ -269,8 +275,9 @@ def describe_run(run: Run) -> None:
 
 def take_steps(run: Run) -> None:
     """Train on the batch that has begun."""
-    # An optimizer step follows each supervision step, so the next one sees new weights.
-    for _ in range(run.engine.supervision.steps_per_batch):
+    # An optimizer step follows each supervision step, so the next one sees new weights; with
+    # optim.update=batch there is one after all of them.
+    for _ in range(run.engine.updates_per_batch):
         run.engine.step(run.lr_factor)
         run.state.step += 1
 

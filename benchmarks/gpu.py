@@ -48,7 +48,7 @@ from config.schema import DemoConfig, TrainConfig
 from evaluation.predict import EvalConfig, Predictor
 from evaluation.test_set import ArcTestSet, open_test_set
 from models.build import build_model
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleTable
 from models.steps import TrainedModel
 from training.profiling import PROFILED, SKIPPED, profiled_batches
 
@@ -175,9 +175,7 @@ def predict(arguments: argparse.Namespace, ranks: Ranks) -> Result:
             config.arch, metadata.vocab_size, metadata.seq_len, config.train, ranks.device
         )
         model.readout.weight.data.zero_()
-        table = PuzzleEmbedding(
-            metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device
-        )
+        table = PuzzleTable(metadata.num_puzzle_identifiers, config.arch.hidden_size, ranks.device)
         predictor = Predictor(
             TrainedModel(model, table, config.supervision), test_set, EvalConfig(canvas=canvas)
         )

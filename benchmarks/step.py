@@ -35,7 +35,7 @@ from common.errors import CommandParser, exit_cleanly
 from common.packed import PackedBatch
 from config.loading import load_config
 from config.schema import TrainConfig
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from train_arc_tiny_corrupt import Run, batch_seed, build_run, open_batches, take_steps
 
 
@@ -106,9 +106,11 @@ def build_case(
     given = [f"data.path={data}", "train.eval_every=null", *overrides]
     config = load_config("train", TrainConfig, __doc__ or "", given)
     run = build_run(config, ranks, open_batches(config, ranks))
-    if table is not None:  # It may be larger than everything else together.
+    optimizer = run.engine.puzzle_optimizer
+    if isinstance(table, PuzzleTable) and optimizer is not None:
+        # It may be larger than everything else together.
         run.state.puzzle_embedding = run.engine.supervision.puzzle_embedding = table
-        run.engine.puzzle_optimizer.embedding = table
+        optimizer.embedding = table
     return Case(run, iter(run.loader))
 
 

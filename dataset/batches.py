@@ -1,8 +1,9 @@
 """Which examples make a batch, the random numbers that go with them, and who computes which.
 
 Sampling for training follows TRM: an epoch permutes the groups; each group gives one random
-variant, whose pairs are all appended, shuffled. Epochs follow each other without end, and every
-`global_batch_size` examples are a batch. A batch is a pure function of the seed and of its place in
+variant (with `data.variants=cycled`, the next one in an order of its own), whose pairs are all
+appended, shuffled. Epochs follow each other without end, and every `global_batch_size` examples are
+a batch. A batch is a pure function of the seed and of its place in
 that stream, whatever the ranks and the device: so a run resumes at its exact batch.
 """
 
@@ -22,6 +23,10 @@ NUM_SHARDS = 8
 """Parts that a batch is dealt into; a rank takes one, two, four or all of them."""
 
 
+CYCLES = 2**62
+"""In the place of an epoch, a stream of random numbers of its own."""
+
+
 class DataConfig(Settings):
     """Which dataset, and how much of a canvas the network sees."""
 
@@ -30,6 +35,11 @@ class DataConfig(Settings):
         None,
         description="file of target trajectories, as dataset.import_trajectories wrote it; null: "
         "none",
+    )
+    variants: Literal["drawn", "cycled"] = Field(
+        "drawn",
+        description="which variant a task shows in an epoch: drawn at random, or cycled through "
+        "without repetition until all were seen",
     )
     canvas: Literal["whole", "window"] = Field(
         "whole",
@@ -66,11 +76,24 @@ class Sample(NamedTuple):
 class TrainingBatches:
     """Endless iterator over global batches.
 
+    Args:
+        split: whose examples.
+        global_batch_size: of each batch.
+        seed: of everything that is drawn.
+        variants: see `DataConfig`.
+
     `position` is the epoch and the example within it that come next; setting it goes there.
     """
 
-    def __init__(self, split: Split, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        global_batch_size: int,
+        seed: int,
+        variants: Literal["drawn", "cycled"] = "drawn",
+    ) -> None:
         self.split = split
+        self.variants = variants
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.position = (0, 0)
@@ -99,7 +122,11 @@ class TrainingBatches:
         rng = np.random.default_rng([self.seed, epoch])
         group_indices, puzzle_indices = self.split.group_indices, self.split.puzzle_indices
         groups = rng.permutation(len(group_indices) - 1)
-        chosen = rng.integers(group_indices[groups], group_indices[groups + 1])
+        if self.variants == "drawn":
+            chosen = rng.integers(group_indices[groups], group_indices[groups + 1])
+        else:
+            sizes = np.diff(group_indices)
+            chosen = (group_indices[:-1] + places_in_cycles(sizes, epoch, self.seed))[groups]
         first, end = puzzle_indices[chosen], puzzle_indices[chosen + 1]
         stays = rng.integers(first, end)
         sizes = end - first
@@ -120,6 +147,20 @@ class TrainingBatches:
             edges=uniform[:, 2:6],
             coin=uniform[:, 6],
         )
+
+
+def places_in_cycles(sizes: npt.NDArray[np.int64], epoch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which of its `sizes` [G] variants each group shows in an epoch: each once in `size` epochs.
+
+    From a random one on in random strides that have no factor in common with the size, so that the
+    place is a function of the epoch and nothing has to be kept.
+    """
+    rng = np.random.default_rng([seed, CYCLES])
+    first = rng.integers(0, sizes)
+    stride = rng.integers(0, sizes)
+    while (shared := np.gcd(stride, sizes) > 1).any():
+        stride[shared] = rng.integers(0, sizes[shared])
+    return (first + stride * epoch) % sizes
 
 
 def require_shares(global_batch_size: int, world_size: int) -> None:

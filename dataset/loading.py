@@ -406,7 +406,8 @@ class BatchLoader:
     def _measure(self) -> int:
         """By the first batches, wherever a run is resumed, so that it does not change."""
         split, batch_size = self.batches.split, self.batches.global_batch_size
-        stream = TrainingBatches(split, batch_size, self.batches.seed)
+        seed, variants = self.batches.seed, self.batches.variants
+        stream = TrainingBatches(split, batch_size, seed, variants)
         plans = (self.share(sample) for sample in islice(stream, MEASURED_BATCHES))
         return max(int(self.maker.lengths(plan.boxes).sum()) for plan in plans)
 

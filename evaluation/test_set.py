@@ -6,11 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
+from common.puzzles import PuzzleFactors
 from dataset.augmentation import parse_variant_name, transformed_sizes
 from dataset.batches import select_test_examples
 from dataset.boards import puzzle_of, solution_tokens
 from dataset.canvas import VOCAB_SIZE, Canvases, canvas_side, grid_mask, read_back
 from dataset.compact import CompactSplit
+from dataset.factors import puzzle_factors
 from dataset.splits import open_split, require_square
 from dataset.storage import TEST_PUZZLES_FILE, fingerprint, load_identifiers
 from dataset.tasks import NUM_COLOURS, Task, load_tasks
@@ -43,6 +45,10 @@ class TestSet:
 
     def __len__(self) -> int:
         return len(self.examples.rows)
+
+    def puzzle_factors(self) -> PuzzleFactors:
+        """Of which task each puzzle is a variant, and which."""
+        return puzzle_factors(self.path, self.split.metadata)
 
     def answer_cells(self, canvases: Canvases) -> npt.NDArray[np.bool_]:
         """Which cells of predicted canvases [n, cells] belong to the answer."""

@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from common.puzzles import PuzzleFactors
 from common.settings import Settings
 from models.halting import HaltingSupervision
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from models.recursive import ArchConfig, TinyRecursiveModel
 from models.supervision import DeepImprovementSupervision, Supervision, SupervisionConfig
 
@@ -25,7 +26,12 @@ class ComputeConfig(Settings):
 
 
 def build_model(
-    arch: ArchConfig, vocab_size: int, seq_len: int, compute: ComputeConfig, device: torch.device
+    arch: ArchConfig,
+    vocab_size: int,
+    seq_len: int,
+    compute: ComputeConfig,
+    device: torch.device,
+    factors: PuzzleFactors | None = None,
 ) -> TinyRecursiveModel:
     """Build the model on a device, with its kernels, compiled if that is asked for.
 
@@ -35,15 +41,27 @@ def build_model(
         seq_len: cells L of the whole canvas.
         compute: precision and compiler.
         device: where it shall be.
+        factors: of the puzzles; only needed for arch.puzzle_embedding=factored.
     """
     dtype = compute_dtype(compute.precision, device)
+    num_tasks = len(factors.task_names) if factors is not None else 0
     # Drawn on the CPU so that a seed means the same weights on every device.
-    model = TinyRecursiveModel(arch, vocab_size, seq_len, dtype).to(device)
+    model = TinyRecursiveModel(arch, vocab_size, seq_len, dtype, num_tasks).to(device)
+    if model.puzzle_embedding is not None:
+        assert factors is not None, "factored puzzle embeddings are of some puzzles"
+        model.puzzle_embedding.use(factors)
     model.use_kernels_of(device)
     if is_compiled(compute, device):
         # On a GPU shapes are static; on a CPU, where nothing fills a batch up, any will come.
         model.compile(dynamic=device.type != "cuda")
     return model
+
+
+def puzzle_embedding_of(model: TinyRecursiveModel, num_puzzles: int) -> PuzzleEmbedding:
+    """The model's own, or else a table for so many puzzles, on its device."""
+    if model.puzzle_embedding is not None:
+        return model.puzzle_embedding
+    return PuzzleTable(num_puzzles, model.config.hidden_size, model.y_init.device)
 
 
 def is_compiled(compute: ComputeConfig, device: torch.device) -> bool:
@@ -77,7 +95,7 @@ def describe(
 
     Args:
         model: bare.
-        puzzle_embedding: the table.
+        puzzle_embedding: the table, or the model's own.
         num_steps: improvement steps until the last answer; None for as many as trained.
     """
     config = model.config
@@ -86,7 +104,7 @@ def describe(
     per_answer, with_gradient = (n // config.num_supervision_steps * steps for n in calls)
     return {
         "network_parameters": model.num_parameters,
-        "puzzle_embedding_parameters": puzzle_embedding.weight.numel(),
+        "puzzle_embedding_parameters": puzzle_embedding.num_parameters,
         "network_calls_per_answer": per_answer,
         "network_calls_with_gradient": with_gradient,
     }

@@ -24,7 +24,7 @@ from common.packed import PackedBatch
 from models.objective import counted_solution, shares_of_mean, stablemax_cross_entropy
 from models.randomness import CellRandom
 from models.recursive import RecursiveState, run_step
-from models.supervision import Progress, StepResult, Supervision
+from models.supervision import Progress, StepResult, Supervision, gradient_of
 
 
 @dataclass
@@ -98,10 +98,9 @@ class HaltingSupervision(Supervision):
         may_leave = progress.steps >= progress.earliest
         progress.free.copy_((predicts_correct & may_leave) | (progress.steps >= self.num_steps))
         self.advance(progress, output, answer)
-        assert vectors.grad is not None, "the puzzle vectors enter every step"
         # Copies: what is under way may have moved on when the result is read.
         steps, finished = progress.steps.clone(), progress.free.clone()
-        return StepResult(loss.detach(), vectors.grad, steps, finished, metrics)
+        return StepResult(loss.detach(), gradient_of(vectors), steps, finished, metrics)
 
     def carried(self, progress: Progress) -> dict[str, Tensor]:
         """The examples under way [E, ...] and their places in the global batch, `rows`."""

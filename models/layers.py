@@ -2,8 +2,8 @@
 
 - no biases and no learned norm gains
 - RMSNorm after each residual addition, computed in fp32
-- full (non-causal) attention with rotary positions over the flat sequence
-- SwiGLU feed-forward
+- full (non-causal) attention with rotary positions, along the flat sequence or by row and column
+- SwiGLU feed-forward, with a short convolution along the sequence if that is asked for
 - weights stay fp32; every layer casts them to the dtype of its input, which is the compute dtype
 
 Shape letters: N tokens of all sequences, one after another, B sequences, D width, H heads, V
@@ -70,25 +70,42 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Sequences(NamedTuple):
-    """What attention must know of the sequences of a batch."""
+    """What layers must know of the sequences of a batch."""
 
     rotation: Rotation
+    is_first: Tensor
+    """bool [N] whether a token is the first of its sequence."""
     offsets: Tensor
     """int32 [B + 1] where they begin and end."""
     longest: int
     """No sequence has more tokens."""
 
 
+def flat_angles(head_dim: int, num_positions: int, base: float) -> Tensor:
+    """Angles [T, head_dim / 2] that turn with the place in the sequence."""
+    frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    return torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
+
+
+def grid_angles(head_dim: int, prefix_length: int, side: int, base: float) -> Tensor:
+    """Angles [P + side * side, head_dim / 2]: half turn with the row, half with the column.
+
+    The prefix, which is nowhere on the canvas, is not turned.
+    """
+    along = flat_angles(head_dim // 2, side, base)  # [side, head_dim / 4]
+    by_row, by_column = along.repeat_interleave(side, dim=0), along.repeat(side, 1)
+    of_cells = torch.cat([by_row, by_column], dim=-1)
+    return torch.cat([torch.zeros(prefix_length, head_dim // 2), of_cells])
+
+
 class RotaryEmbedding(nn.Module):
-    """Rotary position embedding (arXiv 2104.09864) for T positions of one head dimension."""
+    """Rotary position embedding (arXiv 2104.09864) by `angles` [T, head_dim / 2] of positions."""
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, num_positions: int, base: float) -> None:
+    def __init__(self, angles: Tensor) -> None:
         super().__init__()
-        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
         angles = torch.cat([angles, angles], dim=-1)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -117,7 +134,7 @@ class Attention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        rotation, offsets, longest = sequences
+        rotation, offsets, longest = sequences.rotation, sequences.offsets, sequences.longest
         q, k, v = rearrange(self.qkv(x), "n (qkv h d) -> qkv n h d", qkv=3, h=self.num_heads)
         q, k = rotate(q, rotation), rotate(k, rotation)
         attended = self.kernel(q, k, v, offsets, longest)
@@ -129,32 +146,59 @@ def swiglu_width(width: int, expansion: float) -> int:
     return math.ceil(round(expansion * width * 2 / 3) / 256) * 256
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+class ShortConvolution(nn.Module):
+    """Each channel mixes a token with the one before it in its sequence, then SiLU.
 
-    def __init__(self, width: int, expansion: float) -> None:
+    Starts as SiLU alone. (URM, arXiv 2512.14693, has it in its SwiGLU.)
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([torch.zeros(width), torch.ones(width)]))
+
+    def forward(self, x: Tensor, is_first: Tensor) -> Tensor:
+        before, own = self.weight.to(x.dtype)
+        shifted = F.pad(x, (0, 0, 1, 0))[:-1].masked_fill(is_first.unsqueeze(1), 0)
+        return F.silu(before * shifted + own * x)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); with a convolution, it stands before `down`."""
+
+    def __init__(self, width: int, expansion: float, convolution: bool = False) -> None:
         super().__init__()
         inner = swiglu_width(width, expansion)
         self.gate_and_up = Linear(width, 2 * inner)
+        self.convolution = ShortConvolution(inner) if convolution else None
         self.down = Linear(inner, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, is_first: Tensor) -> Tensor:
         gate, up = self.gate_and_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        h = F.silu(gate) * up
+        if self.convolution is not None:
+            h = self.convolution(h, is_first)
+        return self.down(h)
 
 
 class Block(nn.Module):
     """h = norm(h + attention(h)); h = norm(h + swiglu(h))."""
 
-    def __init__(self, width: int, num_heads: int, expansion: float, norm_eps: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        expansion: float,
+        norm_eps: float,
+        convolution: bool = False,
+    ) -> None:
         super().__init__()
         self.norm_eps = norm_eps
         self.attention = Attention(width, num_heads)
-        self.swiglu = SwiGLU(width, expansion)
+        self.swiglu = SwiGLU(width, expansion, convolution)
 
     def forward(self, h: Tensor, sequences: Sequences) -> Tensor:
         h = rms_norm(h + self.attention(h, sequences), self.norm_eps)
-        return rms_norm(h + self.swiglu(h), self.norm_eps)
+        return rms_norm(h + self.swiglu(h, sequences.is_first), self.norm_eps)
 
 
 class HaltingHead(nn.Module):

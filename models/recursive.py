@@ -12,8 +12,8 @@
 - a step of n latent updates and one answer update, T times, calls f T * (n + 1) times
 - a halting logit (TRM) predicts whether the answer is correct; see `models.halting`
 - (y, z) are detached on the way out: no gradient crosses supervision steps
-- the puzzle's embedding comes in as an argument; its table is no part of the network (see
-  `models.puzzle_embedding`), which is why "0.86M parameters" does not count it
+- the puzzle's embedding comes in as an argument (see `models.puzzle_embedding`); "0.86M parameters"
+  does not count it
 - sequences stand one after another (see `common.packed`), each of a prefix and the cells that are
   shown of its canvas, which keep their places there in the rotary embedding
 
@@ -22,12 +22,13 @@ whole canvas, D width, V vocabulary.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.packed import PackedBatch
 from common.settings import Settings
 from models.attention import attention_kernel, varlen
@@ -39,7 +40,10 @@ from models.layers import (
     Linear,
     RotaryEmbedding,
     Sequences,
+    flat_angles,
+    grid_angles,
 )
+from models.puzzle_embedding import FactoredPuzzleEmbedding
 
 
 class ArchConfig(Settings):
@@ -50,8 +54,9 @@ class ArchConfig(Settings):
     num_layers: int = Field(1, gt=0, description="transformer blocks in f")
     num_heads: int = Field(8, gt=0, description="attention heads; hidden_size / num_heads is even")
     expansion: float = Field(4.0, gt=0, description="SwiGLU expansion before the factor 2/3")
-    num_recursions: int = Field(
-        1, gt=0, description="T: cycles per supervision step, last with gradient"
+    num_recursions: int = Field(1, gt=0, description="T: cycles per supervision step")
+    num_recursions_with_gradient: int = Field(
+        1, gt=0, description="of the T cycles, the last ones that a gradient goes through"
     )
     num_latent_updates: int = Field(2, gt=0, description="n: updates of z before each update of y")
     num_supervision_steps: int = Field(
@@ -71,18 +76,42 @@ class ArchConfig(Settings):
         False,
         description="read a halting logit from the first position; supervision.halting trains it",
     )
+    puzzle_embedding: Literal["table", "factored"] = Field(
+        "table",
+        description="table: a vector for each variant of each task; factored: the sum of vectors "
+        "for the task, the dihedral transform and the colours (models/puzzle_embedding.py)",
+    )
+    short_convolution: bool = Field(
+        False,
+        description="mix each token in SwiGLU with the one before it (URM, arXiv 2512.14693)",
+    )
     prefix_length: int = Field(
         16, gt=0, description="positions before the canvas, first the puzzle's"
+    )
+    rotary: Literal["flat", "grid"] = Field(
+        "flat",
+        description="positions: flat: the place in the sequence; grid: half of each head's "
+        "frequencies turn with the row, half with the column",
     )
     rope_base: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMSNorm")
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "ArchConfig":
+    def _sizes_fit(self) -> "ArchConfig":
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"arch.hidden_size={self.hidden_size} must be a multiple of twice "
                 f"arch.num_heads={self.num_heads} (rotary embeddings need an even head dimension)"
+            )
+        if self.rotary == "grid" and self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"arch.rotary=grid: arch.hidden_size={self.hidden_size} must be a multiple of four "
+                f"times arch.num_heads={self.num_heads}, as rows and columns share the frequencies"
+            )
+        if self.num_recursions_with_gradient > self.num_recursions:
+            raise ValueError(
+                f"arch.num_recursions_with_gradient={self.num_recursions_with_gradient} is more "
+                f"than arch.num_recursions={self.num_recursions}"
             )
         return self
 
@@ -93,8 +122,8 @@ class ArchConfig(Settings):
 
     @property
     def network_calls_with_gradient(self) -> int:
-        """Of these, the ones that a backward pass goes through: N_sup * (n + 1)."""
-        return self.network_calls // self.num_recursions
+        """Of these, the ones that a backward pass goes through."""
+        return self.network_calls // self.num_recursions * self.num_recursions_with_gradient
 
 
 class RecursiveState(NamedTuple):
@@ -131,6 +160,7 @@ class TinyRecursiveModel(nn.Module):
         vocab_size: int,
         seq_len: int,
         compute_dtype: torch.dtype = torch.float32,
+        num_tasks: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -144,18 +174,27 @@ class TinyRecursiveModel(nn.Module):
         self.answer_blocks = self._new_network() if config.separate_networks else None
         self.readout = Linear(width, vocab_size)
         self.halting_head = HaltingHead(width) if config.halting_head else None
-        self.rotary = RotaryEmbedding(
-            width // config.num_heads, config.prefix_length + seq_len, config.rope_base
-        )
+        self.rotary = RotaryEmbedding(rotary_angles(config, seq_len))
         # Fixed, but part of the weights: a checkpoint means nothing without them.
         self.register_buffer("y_init", torch.randn(width))
         self.register_buffer("z_init", torch.randn(width))
         self.seq_len = seq_len
+        self.puzzle_embedding = (
+            FactoredPuzzleEmbedding(num_tasks, width)
+            if config.puzzle_embedding == "factored"
+            else None
+        )
 
     def _new_network(self) -> nn.ModuleList:
         config = self.config
         return nn.ModuleList(
-            Block(config.hidden_size, config.num_heads, config.expansion, config.norm_eps)
+            Block(
+                config.hidden_size,
+                config.num_heads,
+                config.expansion,
+                config.norm_eps,
+                config.short_convolution,
+            )
             for _ in range(config.num_layers)
         )
 
@@ -180,7 +219,8 @@ class TinyRecursiveModel(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Trained numbers in the network, puzzle embeddings not counted."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        of_puzzles = self.puzzle_embedding.num_parameters if self.puzzle_embedding else 0
+        return sum(parameter.numel() for parameter in self.parameters()) - of_puzzles
 
     def initial_state(self, num_tokens: int) -> RecursiveState:
         """The two fixed random vectors at every token."""
@@ -221,12 +261,15 @@ class TinyRecursiveModel(nn.Module):
         starts = offsets[:-1].long().clamp(max=len(inputs) - 1)
         x = self.embed(inputs, puzzle_vectors, supervision_step, sequence, starts)
         rotation = self.rotary(cells + self.config.prefix_length)
-        sequences = Sequences(rotation, offsets, self.longest_sequence)
+        is_first = cells == -self.config.prefix_length
+        sequences = Sequences(rotation, is_first, offsets, self.longest_sequence)
         y, z = state
+        with_gradient = self.config.num_recursions_with_gradient
         with torch.no_grad():
-            for _ in range(self.config.num_recursions - 1):
+            for _ in range(self.config.num_recursions - with_gradient):
                 y, z = self.latent_recursion(x, y, z, sequences)
-        y, z = self.latent_recursion(x, y, z, sequences)
+        for _ in range(with_gradient):
+            y, z = self.latent_recursion(x, y, z, sequences)
         return StepOutput(
             RecursiveState(y.detach(), z.detach()),
             self.read_out(y),
@@ -263,6 +306,24 @@ class TinyRecursiveModel(nn.Module):
     def read_out(self, y: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of an answer state."""
         return self.readout(y).float()
+
+
+def rotary_angles(config: ArchConfig, seq_len: int) -> Tensor:
+    """Angles [P + L, head_dim / 2] of all positions.
+
+    Raises:
+        UserError: rows and columns of a canvas that has none.
+    """
+    head_dim = config.hidden_size // config.num_heads
+    if config.rotary == "flat":
+        return flat_angles(head_dim, config.prefix_length + seq_len, config.rope_base)
+    side = math.isqrt(seq_len)
+    if side * side != seq_len:
+        raise UserError(
+            f"arch.rotary=grid: the dataset's canvases have {seq_len} cells, which is no square; "
+            f"use arch.rotary=flat"
+        )
+    return grid_angles(head_dim, config.prefix_length, side, config.rope_base)
 
 
 def apply_network(blocks: nn.ModuleList, h: Tensor, sequences: Sequences) -> Tensor:

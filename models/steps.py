@@ -49,7 +49,7 @@ class TrainedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.puzzle_embedding.weight.device
+        return self.model.y_init.device
 
     def improve(
         self,
@@ -67,7 +67,7 @@ class TrainedModel:
             with_reference: also give the reference logits where guidance does not need them.
         """
         guided = guidance_weight != 1.0
-        vectors = self.puzzle_embedding.weight[batch.puzzle_ids]
+        vectors = self.puzzle_embedding.lookup(batch.puzzle_ids).detach()
         inputs = batch.inputs
         state = self.model.initial_state(len(inputs))
         reference = self.model.read_out(state.y) if guided or with_reference else None

@@ -156,8 +156,8 @@ class StepResult(NamedTuple):
 
     loss: Tensor
     """Scalar: this micro-batch's part of the mean over the global batch, step weights applied."""
-    puzzle_gradient: Tensor
-    """[B, D] of the rows of the puzzle embedding that the step used."""
+    puzzle_gradient: Tensor | None
+    """[B, D] of the rows of the table of puzzle embeddings that the step used; None: no table."""
     supervision_steps: Tensor
     """int64 [B] the step that each example has just taken, 1..S."""
     finished: Tensor
@@ -172,7 +172,7 @@ class Supervision(ABC):
     Args:
         config: what to train towards.
         model: the model, compiled or not.
-        puzzle_embedding: the table that the batch's rows are read from, anew at each step.
+        puzzle_embedding: where the puzzles' vectors are from, anew at each step.
         colours: tokens of cells with content, see `TargetRequest`.
         diagnostics: also measure distances and margins.
         global_batch_size: examples that the loss is a mean over.
@@ -196,12 +196,12 @@ class Supervision(ABC):
         self.num_steps = model.config.num_supervision_steps
         weights = step_weights(config.step_weights, self.num_steps)
         # On the device once: a copy at every step would make the host wait.
-        self.step_weights = torch.tensor(weights, device=puzzle_embedding.weight.device)
+        self.step_weights = torch.tensor(weights, device=model.y_init.device)
 
     @property
     @abstractmethod
     def steps_per_batch(self) -> int:
-        """Optimizer steps that one batch serves."""
+        """Supervision steps that one batch serves."""
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -281,7 +281,7 @@ class DeepImprovementSupervision(Supervision):
         progress.steps += 1
         # As a tensor of one: a number as an index would be read from the device.
         s = progress.steps.view(1)
-        # Read anew: the optimizer step that follows each supervision step changes these rows.
+        # Read anew: the optimizer step that follows each supervision step changes these vectors.
         vectors = self.puzzle_embedding.lookup(progress.puzzle_ids)
         dual = self.config.objective == "dual"
         output = run_step(
@@ -302,9 +302,14 @@ class DeepImprovementSupervision(Supervision):
         target = progress.targets.index_select(0, s).squeeze(0)
         answer, metrics = self.measure(progress, output, target)
         self.advance(progress, output, answer)
-        assert vectors.grad is not None, "the puzzle vectors enter every step"
         steps = progress.steps.expand(progress.batch.num_sequences)
-        return StepResult(loss.detach(), vectors.grad, steps, steps == self.num_steps, metrics)
+        finished = steps == self.num_steps
+        return StepResult(loss.detach(), gradient_of(vectors), steps, finished, metrics)
+
+
+def gradient_of(vectors: Tensor) -> Tensor | None:
+    """What a backward pass left for the rows of a table; None where it went on to factors."""
+    return vectors.grad if vectors.is_leaf else None
 
 
 def weighted_loss(logits: Tensor, progress: Progress, s: Tensor) -> Tensor:

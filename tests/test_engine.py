@@ -26,7 +26,7 @@ from models.attention import Kernel, grouped, varlen
 from models.supervision import StepResult
 from training.engine import ALIGNMENT, Engine, Gradients, is_captured
 from training.metrics import MetricSums
-from training.optimizers import WeightAverage, build_optimizer
+from training.optimizers import WeightAverage, build_optimizers
 from training.state import TrainingState
 
 BATCH = 6
@@ -62,7 +62,7 @@ def build(
     model, table = tiny_model(halting_head=supervision.get("halting", False)), random_table()
     scheme = tiny_supervision(model, table, BATCH, diagnostics, **supervision)
     average = WeightAverage(model, config.ema_decay) if config.ema_decay is not None else None
-    state = TrainingState(model, table, build_optimizer(config, model), average, dataset={})
+    state = TrainingState(model, table, build_optimizers(config, model), average, dataset={})
     metrics = MetricSums(scheme.metric_names, scheme.num_steps, CPU)
     return Engine(scheme, state, config, metrics, ALONE, compiled=True, captured=False)
 
@@ -74,8 +74,9 @@ def trained(engine: Engine) -> dict[str, Tensor]:
     tensors["table"] = state.puzzle_embedding.weight
     if state.average is not None:
         tensors |= {f"average {name}": tensor for name, tensor in state.average.weights.items()}
-    for number, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer {number} {name}": tensor for name, tensor in moments.items()}
+    for kind, optimizer in enumerate(state.optimizers):
+        for number, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer {kind} {number} {k}": v for k, v in moments.items()}
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
@@ -125,7 +126,7 @@ def test_micro_batches_and_what_fills_them_up_train_as_one_exact_batch_does(
 
 def test_gradients_lie_in_one_stretch_by_hand() -> None:
     network = nn.ParameterList([torch.ones(2, 3), torch.ones(65), torch.ones(())])
-    gradients = Gradients(network, batch_size=3, width=2)
+    gradients = Gradients(network, num_vectors=4, width=2)
     assert [p.grad.shape for p in network] == [(2, 3), (65,), ()]
     assert len(gradients.of_network) == ALIGNMENT + 2 * ALIGNMENT + ALIGNMENT
     for number, parameter in enumerate(network, start=1):
@@ -136,9 +137,16 @@ def test_gradients_lie_in_one_stretch_by_hand() -> None:
         given = packed(torch.ones(1, 1).long(), fill=(1,))._replace(rows=torch.tensor(rows))
         result = StepResult(torch.tensor(0.5), torch.tensor(values), nothing, nothing, {})
         gradients.add(given, result)
-    assert gradients.of_puzzles[:3].tolist() == [[3, 4], [0, 0], [1, 2]]
-    assert gradients.loss == 1
-    assert gradients.flat[-1] == 1 and gradients.flat[-9:-3].tolist() == [3, 4, 0, 0, 1, 2]
+    # The second is a later supervision step of other examples and of the first again.
+    result = result._replace(puzzle_gradient=torch.tensor([[10.0, 20.0], [7.0, 7.0]]))
+    gradients.add(given, result)
+    assert gradients.of_puzzles[:3].tolist() == [[13, 24], [0, 0], [1, 2]]
+    assert gradients.loss == 1.5
+    assert gradients.flat[-1] == 1.5 and gradients.flat[-9:-3].tolist() == [13, 24, 0, 0, 1, 2]
+    # With factored embeddings there is nothing to keep for puzzles.
+    gradients = Gradients(network, num_vectors=0, width=2)
+    gradients.add(given, result._replace(puzzle_gradient=None))
+    assert gradients.loss == 0.5 and gradients.of_puzzles.numel() == 0
 
 
 def test_the_table_follows_the_dense_reference() -> None:
@@ -155,6 +163,38 @@ def test_the_table_follows_the_dense_reference() -> None:
     torch.testing.assert_close(engine.state.puzzle_embedding.weight, expected)
 
 
+@pytest.mark.parametrize("cut", [ONE, THREE], ids=str)
+def test_one_update_a_batch_is_by_the_sum_over_its_supervision_steps_by_hand(
+    cut: list[list[int]],
+) -> None:
+    """The weights stay as they are until all steps are taken; then one update of everything."""
+    config = {"puzzle_lr": 0.25, "puzzle_weight_decay": 0.5, "lr": 0.01, "beta1": 0.0}
+    engine, twin = build({**config, "update": "batch"}), build(config)
+    assert (engine.updates_per_batch, twin.updates_per_batch) == (1, 3)
+    start, table = trained(engine), engine.state.puzzle_embedding.weight.clone()
+    (whole,) = batch(0)
+    progress = twin.supervision.begin(whole, 0, None)
+    results = [twin.supervision.step(progress) for _ in range(3)]  # No update in between.
+    total = torch.zeros_like(table)
+    for result in results:
+        total.index_add_(0, PUZZLES, result.puzzle_gradient)
+    take(engine, batch(0, cut), count=1)
+    expected = table * (1 - 0.25 * 0.5) - 0.25 * total.sign()
+    expected[2] = table[2]  # Not in the batch.
+    torch.testing.assert_close(engine.state.puzzle_embedding.weight, expected)
+    # AdamW's first step, without a mean over time, goes against the sign of the sum.
+    for (name, ours), parameter in zip(
+        engine.supervision.model.named_parameters(),
+        twin.supervision.model.parameters(),
+        strict=True,
+    ):
+        large = parameter.grad.abs() > 1e-4
+        moved = (ours - start[f"model {name}"] * (1 - 0.01 * 0.1)) / 0.01
+        torch.testing.assert_close(moved[large], -parameter.grad.sign()[large], rtol=0, atol=2e-3)
+    read = engine.metrics.read(ALONE)
+    assert read.loss == pytest.approx(sum(r.loss.item() for r in results) / 3, rel=1e-5)
+
+
 @pytest.mark.parametrize("limit", [0.1, 1e6])
 def test_clipping_is_pytorchs_and_the_norm_that_is_recorded_is_that_before(limit: float) -> None:
     engine, twin = build({"grad_clip": limit}), build()
@@ -162,13 +202,14 @@ def test_clipping_is_pytorchs_and_the_norm_that_is_recorded_is_that_before(limit
     twin.supervision.step(twin.supervision.begin(whole, 0, None))
     norm = nn.utils.clip_grad_norm_(twin.supervision.model.parameters(), limit)
     clipped: list[Tensor] = []
-    real = engine.state.optimizer.step
+    (optimizer,) = engine.state.optimizers
+    real = optimizer.step
 
     def spy() -> None:
         clipped.extend(p.grad.clone() for p in engine.supervision.model.parameters())
         real()
 
-    engine.state.optimizer.step = spy
+    optimizer.step = spy
     take(engine, batch(0, THREE), count=1)
     for ours, parameter in zip(clipped, twin.supervision.model.parameters(), strict=True):
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-3, atol=1e-6)
@@ -180,7 +221,7 @@ def test_clipping_is_pytorchs_and_the_norm_that_is_recorded_is_that_before(limit
 
 @pytest.mark.parametrize("scheme", [{"next_input": "answer"}, HALTING], ids=["dis", "halting"])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-@pytest.mark.parametrize("name", ["adamw", "adam_atan2"])
+@pytest.mark.parametrize("name", ["adamw", "adam_atan2", "muon"])
 def test_of_a_rehearsal_nothing_remains(
     name: str, ema_decay: float | None, scheme: dict[str, Any]
 ) -> None:
@@ -214,7 +255,7 @@ def test_where_nothing_is_compiled_or_captured_nothing_is_rehearsed() -> None:
     engine.compiled = False
     engine.begin(batch(0), 0)
     engine.prepare()
-    assert not engine.state.optimizer.state
+    assert not any(optimizer.state for optimizer in engine.state.optimizers)
 
 
 # ---- not finite ------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def leaves(schema: type[BaseModel]) -> Iterator[tuple[str, str]]:
 def test_trainer_evaluator_and_diagnoser_read_every_key(
     monkeypatch: pytest.MonkeyPatch, tiny_compact_dataset: Path, tmp_path: Path
 ) -> None:
-    """Training from scratch, then from these weights for some epochs on windows, then with halting.
+    """Training from scratch, then from these weights for some epochs on windows, then with halting,
+    by Muon.
 
     Only then do the settings of each matter. What a script's `main` reads before the part that is
     watched is given. What `diagnose.py` says of predictions is read from the `EvalConfig` that it
@@ -68,7 +69,9 @@ def test_trainer_evaluator_and_diagnoser_read_every_key(
     windows = ("train.epochs=1", "data.canvas=window", "wandb.mode=offline")
     source = (f"init_from={first}", "train.max_steps=null")
     run_training(tiny_compact_dataset, tmp_path / "second", *source, *windows)
-    run_training(tiny_compact_dataset, tmp_path / "third", "train.max_steps=1", *HALTING)
+    run_training(
+        tiny_compact_dataset, tmp_path / "third", "train.max_steps=1", *HALTING, "optim=muon"
+    )
     assert set(leaves(TrainConfig)) - read == set()
 
     read = {("EvaluateConfig", name) for name in ("device", "checkpoint", "predictions")}

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers import (
@@ -14,7 +15,10 @@ from models.layers import (
     Linear,
     RotaryEmbedding,
     Sequences,
+    ShortConvolution,
     SwiGLU,
+    flat_angles,
+    grid_angles,
     rms_norm,
     rotate,
     truncated_normal_,
@@ -78,7 +82,7 @@ def test_rms_norm_computes_in_fp32_whatever_its_input() -> None:
 
 def test_rotary_turns_pairs_half_a_head_apart_by_position_times_frequency() -> None:
     # Head dimension 4, base 10,000: frequencies 1 and 10000 ** (-2/4) = 0.01.
-    rotation = RotaryEmbedding(4, 3, 10_000.0)(torch.tensor([2, 2, 0]))
+    rotation = RotaryEmbedding(flat_angles(4, 3, 10_000.0))(torch.tensor([2, 2, 0]))
     unit = torch.eye(4)
     turned = rotate(torch.stack([unit[0], unit[1], unit[1]]).unsqueeze(1), rotation).squeeze(1)
     assert torch.allclose(turned[0], torch.tensor([math.cos(2), 0, math.sin(2), 0]))
@@ -87,7 +91,7 @@ def test_rotary_turns_pairs_half_a_head_apart_by_position_times_frequency() -> N
 
 
 def test_query_times_key_depends_on_the_distance_of_their_positions_only() -> None:
-    rotation = RotaryEmbedding(8, 20, 100.0)(torch.arange(20))
+    rotation = RotaryEmbedding(flat_angles(8, 20, 100.0))(torch.arange(20))
     query, key = (normal(8, seed=seed).expand(20, 3, 8) for seed in (1, 2))
     scores = rotate(query, rotation)[:, 1] @ rotate(key, rotation)[:, 1].T
     for distance in (-7, -1, 0, 1, 12):
@@ -98,7 +102,7 @@ def test_query_times_key_depends_on_the_distance_of_their_positions_only() -> No
 
 
 def test_rotary_answers_in_the_dtype_of_its_input() -> None:
-    rotation = RotaryEmbedding(8, 5, 10_000.0)(torch.arange(5))
+    rotation = RotaryEmbedding(flat_angles(8, 5, 10_000.0))(torch.arange(5))
     x = normal(5, 1, 8).bfloat16()
     assert rotate(x, rotation).dtype == torch.bfloat16
     assert torch.equal(rotate(x, rotation), rotate(x.float(), rotation).bfloat16())
@@ -130,7 +134,7 @@ def test_swiglu_by_hand() -> None:
         layer.gate_and_up.weight[256, 1] = 1  # up of inner unit 0 reads x[1]
         layer.down.weight[1, 0] = 2
     # silu(1) = 1 / (1 + exp(-1)) = 0.7310586; times 3, times 2.
-    answer = layer(torch.tensor([[1.0, 3.0]]))
+    answer = layer(torch.tensor([[1.0, 3.0]]), torch.tensor([True]))
     assert torch.allclose(answer, torch.tensor([[0.0, 4.3863514]]))
 
 
@@ -138,7 +142,8 @@ def sequences(*lengths: int) -> Sequences:
     """Of eight numbers a head, each counted from 0."""
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     positions = torch.cat([torch.arange(length) for length in lengths])
-    return Sequences(RotaryEmbedding(8, 6, 100.0)(positions), offsets, longest=6)
+    rotation = RotaryEmbedding(flat_angles(8, 6, 100.0))(positions)
+    return Sequences(rotation, positions == 0, offsets, longest=6)
 
 
 def test_heads_are_split_and_joined_as_if_written_out() -> None:
@@ -170,7 +175,7 @@ def test_a_block_normalises_after_each_residual_addition(eps: float) -> None:
     x = normal(10, 16) * (100 if eps < 1 else 1)
     h = x + block.attention(x, given)
     h = h / (h.square().mean(dim=-1, keepdim=True) + eps).sqrt()
-    h = h + block.swiglu(h)
+    h = h + block.swiglu(h, given.is_first)
     h = h / (h.square().mean(dim=-1, keepdim=True) + eps).sqrt()
     answer = block(x, given)
     assert torch.allclose(answer, h, atol=1e-5)
@@ -189,6 +194,59 @@ def test_a_block_computes_in_the_dtype_of_its_input_and_keeps_fp32_weights() -> 
     assert (low.dtype, full.dtype) == (torch.bfloat16, torch.float32)
     assert torch.allclose(low.float(), full, atol=0.1)
     assert {parameter.dtype for parameter in block.parameters()} == {torch.float32}
+
+
+def test_the_convolution_mixes_a_token_with_the_one_before_it_in_its_sequence_by_hand() -> None:
+    layer = ShortConvolution(2)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    is_first = torch.tensor([True, False, True])
+    # At first the tokens before play no part: SiLU alone.
+    assert torch.equal(layer(x, is_first), F.silu(x))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[10.0, 0.5], [1.0, 2.0]]))
+    mixed = torch.tensor([[1.0, 4.0], [10 + 3.0, 1 + 8.0], [5.0, 12.0]])
+    assert torch.equal(layer(x, is_first), F.silu(mixed))
+
+
+def test_the_convolution_stands_between_the_product_with_the_gate_and_the_way_down() -> None:
+    torch.manual_seed(0)
+    plain, layer = SwiGLU(4, 2), SwiGLU(4, 2, convolution=True)
+    layer.load_state_dict(plain.state_dict(), strict=False)
+    x, is_first = normal(3, 4), torch.tensor([True, False, False])
+    layer.convolution.weight.data.normal_()
+    gate, up = layer.gate_and_up(x).chunk(2, dim=-1)
+    inner = layer.convolution(F.silu(gate) * up, is_first)
+    assert torch.equal(layer(x, is_first), layer.down(inner))
+    assert not torch.allclose(layer(x, is_first), plain(x, is_first))
+
+
+def test_by_row_and_column_half_of_the_frequencies_turn_with_each_and_the_prefix_not() -> None:
+    # Head dimension 8: per axis two frequencies, 1 and 100 ** (-2/4) = 0.1; a canvas of 3 x 3.
+    angles = grid_angles(8, prefix_length=2, side=3, base=100.0)
+    assert angles.shape == (2 + 9, 4)
+    assert not angles[:2].any()
+    # Cell 7 is in row 2, column 1.
+    assert angles[2 + 7].tolist() == pytest.approx([2, 0.2, 1, 0.1])
+    assert angles[2 + 3].tolist() == pytest.approx([1, 0.1, 0, 0])
+
+
+def test_by_row_and_column_query_times_key_depends_on_relative_rows_and_columns_alone() -> None:
+    side = 5
+    rotation = RotaryEmbedding(grid_angles(8, 1, side, 100.0))(torch.arange(1 + side * side))
+    query, key = (normal(8, seed=seed).expand(1 + side * side, 3, 8) for seed in (1, 2))
+    scores = (rotate(query, rotation)[:, 1] @ rotate(key, rotation)[:, 1].T)[1:, 1:]
+    scores = scores.view(side, side, side, side)  # Row and column of the query, then of the key.
+    for down, right in ((0, 0), (1, -2), (-3, 1)):
+        same = torch.stack(
+            [
+                scores[row, col, row + down, col + right]
+                for row in range(max(0, -down), side - max(0, down))
+                for col in range(max(0, -right), side - max(0, right))
+            ]
+        )
+        assert torch.allclose(same, same[0].expand_as(same), atol=1e-5)
+    # Along the flat index both of these are five places on: to the next row, or not.
+    assert abs(scores[1, 1, 2, 1] - scores[0, 0, 0, 4]) > 0.01
 
 
 def test_the_halting_head_starts_at_minus_5_whatever_it_sees() -> None:

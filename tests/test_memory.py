@@ -62,11 +62,11 @@ def test_only_cycles_with_a_gradient_keep_anything() -> None:
 def test_the_parts_add_up() -> None:
     arch = ArchConfig(hidden_size=32, num_heads=2)
     estimate = estimate_memory(
-        arch, torch.float32, num_parameters=100, num_puzzles=10, is_averaged=True,
+        arch, torch.float32, num_parameters=100, puzzle_parameters=10, is_averaged=True,
         batch_tokens=1000, tokens_at_a_time=500,
     )  # fmt: skip
     assert estimate.weights == 100 * 4 * 5
-    assert estimate.puzzle_embedding == 10 * 32 * 4
+    assert estimate.puzzle_embedding == 10 * 4
     assert estimate.batch == 2 * 1000 * (2 * 32 * 4 + 7 * 12 + 7 * 8)
     assert estimate.activations == 500 * bytes_per_token(arch, torch.float32)
     assert estimate.total == sum(estimate)

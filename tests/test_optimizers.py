@@ -8,16 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import random_table, tiny_model, tiny_optim
+from tiny import SEQ_LEN, random_table, tiny_arch, tiny_model, tiny_optim
 from torch import Tensor, nn
 
+from dataset.canvas import VOCAB_SIZE
 from models.layers import Linear
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleTable
+from models.recursive import TinyRecursiveModel
 from training.optimizers import (
     AdamAtan2,
+    Muon,
     SparseSignSGD,
     WeightAverage,
-    build_optimizer,
+    build_optimizers,
     lr_schedule,
     scale_lr,
     weights_in_place,
@@ -48,12 +51,17 @@ def test_the_rate_rises_then_follows_half_a_cosine_to_its_floor(
 
 
 def two_groups() -> torch.optim.Optimizer:
-    """Two peaks, 0.4 and 0.1, as someone might add to `build_optimizer`."""
+    """Two peaks, 0.4 and 0.1, as of network and puzzle embeddings."""
     groups = [
-        {"params": [nn.Parameter(torch.ones(1))], "lr": torch.tensor(peak), "initial_lr": peak}
-        for peak in (0.4, 0.1)
+        group_of([nn.Parameter(torch.ones(1))], peak, weight_decay=0.0) for peak in (0.4, 0.1)
     ]
-    return AdamAtan2(groups, torch.tensor(9.0), (0.9, 0.95), 0.0)
+    return AdamAtan2(groups, (0.9, 0.95))
+
+
+def group_of(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, Any]:
+    """As `build_optimizers` makes them."""
+    rate = torch.tensor(lr)
+    return {"params": parameters, "lr": rate, "initial_lr": lr, "weight_decay": weight_decay}
 
 
 def test_every_group_keeps_its_own_peak_through_the_schedule_and_a_checkpoint() -> None:
@@ -65,7 +73,7 @@ def test_every_group_keeps_its_own_peak_through_the_schedule_and_a_checkpoint() 
             stored = copy.deepcopy(optimizer.state_dict())
             optimizer = two_groups()
             optimizer.load_state_dict(stored)
-        scale_lr(optimizer, lr_schedule(step, 4, 2, 0.5))
+        scale_lr([optimizer], lr_schedule(step, 4, 2, 0.5))
         rates += [group["lr"].item() for group in optimizer.param_groups]
     assert rates == pytest.approx([rate for rates in expected for rate in rates])
 
@@ -81,7 +89,8 @@ def three_parameters() -> list[nn.Parameter]:
 
 
 def atan2_of(parameters: list[nn.Parameter], lr: float = 0.01, decay: float = 0.1) -> AdamAtan2:
-    return AdamAtan2([{"params": parameters}], torch.tensor(lr).double(), (0.9, 0.95), decay)
+    group = group_of(parameters, lr, decay)
+    return AdamAtan2([group | {"lr": group["lr"].double()}], (0.9, 0.95))
 
 
 def draw_gradients(parameters: list[nn.Parameter], seed: int) -> None:
@@ -126,7 +135,7 @@ def test_adam_atan2_follows_its_formula_also_from_a_stored_state(stored_step: An
 def test_parameters_without_a_gradient_are_left_alone() -> None:
     used, unused = (nn.Parameter(torch.ones(2)) for _ in range(2))
     used.grad = torch.ones(2)
-    AdamAtan2([{"params": [used, unused]}], torch.tensor(0.1), (0.9, 0.95), 0.1).step()
+    AdamAtan2([group_of([used, unused], 0.1, weight_decay=0.1)], (0.9, 0.95)).step()
     assert unused.tolist() == [1, 1]
     assert (used < 1).all()
 
@@ -139,7 +148,7 @@ def test_the_optimizer_has_the_configs_values_for_every_parameter(
 ) -> None:
     model = tiny_model()
     config = tiny_optim(name=name, lr=0.3, beta1=0.8, beta2=0.7, weight_decay=0.6)
-    optimizer = build_optimizer(config, model)
+    (optimizer,) = build_optimizers(config, model)
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.7), 0.6)
@@ -148,28 +157,83 @@ def test_the_optimizer_has_the_configs_values_for_every_parameter(
 
 
 @pytest.mark.parametrize("infinite", [1.0, math.inf, math.nan])
-@pytest.mark.parametrize("name", ["adamw", "adam_atan2"])
+@pytest.mark.parametrize("name", ["adamw", "adam_atan2", "muon"])
 def test_a_step_that_does_not_count_changes_nothing_but_makes_the_state(
     name: str, infinite: float
 ) -> None:
     """Neither first nor later; afterwards all goes on as if it had never been."""
-    layers = [filled(1.0), filled(1.0)]
-    optimizers = [build_optimizer(tiny_optim(name=name), layer) for layer in layers]
+    models = [tiny_model(), tiny_model()]
+    start = [parameter.detach().clone() for parameter in models[0].parameters()]
+    optimizers = [build_optimizers(tiny_optim(name=name), model) for model in models]
     for number, counts in enumerate([False, True, False, True]):
-        for layer, optimizer, skips in zip(layers, optimizers, (True, False), strict=True):
-            layer.weight.grad = (
-                torch.tensor([[0.5, -0.25]]) if counts else infinite * torch.ones(1, 2)
-            )
-            if counts or skips:
+        for model, of_model, skips in zip(models, optimizers, (True, False), strict=True):
+            generator = torch.Generator().manual_seed(number)
+            for parameter in model.parameters():
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = drawn if counts else infinite * torch.ones_like(parameter)
+            for optimizer in of_model if counts or skips else ():
                 optimizer.found_inf = torch.tensor(0.0 if counts else 1.0)
                 optimizer.step()
         if number == 0:
-            (state,) = optimizers[0].state.values()
-            assert len(state) == 3 and not any(tensor.any() for tensor in state.values())
-        assert torch.equal(layers[0].weight, layers[1].weight)
-    ours, theirs = (next(iter(o.state.values())) for o in optimizers)
-    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
-    assert ours["step"] == 2 and (layers[0].weight != 1).all()
+            states = [state for o in optimizers[0] for state in o.state.values()]
+            assert len(states) == len(start)
+            assert not any(tensor.any() for state in states for tensor in state.values())
+            assert all(map(torch.equal, models[0].parameters(), start))
+        assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+    for ours, theirs in zip(*optimizers, strict=True):
+        for one, other in zip(ours.state.values(), theirs.state.values(), strict=True):
+            assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    assert not any(map(torch.equal, models[0].parameters(), start))
+
+
+def test_muon_is_pytorchs_at_the_rate_of_the_moment() -> None:
+    """Though it is never told that rate as a number."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((24, 8), (8, 8), (8, 20))]
+    ours, theirs = ([nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2))
+    optimizer = Muon([group_of(ours, 0.02, weight_decay=0.1)])
+    plain = torch.optim.Muon(theirs, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for factor in (0.5, 1.0, 0.25, 0.0, 0.7):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        scale_lr([optimizer], factor)
+        plain.param_groups[0]["lr"] = 0.02 * factor
+        optimizer.step()
+        plain.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+            assert torch.equal(one.grad, other.grad)
+    assert optimizer.param_groups[0]["lr"].item() == pytest.approx(0.014)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_adamw_the_rest_and_puzzles_have_their_rate() -> None:
+    model = TinyRecursiveModel(
+        tiny_arch(separate_networks=True, short_convolution=True, puzzle_embedding="factored"),
+        VOCAB_SIZE, SEQ_LEN, num_tasks=3,
+    )  # fmt: skip
+    config = tiny_optim(
+        name="muon", lr=0.3, muon_lr=0.2, puzzle_lr=0.1, weight_decay=0.6, puzzle_weight_decay=0.5
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    muon, adamw = build_optimizers(config, model)
+    assert (type(muon), type(adamw)) == (Muon, torch.optim.AdamW)
+    (matrices,), (rest, puzzles) = muon.param_groups, adamw.param_groups
+    assert [(g["initial_lr"], g["weight_decay"]) for g in (matrices, rest, puzzles)] == [
+        (0.2, 0.6), (0.3, 0.6), (0.1, 0.5)
+    ]  # fmt: skip
+    of_matrices, of_rest, of_puzzles = (
+        {names.pop(id(p)) for p in group["params"]} for group in (matrices, rest, puzzles)
+    )
+    layers = ("attention.qkv", "attention.out", "swiglu.gate_and_up", "swiglu.down")
+    assert of_matrices == {
+        f"{network}.0.{layer}.weight" for network in ("blocks", "answer_blocks") for layer in layers
+    }
+    assert of_puzzles == {
+        f"puzzle_embedding.{factor}.weight" for factor in ("task", "dihedral", "colour")
+    }
+    assert "blocks.0.swiglu.convolution.weight" in of_rest and "readout.weight" in of_rest
+    assert not names
 
 
 # ---- averaging ----
@@ -234,8 +298,8 @@ def dense(table: Tensor, ids: Tensor, gradients: Tensor, lr: float, decay: float
 
 
 def stepped(
-    table: PuzzleEmbedding, ids: Tensor, gradients: Tensor, lr: float, decay: float
-) -> PuzzleEmbedding:
+    table: PuzzleTable, ids: Tensor, gradients: Tensor, lr: float, decay: float
+) -> PuzzleTable:
     """The table after one step, for a global batch of these puzzles."""
     optimizer = SparseSignSGD(table, decay, len(ids))
     optimizer.begin(ids)
@@ -260,7 +324,7 @@ def test_a_sparse_step_equals_the_dense_reference(ids: list[int], seed: int, dec
 
 
 def test_a_sparse_step_by_hand() -> None:
-    table = PuzzleEmbedding(4, 2)
+    table = PuzzleTable(4, 2)
     table.weight.copy_(torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]))
     before = table.weight.clone()
     # Puzzle 2 stands in the batch twice: its gradients, of any size, add up to (-1e20, 0).
@@ -275,7 +339,7 @@ def test_a_sparse_step_by_hand() -> None:
 
 
 def test_each_batch_has_its_own_puzzles_and_at_rate_0_none_is_touched() -> None:
-    table = PuzzleEmbedding(4, 1)
+    table = PuzzleTable(4, 1)
     optimizer = SparseSignSGD(table, weight_decay=0.5, batch_size=2)
     optimizer.begin(torch.tensor([1, 1]))
     for _ in range(2):

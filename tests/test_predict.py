@@ -43,7 +43,7 @@ from evaluation.predictions import predictions_of
 from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, open_test_set
 from evaluation.voting import count_votes
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleTable
 from models.recursive import ArchConfig, TinyRecursiveModel
 from models.steps import Improvement, TrainedModel
 from models.supervision import SupervisionConfig
@@ -603,7 +603,7 @@ def test_a_network_answers_the_same_however_rows_are_packed(roomy_compact_datase
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = TinyRecursiveModel(arch, VOCAB_SIZE, 100)
-    table = PuzzleEmbedding(test_set.split.metadata.num_puzzle_identifiers, 16)
+    table = PuzzleTable(test_set.split.metadata.num_puzzle_identifiers, 16)
     table.weight.normal_(generator=torch.Generator().manual_seed(0))
     trained = TrainedModel(model, table, SupervisionConfig())
 

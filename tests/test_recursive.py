@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import CPU, PREFIX, SEQ_LEN, packed, random_tokens, tiny_arch, tiny_model
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from config.schema import TrainConfig
 from models.attention import grouped, varlen
 from models.build import ComputeConfig, build_model, describe
 from models.layers import Attention
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleTable
 from models.recursive import ArchConfig, RecursiveState, StepOutput, TinyRecursiveModel, run_step
 
 WITH_HALTING = ("trm", "trm_compact", "hrm")
@@ -131,11 +132,21 @@ def test_a_batch_costs_steps_times_cycles_times_updates_calls_of_the_network(
 # ---- one step --------------------------------------------------------------------------------
 
 
-def dense_attention(layer: Attention, h: Tensor, positions: Tensor) -> Tensor:
-    """Softmax over all pairs of `positions` [T]; pairs of numbers turn as complex ones."""
-    half = h.shape[-1] // layer.num_heads // 2
-    frequencies = 10_000.0 ** (-torch.arange(half) / half)
-    turn = torch.polar(torch.ones(half), positions[:, None, None] * frequencies)
+def angles_of(config: ArchConfig, cells: Tensor) -> Tensor:
+    """How far pairs of numbers [T, head_dim / 2] turn at the `cells` [T] of a 4x4 canvas."""
+    half = config.hidden_size // config.num_heads // 2
+    if config.rotary == "flat":
+        frequencies = 10_000.0 ** (-torch.arange(half) / half)
+        return (cells + config.prefix_length)[:, None] * frequencies
+    frequencies = 10_000.0 ** (-torch.arange(half // 2) / (half // 2))
+    rows, columns = (torch.where(cells < 0, 0, part) for part in (cells // 4, cells % 4))
+    return torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)
+
+
+def dense_attention(layer: Attention, h: Tensor, angles: Tensor) -> Tensor:
+    """Softmax over all pairs of tokens [T]; pairs of numbers turn by `angles` as complex ones."""
+    half = angles.shape[1]
+    turn = torch.polar(torch.ones(half), angles.unsqueeze(1))
 
     def heads(weight: Tensor) -> Tensor:
         return (h @ weight.T).unflatten(-1, (layer.num_heads, 2 * half))
@@ -165,20 +176,25 @@ def written_out(
     prefix = [given.vectors[row]] + [torch.zeros(width)] * (config.prefix_length - 1)
     of_cells = [model.token_embedding.weight[token] for token in tokens[config.prefix_length :]]
     x = torch.stack([p + step_vector for p in prefix + of_cells]) * math.sqrt(width)
-    positions = cells + config.prefix_length
+    angles = angles_of(config, cells)
 
     def norm(h: Tensor) -> Tensor:
         return h / (h.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
 
     def f(h: Tensor, blocks: nn.ModuleList) -> Tensor:
         for block in blocks:
-            h = norm(h + dense_attention(block.attention, h, positions))
-            h = norm(h + block.swiglu(h))
+            h = norm(h + dense_attention(block.attention, h, angles))
+            gate, up = (h @ block.swiglu.gate_and_up.weight.T).chunk(2, dim=-1)
+            inner = F.silu(gate) * up
+            if (convolution := block.swiglu.convolution) is not None:
+                before = torch.cat([torch.zeros_like(inner[:1]), inner[:-1]])
+                inner = F.silu(convolution.weight[0] * before + convolution.weight[1] * inner)
+            h = norm(h + inner @ block.swiglu.down.weight.T)
         return h
 
     y, z = (given.parts(part)[row] for part in given.state)
     for cycle in range(config.num_recursions):
-        if cycle == config.num_recursions - 1:
+        if cycle == config.num_recursions - config.num_recursions_with_gradient:
             y, z = y.detach(), z.detach()
         for _ in range(config.num_latent_updates):
             z = f(z + (y + x), model.blocks)
@@ -187,20 +203,43 @@ def written_out(
 
 
 @pytest.mark.parametrize("windows", [False, True])
-@pytest.mark.parametrize("changes", [{}, {"separate_networks": True}, {"step_embedding": False}])
 @pytest.mark.parametrize(
-    ("recursions", "updates", "layers"), [(1, 2, 1), (1, 1, 2), (2, 2, 1), (3, 1, 2)]
+    "changes",
+    [
+        {},
+        {"separate_networks": True},
+        {"step_embedding": False},
+        {"rotary": "grid", "short_convolution": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("recursions", "with_gradient", "updates", "layers"),
+    [(1, 1, 2, 1), (1, 1, 1, 2), (2, 1, 2, 1), (3, 1, 1, 2), (2, 2, 2, 1), (3, 2, 1, 1)],
 )
 def test_a_step_is_the_algorithm_of_the_specification(
-    recursions: int, updates: int, layers: int, changes: dict[str, bool], windows: bool
+    recursions: int,
+    with_gradient: int,
+    updates: int,
+    layers: int,
+    changes: dict[str, Any],
+    windows: bool,
 ) -> None:
     """In a window: each token at its place, and as if the dropped cells had never been.
 
-    Only the last cycle has a gradient; embeddings enter every cycle and count once.
+    Only the last cycles have a gradient; embeddings enter every cycle and count once. A convolution
+    never reaches into another sequence.
     """
     model = tiny_model(
-        num_recursions=recursions, num_latent_updates=updates, num_layers=layers, **changes
+        num_recursions=recursions,
+        num_recursions_with_gradient=with_gradient,
+        num_latent_updates=updates,
+        num_layers=layers,
+        **changes,
     )
+    for name, parameter in model.named_parameters():
+        if "convolution" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(1))
     weights = list(model.parameters())
     given = question(windows=windows)
     given.vectors.requires_grad_()
@@ -441,7 +480,7 @@ def test_the_weights_are_a_function_of_the_global_seed_alone() -> None:
 
 
 def test_a_model_is_described_by_its_two_kinds_of_parameters_and_its_calls() -> None:
-    model, table = tiny_model(num_recursions=2), PuzzleEmbedding(1000, 16)
+    model, table = tiny_model(num_recursions=2), PuzzleTable(1000, 16)
     assert describe(model, table) == {
         "network_parameters": weights(16, 256, 1) + 3 * 16,
         "puzzle_embedding_parameters": 16_000,

@@ -28,7 +28,7 @@ from common.settings import validate
 from common.tokens import MISSING
 from dataset.canvas import ARC_COLOURS
 from models.objective import IGNORE, stablemax_cross_entropy
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleTable
 from models.randomness import CellRandom
 from models.recursive import RecursiveState, StepOutput
 from models.steps import TrainedModel
@@ -317,7 +317,7 @@ def test_a_step_sees_the_weights_that_the_step_before_has_changed() -> None:
 
 
 def test_a_new_table_is_zero_and_looks_rows_up_as_leaves() -> None:
-    table = PuzzleEmbedding(4, 3)
+    table = PuzzleTable(4, 3)
     assert table.weight.tolist() == [[0.0] * 3] * 4
     table.weight[2] = 5
     rows = table.lookup(torch.tensor([2, 0, 2]))

@@ -12,7 +12,7 @@ from common.packed import NO_TOKEN, PackedBatch
 from common.tokens import PAD
 from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
 from models.build import build_supervision
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleTable
 from models.randomness import CellRandom
 from models.recursive import ArchConfig, TinyRecursiveModel
 from models.supervision import Supervision, SupervisionConfig
@@ -57,9 +57,9 @@ def random_tokens(seed: int, rows: int = 2, lowest: int = 0) -> Tensor:
     return torch.randint(lowest, VOCAB_SIZE, (rows, SEQ_LEN), generator=generator)
 
 
-def random_table(seed: int = 0, num_puzzles: int = 5, width: int = 16) -> PuzzleEmbedding:
+def random_table(seed: int = 0, num_puzzles: int = 5, width: int = 16) -> PuzzleTable:
     """A table of normal rows: the zeros of a new one would hide what it is good for."""
-    table = PuzzleEmbedding(num_puzzles, width)
+    table = PuzzleTable(num_puzzles, width)
     table.weight.normal_(generator=torch.Generator().manual_seed(seed))
     return table
 
@@ -106,7 +106,7 @@ def packed(
 
 def tiny_supervision(
     model: TinyRecursiveModel,
-    table: PuzzleEmbedding,
+    table: PuzzleTable,
     batch_size: int,
     diagnostics: bool = False,
     **config: Any,

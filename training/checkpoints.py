@@ -3,7 +3,7 @@
     RUN/checkpoints/step_00001200/
         model.safetensors             the network's raw weights
         model_ema.safetensors         their running mean, if there is one
-        puzzle_embedding.safetensors  the table, under "weight"
+        puzzle_embedding.safetensors  the table, under "weight"; none with factored embeddings
         config.json                   the run's resolved configuration
         dataset.json                  which dataset the puzzle embeddings belong to
         training_state.pt             optimizer, place in the data, RNG of every rank, W&B run, ...
@@ -19,6 +19,7 @@ import logging
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +37,10 @@ from common.files import (
     read_object,
     remove_directory,
 )
-from common.settings import SettingsType, validate_stored
-from models.build import ComputeConfig, build_model
-from models.puzzle_embedding import PuzzleEmbedding
+from common.puzzles import PuzzleFactors
+from common.settings import SettingsType, select, validate_stored
+from models.build import ComputeConfig, build_model, puzzle_embedding_of
+from models.puzzle_embedding import PuzzleTable
 from models.recursive import ArchConfig
 from models.steps import TrainedModel
 from models.supervision import SupervisionConfig
@@ -56,6 +58,8 @@ DATASET_FILE = "dataset.json"
 STATE_FILE = "training_state.pt"
 BEST_FILE = "best.json"
 REMEDY = "use another checkpoint"
+TASKS = "tasks"
+"""Key of the dataset's fingerprint: with factored puzzle embeddings, the tasks in their order."""
 
 REMOVED_KEYS = dict.fromkeys(
     ("eval.voting", "eval.voting_error", "eval.voting_min_share", "eval.voting_seed"), "0.2.0"
@@ -76,7 +80,8 @@ class Checkpoint:
 
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
-    puzzle_embedding: Tensor
+    puzzle_embedding: Tensor | None
+    """The table; None: factored ones are among the model's weights."""
     config: dict[str, Any]
     dataset: dict[str, Any]
     """Fingerprint of the dataset that the puzzle embeddings belong to."""
@@ -120,7 +125,8 @@ class CheckpointFolder:
             _save_tensors(checkpoint.model, folder / MODEL_FILE)
             if checkpoint.ema is not None:
                 _save_tensors(checkpoint.ema, folder / EMA_FILE)
-            _save_tensors({"weight": checkpoint.puzzle_embedding}, folder / PUZZLE_EMBEDDING_FILE)
+            if (table := checkpoint.puzzle_embedding) is not None:
+                _save_tensors({"weight": table}, folder / PUZZLE_EMBEDDING_FILE)
             # By way of memory: torch hides the reason when it cannot write to a file.
             state_bytes = io.BytesIO()
             torch.save(training_state, state_bytes)
@@ -147,14 +153,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: a file is missing or damaged.
     """
     ema_path = path / EMA_FILE
-    table = _load_tensors(path / PUZZLE_EMBEDDING_FILE)
-    if "weight" not in table:
-        raise UserError(f"checkpoint {path} is not one that the trainer wrote")
+    config = read_object(path / CONFIG_FILE, REMEDY)
+    table = None
+    if select(config, "arch.puzzle_embedding", "table") == "table":
+        tensors = _load_tensors(path / PUZZLE_EMBEDDING_FILE)
+        if "weight" not in tensors:
+            raise UserError(f"checkpoint {path} is not one that the trainer wrote")
+        table = tensors["weight"]
     return Checkpoint(
         model=_load_tensors(path / MODEL_FILE),
         ema=_load_tensors(ema_path) if ema_path.is_file() else None,
-        puzzle_embedding=table["weight"],
-        config=read_object(path / CONFIG_FILE, REMEDY),
+        puzzle_embedding=table,
+        config=config,
         dataset=read_object(path / DATASET_FILE, REMEDY),
     )
 
@@ -174,6 +184,7 @@ def load_trained(
     arch: ArchConfig,
     supervision: SupervisionConfig,
     dataset: dict[str, Any],
+    factors: Callable[[], PuzzleFactors],
     weights: str,
     compute: ComputeConfig,
     device: torch.device,
@@ -185,30 +196,39 @@ def load_trained(
         arch: of its network, see `stored_config`.
         supervision: that it was trained by.
         dataset: fingerprint of the dataset to predict on.
+        factors: tells the factors of its puzzles, for a model that needs them.
         weights: "raw", "ema" (the running mean), or "auto": the running mean if there is one.
         compute: how the network is computed.
         device: where the model shall be.
 
     Raises:
-        UserError: the checkpoint is damaged, was not trained on this dataset, has another
-            architecture than it says, or lacks the running mean that is asked for.
+        UserError: the checkpoint is damaged, was not trained on this dataset (with factored puzzle
+            embeddings: on its tasks), has another architecture than it says, or lacks the running
+            mean that is asked for.
     """
     stored = load_checkpoint(path)
-    require_same_dataset(stored.dataset, dataset, f"checkpoint {path}")
+    source = f"checkpoint {path}"
+    numbered: PuzzleFactors | None = None
+    required = stored.dataset
+    if arch.puzzle_embedding == "factored":
+        # Any variants of the tasks that it was trained on will do.
+        numbered = factors().numbered_as(tuple(stored.dataset[TASKS]), source)
+        required = {key: stored.dataset[key] for key in ("seq_len", "vocab_size")}
+    require_same_dataset(required, dataset, source)
     if weights == "ema" and stored.ema is None:
         raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
     averaged = stored.ema if weights != "raw" else None
-    num_puzzles = dataset["num_puzzle_identifiers"]
-    model = build_model(arch, dataset["vocab_size"], dataset["seq_len"], compute, device)
+    model = build_model(arch, dataset["vocab_size"], dataset["seq_len"], compute, device, numbered)
     load_weights(model, stored.model if averaged is None else averaged, str(path))
-    table = PuzzleEmbedding(num_puzzles, arch.hidden_size, device)
-    remedy = "data.path must name the dataset that the checkpoint was trained on"
-    load_table(table.weight, stored.puzzle_embedding, str(path), remedy)
+    embedding = puzzle_embedding_of(model, dataset["num_puzzle_identifiers"])
+    if isinstance(embedding, PuzzleTable):
+        remedy = "data.path must name the dataset that the checkpoint was trained on"
+        load_table(embedding.weight, stored.puzzle_embedding, str(path), remedy)
     facts = {
         "checkpoint": str(path),
         "weights": "raw" if averaged is None else "ema",
     }
-    return TrainedModel(model, table, supervision), facts
+    return TrainedModel(model, embedding, supervision), facts
 
 
 def require_same_dataset(stored: dict[str, Any], dataset: dict[str, Any], source: str) -> None:
@@ -261,8 +281,13 @@ def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], source: s
     network.load_state_dict(weights)
 
 
-def load_table(table: Tensor, stored: Tensor, source: str, remedy: str) -> None:
-    """Copy a stored puzzle-embedding table into `table`; another size is an error."""
+def load_table(table: Tensor | None, stored: Tensor | None, source: str, remedy: str) -> None:
+    """Copy a stored puzzle-embedding table into `table`; another size is an error.
+
+    None is for factored embeddings, which are among the model's weights.
+    """
+    if table is None or stored is None:
+        return
     if stored.shape != table.shape:
         raise UserError(
             f"{source}: its puzzle embeddings are a table of {list(stored.shape)}, this dataset "

@@ -4,6 +4,8 @@
     all ranks         one sum over that stretch, which also holds the loss
     update            network, puzzle embeddings, average, metrics; nothing if not finite
 
+With `optim.update=batch` all supervision steps of a batch come before one exchange and update.
+
 On CUDA the first and the last are captured as graphs, so that the host launches two or three things
 a step and not hundreds; the same functions are called as they are on a CPU, or with
 `train.graphs=off`. The exchange stands between them.
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from common.distributed import Ranks
 from common.errors import UserError
 from common.packed import PackedBatch
+from models.puzzle_embedding import PuzzleTable
 from models.recursive import TinyRecursiveModel
 from models.supervision import Progress, StepResult, Supervision
 from training.metrics import MetricSums
@@ -56,20 +59,20 @@ class Gradients:
 
     Args:
         network: whose parameters get views of it as their gradients.
-        batch_size: examples G of a global batch.
+        num_vectors: rows for the vectors of a table of puzzle embeddings: one more than the
+            examples G of a global batch, see `places_in`; 0 without a table.
         width: D of a puzzle vector.
     """
 
-    def __init__(self, network: nn.Module, batch_size: int, width: int) -> None:
+    def __init__(self, network: nn.Module, num_vectors: int, width: int) -> None:
         parameters = list(network.parameters())
         sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters]
         device = parameters[0].device
-        puzzle_size = batch_size * width
-        self.flat = torch.zeros(sum(sizes) + puzzle_size + width + 1, device=device)
+        self.flat = torch.zeros(sum(sizes) + num_vectors * width + 1, device=device)
         self.of_network = self.flat[: sum(sizes)]
         """[n], zero between the parameters."""
-        self.of_puzzles = self.flat[sum(sizes) : -1].view(batch_size + 1, width)
-        """[G + 1, D] of the examples' puzzle vectors, see `by_place`."""
+        self.of_puzzles = self.flat[sum(sizes) : -1].view(num_vectors, width)
+        """[num_vectors, D] of the examples' puzzle vectors."""
         self.loss = self.flat[-1]
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
         for parameter, (start, _) in zip(parameters, pairwise(ends), strict=True):
@@ -78,16 +81,19 @@ class Gradients:
 
     def add(self, batch: PackedBatch, result: StepResult) -> None:
         """Add what is not in the parameters' gradients already."""
-        by_place(self.of_puzzles, batch, result.puzzle_gradient)
+        if result.puzzle_gradient is not None:
+            # To each place goes one example's in a supervision step, whatever the order.
+            places = places_in(self.of_puzzles, batch)
+            self.of_puzzles.index_add_(0, places, result.puzzle_gradient)
         self.loss += result.loss
 
 
-def by_place(table: Tensor, batch: PackedBatch, values: Tensor) -> None:
-    """Write sequences' values [B, ...] to their places in the global batch [G + 1, ...].
+def places_in(table: Tensor, batch: PackedBatch) -> Tensor:
+    """The rows [B] of a global batch's `table` [G + 1, ...] that sequences of a batch belong to.
 
-    The last row takes those of sequences that only fill up.
+    The last row is for those that only fill up.
     """
-    table.index_copy_(0, torch.where(batch.is_example, batch.rows, len(table) - 1), values)
+    return torch.where(batch.is_example, batch.rows, len(table) - 1)
 
 
 class Engine:
@@ -96,7 +102,7 @@ class Engine:
     Args:
         supervision: what a step is trained towards.
         state: what is trained.
-        config: clipping, and the rate of the puzzle embeddings.
+        config: clipping, the rate of the puzzle embeddings, and when there is an update.
         metrics: that each step adds to.
         ranks: whose gradients are summed.
         compiled: the network is compiled when it is first called.
@@ -122,14 +128,20 @@ class Engine:
         self.captured = captured
         model, device = supervision.model, ranks.device
         self.batch_size = supervision.global_batch_size
-        self.puzzle_optimizer = SparseSignSGD(
-            state.puzzle_embedding, config.puzzle_weight_decay, self.batch_size
-        )
-        self.gradients = Gradients(model, self.batch_size, model.config.hidden_size)
+        self.puzzle_optimizer: SparseSignSGD | None = None
+        if isinstance(state.puzzle_embedding, PuzzleTable):
+            self.puzzle_optimizer = SparseSignSGD(
+                state.puzzle_embedding, config.puzzle_weight_decay, self.batch_size
+            )
+        num_vectors = self.batch_size + 1 if self.puzzle_optimizer else 0
+        self.gradients = Gradients(model, num_vectors, model.config.hidden_size)
+        self.steps_per_update = supervision.steps_per_batch if config.update == "batch" else 1
         self.puzzle_lr = torch.zeros((), device=device)
         self.is_rehearsal = torch.zeros((), dtype=torch.bool, device=device)
         """Where it is true, a step changes nothing that is trained."""
-        state.optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
+        self.found_inf = torch.zeros((), device=device)
+        for optimizer in state.optimizers:
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
         self.under_way: list[Progress] = []
         self.carried: dict[str, Tensor] = {}
         """Of a checkpoint, until the first batch takes it up."""
@@ -138,6 +150,11 @@ class Engine:
         self._num_parts = 0
         self._is_prepared = False
         self._pool: Any = None
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps that one batch serves."""
+        return self.supervision.steps_per_batch // self.steps_per_update
 
     # ---- a batch -----------------------------------------------------------------------------
 
@@ -181,13 +198,14 @@ class Engine:
 
     def step(self, lr_factor: float) -> None:
         """One optimizer step at `lr_factor` times the peak learning rates."""
-        scale_lr(self.state.optimizer, lr_factor)
+        scale_lr(self.state.optimizers, lr_factor)
         self.puzzle_lr.fill_(self.config.puzzle_lr * lr_factor)
         if self.captured and len(self._accumulate) < self._num_parts:
             self._capture()  # A batch that needs one micro-batch more than those before.
         graphs = _compiled_graphs()
         for accumulate in self._accumulate[: self._num_parts]:
-            accumulate()
+            for _ in range(self.steps_per_update):
+                accumulate()
         if self._is_prepared and _compiled_graphs() > graphs:
             _warn_of_recompilation()
         self.ranks.sum(self.gradients.flat)
@@ -203,9 +221,11 @@ class Engine:
 
     def _begin_puzzles(self) -> None:
         """Tell the puzzles of the global batch to their optimizer."""
+        if self.puzzle_optimizer is None:
+            return
         ids = torch.zeros(self.batch_size + 1, dtype=torch.int64, device=self.ranks.device)
         for progress in self.under_way[: self._num_parts]:
-            by_place(ids, progress.batch, progress.puzzle_ids)
+            ids.index_copy_(0, places_in(ids, progress.batch), progress.puzzle_ids)
         self.puzzle_optimizer.begin(self.ranks.sum(ids)[:-1])
 
     def _accumulation(self, progress: Progress) -> Callable[[], None]:
@@ -219,7 +239,7 @@ class Engine:
     @torch.no_grad()
     def _apply(self) -> None:
         """One update of all that is trained from the gradients, which are zero afterwards."""
-        gradients, optimizer, average = self.gradients, self.state.optimizer, self.state.average
+        gradients, average = self.gradients, self.state.average
         puzzles = gradients.of_puzzles[:-1]
         norm = torch.linalg.vector_norm(gradients.of_network)
         is_finite = gradients.loss.isfinite() & norm.isfinite() & puzzles.isfinite().all()
@@ -229,13 +249,16 @@ class Engine:
         if self.config.grad_clip is not None:
             # As torch.nn.utils.clip_grads_with_norm_ does.
             gradients.of_network.mul_((self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
-        optimizer.found_inf.copy_(1 - counts)  # type: ignore[attr-defined]
-        optimizer.step()
-        puzzles = torch.where(counts > 0, puzzles, 0.0)
-        self.puzzle_optimizer.step(puzzles, self.puzzle_lr * counts)
+        self.found_inf.copy_(1 - counts)
+        for optimizer in self.state.optimizers:
+            optimizer.step()
+        if self.puzzle_optimizer is not None:
+            puzzles = torch.where(counts > 0, puzzles, 0.0)
+            self.puzzle_optimizer.step(puzzles, self.puzzle_lr * counts)
         if average is not None:
             average.update(self.state.model, counts)
-        self.metrics.add_update(gradients.loss, norm, is_finite)
+        # Of a supervision step, however many an update is for.
+        self.metrics.add_update(gradients.loss / self.steps_per_update, norm, is_finite)
         gradients.flat.zero_()
 
     def _rehearse(self, under_way: Sequence[Progress]) -> None:

@@ -1,7 +1,7 @@
 """How much memory training takes, before it starts.
 
     weights           the network in fp32 four times: itself, gradients, two moments; its average
-    puzzle embedding  the table in fp32
+    puzzle embedding  the table in fp32; factored ones as the weights
     batch             states, targets and places of all tokens of a rank's share, twice: as they are
                       made and where a step reads them
     activations       what the backward pass needs of the tokens that are computed at a time
@@ -46,9 +46,12 @@ def bytes_per_token(arch: ArchConfig, dtype: torch.dtype) -> int:
     width = arch.hidden_size
     calls = arch.num_latent_updates + 1
     # Of each block: its input, queries, keys and values before and after the rotation, what
-    # attention gives, the sums that are normalised; gate and up of SwiGLU, and their product.
-    kept = 11.5 * width + 3 * swiglu_width(width, arch.expansion)
-    return round(calls * arch.num_layers * kept * dtype.itemsize)
+    # attention gives, the sums that are normalised; gate and up of SwiGLU, their product, and its
+    # convolution.
+    inner = 4 if arch.short_convolution else 3
+    kept = 11.5 * width + inner * swiglu_width(width, arch.expansion)
+    cycles = arch.num_recursions_with_gradient
+    return round(cycles * calls * arch.num_layers * kept * dtype.itemsize)
 
 
 def estimate_memory(
@@ -56,7 +59,7 @@ def estimate_memory(
     dtype: torch.dtype,
     *,
     num_parameters: int,
-    num_puzzles: int,
+    puzzle_parameters: int,
     is_averaged: bool,
     batch_tokens: int,
     tokens_at_a_time: int,
@@ -67,17 +70,20 @@ def estimate_memory(
         arch: shape of the network.
         dtype: of activations.
         num_parameters: of the network.
-        num_puzzles: rows of the puzzle embedding.
+        puzzle_parameters: of the puzzle embedding.
         is_averaged: whether there is a running mean of the weights.
         batch_tokens: of a rank's share of a batch.
         tokens_at_a_time: of its largest micro-batch.
     """
+    copies = 5 if is_averaged else 4
     frames = arch.num_supervision_steps + 1
     # States y and z; targets (int64) and their shares (fp32); seven whole numbers.
     per_token = 2 * arch.hidden_size * dtype.itemsize + frames * 12 + 7 * 8
     return MemoryEstimate(
-        weights=num_parameters * 4 * (5 if is_averaged else 4),
-        puzzle_embedding=num_puzzles * arch.hidden_size * 4,
+        weights=num_parameters * 4 * copies,
+        puzzle_embedding=puzzle_parameters
+        * 4
+        * (1 if arch.puzzle_embedding == "table" else copies),
         batch=2 * per_token * batch_tokens,
         activations=tokens_at_a_time * bytes_per_token(arch, dtype),
     )

@@ -1,32 +1,51 @@
 """Optimizers, learning-rate schedule and weight averaging (DIS §5, TRM §5).
 
-The network is trained by AdamW or Adam-atan2, the puzzle embeddings by a sparse sign-SGD.
+The network is trained by AdamW, by Adam-atan2, or by Muon (the matrices of its blocks) and AdamW
+(the rest); a table of puzzle embeddings by a sparse sign-SGD, factored ones with the network.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from common.settings import Settings
-from models.puzzle_embedding import PuzzleEmbedding
+from models.layers import Linear
+from models.puzzle_embedding import PuzzleTable
+from models.recursive import TinyRecursiveModel
 
 
 class OptimConfig(Settings):
     """Both optimizers, the schedule they share, clipping and averaging."""
 
-    name: Literal["adamw", "adam_atan2"] = Field("adamw", description="optimizer of the network")
+    name: Literal["adamw", "adam_atan2", "muon"] = Field(
+        "adamw",
+        description="optimizer of the network; muon: of the matrices of its blocks, and AdamW of "
+        "the rest",
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate of the network")
+    muon_lr: float = Field(
+        1e-3,
+        gt=0,
+        description="with muon: peak learning rate of the matrices, on the scale of AdamW's",
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's running mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the squared gradient's mean")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of the network")
     puzzle_lr: float = Field(1e-2, ge=0, description="peak learning rate of puzzle embeddings")
     puzzle_weight_decay: float = Field(
-        0.1, ge=0, description="decoupled weight decay of the puzzle embeddings in the batch"
+        0.1,
+        ge=0,
+        description="decoupled weight decay of puzzle embeddings; of a table, those in the batch",
+    )
+    update: Literal["step", "batch"] = Field(
+        "step",
+        description="step: an optimizer step after each supervision step; batch: one for a whole "
+        "batch, by the gradients of all its supervision steps, summed",
     )
     warmup_steps: int = Field(2000, ge=0, description="optimizer steps of linear warm-up")
     lr_min_ratio: float = Field(
@@ -50,38 +69,102 @@ def lr_schedule(step: int, total_steps: int, warmup_steps: int, min_ratio: float
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The network's optimizer; its learning rates follow the schedule, see `scale_lr`.
+def build_optimizers(config: OptimConfig, model: TinyRecursiveModel) -> list[torch.optim.Optimizer]:
+    """The model's optimizers; their learning rates follow the schedule, see `scale_lr`.
 
     Rates are tensors on the device, as a captured step reads them where they lie. A step does
     nothing where the tensor `optimizer.found_inf` is 1, as PyTorch's gradient scaler has it.
     """
-    parameters = list(network.parameters())
-    device = parameters[0].device
-    # Beside the rate of the moment, each group keeps its own peak, as PyTorch's schedulers do.
-    lr = torch.tensor(config.lr, device=device)
-    groups = [{"params": parameters, "lr": lr, "initial_lr": config.lr}]
+    of_puzzles = [] if model.puzzle_embedding is None else [*model.puzzle_embedding.parameters()]
+    matrices = block_matrices(model) if config.name == "muon" else []
+    taken = {id(parameter) for parameter in (*of_puzzles, *matrices)}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    device = rest[0].device
+
+    def group(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, Any]:
+        # Beside the rate of the moment, each group keeps its own peak, as PyTorch's schedulers do.
+        rate = torch.tensor(lr, device=device)
+        return {"params": parameters, "lr": rate, "initial_lr": lr, "weight_decay": weight_decay}
+
+    groups = [group(rest, config.lr, config.weight_decay)]
+    if of_puzzles:
+        groups.append(group(of_puzzles, config.puzzle_lr, config.puzzle_weight_decay))
     betas = (config.beta1, config.beta2)
-    match config.name:
-        case "adamw":
-            # Of the forms that AdamW has, this alone takes a tensor as its rate on every device.
-            return torch.optim.AdamW(
-                groups,
-                betas=betas,
-                weight_decay=config.weight_decay,
-                fused=True,
-                capturable=device.type == "cuda",
-            )
-        case "adam_atan2":
-            return AdamAtan2(groups, lr, betas, config.weight_decay)
-        case other:
-            assert_never(other)
+    if config.name == "adam_atan2":
+        return [AdamAtan2(groups, betas)]
+    # Of the forms that AdamW has, this alone takes a tensor as its rate on every device.
+    adamw = torch.optim.AdamW(groups, betas=betas, fused=True, capturable=device.type == "cuda")
+    if config.name == "adamw":
+        return [adamw]
+    return [Muon([group(matrices, config.muon_lr, config.weight_decay)]), adamw]
 
 
-def scale_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def block_matrices(model: TinyRecursiveModel) -> list[nn.Parameter]:
+    """The weights of the linear maps in the model's blocks."""
+    blocks = [*model.blocks, *(model.answer_blocks or ())]
+    return [
+        module.weight
+        for block in blocks
+        for module in block.modules()
+        if isinstance(module, Linear)
+    ]
+
+
+def scale_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
     """Set every group's learning rate to `factor` times its own peak."""
-    for group in optimizer.param_groups:
-        group["lr"].fill_(group["initial_lr"] * factor)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"].fill_(group["initial_lr"] * factor)
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon (Jordan 2024), its updates as large as AdamW's (arXiv 2502.16982).
+
+    It would wait for the device to read a rate that is a tensor. So it steps at the peak rate, a
+    number, and the weights then go that share of the way that the schedule says: the same to
+    rounding, as an update is linear in the rate. Nothing changes where `found_inf` is 1.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of every matrix."""
+        assert closure is None, "no closure is needed or called"
+        rates = [group["lr"] for group in self.param_groups]
+        counts = torch.ones_like(rates[0]) if self.found_inf is None else 1 - self.found_inf
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        gradients = [p.grad for p in parameters]
+        before = [tensor.clone() for tensor in (*parameters, *momenta)]
+        for parameter in parameters:
+            assert parameter.grad is not None, "all matrices take part in every step"
+            # A copy, in which no number is infinite.
+            parameter.grad = torch.where(counts > 0, parameter.grad, 0.0)
+        for group in self.param_groups:
+            group["lr"] = group["initial_lr"]
+        super().step()
+        shares = []
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+            shares += [counts * rate / group["initial_lr"]] * len(group["params"])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for tensor, old, share in zip(
+            (*parameters, *momenta), before, (*shares, *[counts] * len(momenta)), strict=True
+        ):
+            tensor.copy_(torch.lerp(old, tensor, share))
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        """Of a matrix; there from the start, so that a step that does not count leaves it."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum
 
 
 class AdamAtan2(torch.optim.Optimizer):
@@ -93,14 +176,8 @@ class AdamAtan2(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(
-        self,
-        parameters: Iterable[dict[str, Any]],
-        lr: Tensor,
-        betas: tuple[float, float],
-        weight_decay: float,
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"betas": betas})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a stored state; before 0.3.0 its steps were numbers, not tensors."""
@@ -156,7 +233,7 @@ def _copy_parts(tensors: list[Tensor], parts: Iterable[Tensor]) -> None:
 
 
 class SparseSignSGD:
-    """Sign-SGD for the puzzle embeddings, on the rows of the batch alone (HRM; TRM §5).
+    """Sign-SGD for a table of puzzle embeddings, on the rows of the batch alone (HRM; TRM §5).
 
     For each distinct puzzle of the global batch, with g the sum of its examples' gradients over the
     batch and all ranks: row = row * (1 - lr * weight_decay) - lr * sign(g). Other rows are not
@@ -168,7 +245,7 @@ class SparseSignSGD:
         batch_size: examples G of a global batch.
     """
 
-    def __init__(self, embedding: PuzzleEmbedding, weight_decay: float, batch_size: int) -> None:
+    def __init__(self, embedding: PuzzleTable, weight_decay: float, batch_size: int) -> None:
         self.embedding = embedding
         self.weight_decay = weight_decay
         device = embedding.weight.device

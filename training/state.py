@@ -11,7 +11,7 @@ from torch import Tensor
 from common.distributed import Ranks
 from common.errors import UserError
 from common.settings import Settings, fields_of, select
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from models.recursive import TinyRecursiveModel
 from training import checkpoints
 from training.checkpoints import Checkpoint, CheckpointFolder, Rating
@@ -22,7 +22,9 @@ from training.run_folder import find_checkpoint
 FIXED_ON_RESUME = (
     "arch",
     "seed",
+    "data.variants",
     "optim.name",
+    "optim.update",
     "supervision.halting",
     "train.global_batch_size",
 )
@@ -38,11 +40,17 @@ class TrainingState:
 
     model: TinyRecursiveModel
     puzzle_embedding: PuzzleEmbedding
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     average: WeightAverage | None
     dataset: dict[str, Any]
     """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
     step: int = 0
+
+    @property
+    def table(self) -> Tensor | None:
+        """Of puzzle embeddings; None: factored ones are part of the model."""
+        embedding = self.puzzle_embedding
+        return embedding.weight if isinstance(embedding, PuzzleTable) else None
 
     def save(
         self,
@@ -76,14 +84,14 @@ class TrainingState:
         checkpoint = Checkpoint(
             self.model.state_dict(),
             self.average.weights if self.average is not None else None,
-            self.puzzle_embedding.weight,
+            self.table,
             config.model_dump(mode="json"),
             self.dataset,
         )
         rest = {
             "step": self.step,
             "next_example": position,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "carried": carried,
             "rng_states": rng_states,
             "wandb_run_id": wandb_run_id,
@@ -106,21 +114,15 @@ class TrainingState:
         _require_same_run(checkpoints.stored_config(path, type(config)), config, path)
         checkpoints.require_same_dataset(stored.dataset, self.dataset, f"resume: {path}")
         checkpoints.load_weights(self.model, stored.model, str(path))
-        checkpoints.load_table(
-            self.puzzle_embedding.weight,
-            stored.puzzle_embedding,
-            str(path),
-            "resume with the dataset that the run was started on",
-        )
+        remedy = "resume with the dataset that the run was started on"
+        checkpoints.load_table(self.table, stored.puzzle_embedding, str(path), remedy)
         if self.average is not None:
             weights = stored.ema if stored.ema is not None else stored.model
             self.average.weights = {k: v.to(ranks.device) for k, v in weights.items()}
-        # Loading would also bring back the old hyperparameters, and the kernels of another device:
-        # those of this run hold.
-        groups = zip(rest["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
-        for saved, current in groups:
-            saved.update({key: value for key, value in current.items() if key != "params"})
-        self.optimizer.load_state_dict(rest["optimizer"])
+        # Before 0.4.0 there was one optimizer.
+        saved_optimizers = rest.get("optimizers") or [rest["optimizer"]]
+        for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=True):
+            _restore_optimizer(optimizer, saved)
         self.step = rest["step"]
         # With another number of ranks there is no state to restore for each; what the method
         # itself draws is a function of seed and step, and does not depend on these states.
@@ -139,25 +141,36 @@ class TrainingState:
     def start_from(self, source: Path, take_puzzle_embedding: bool) -> None:
         """Take the weights of another run at step 0; the averaged ones if it has them.
 
+        `take_puzzle_embedding`: also its puzzle embeddings.
+
         Raises:
             UserError: another architecture, or a puzzle-embedding table of another dataset or size.
         """
         path = find_checkpoint(source, "init_from")
         stored = checkpoints.load_checkpoint(path)
-        checkpoints.load_weights(self.model, stored.ema or stored.model, str(path))
+        weights = stored.ema or stored.model
+        if self.model.puzzle_embedding is not None and not take_puzzle_embedding:
+            own = self.model.state_dict()
+            weights = {k: own[k] if k.startswith("puzzle_embedding.") else v
+                       for k, v in weights.items()}  # fmt: skip
+        checkpoints.load_weights(self.model, weights, str(path))
         if take_puzzle_embedding:
             remedy = "init_puzzle_embedding=false leaves them at zero"
             source_name = f"init_from: {path} ({remedy})"
             checkpoints.require_same_dataset(stored.dataset, self.dataset, source_name)
-            checkpoints.load_table(
-                self.puzzle_embedding.weight,
-                stored.puzzle_embedding,
-                str(path),
-                remedy,
-            )
+            checkpoints.load_table(self.table, stored.puzzle_embedding, str(path), remedy)
         if self.average is not None:
             self.average = WeightAverage(self.model, self.average.decay)
         log.info("Started from the weights of %s", path)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Go on from a stored state."""
+    # Loading would also bring back the old hyperparameters, and the kernels of another device:
+    # those of this run hold.
+    for old, current in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        old.update({key: value for key, value in current.items() if key != "params"})
+    optimizer.load_state_dict(saved)
 
 
 def _require_same_run(before: Settings, now: Settings, path: Path) -> None:

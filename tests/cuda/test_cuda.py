@@ -24,7 +24,7 @@ from evaluation.predict import EvalConfig, Predictor
 from evaluation.test_set import open_test_set
 from models.attention import grouped, varlen
 from models.build import build_model
-from models.puzzle_embedding import PuzzleEmbedding
+from models.puzzle_embedding import PuzzleTable
 from models.steps import TrainedModel
 from train_arc_tiny_corrupt import Run, batch_seed, build_run, open_batches, take_steps
 from training.memory import estimate_memory
@@ -234,7 +234,7 @@ def test_predictions_are_those_of_the_cpu(small_compact_dataset: Path) -> None:
         model = build_model(config.arch, 12, 900, compute, torch.device(device))
         test_set = open_test_set(small_compact_dataset, None, "window")
         count = test_set.split.metadata.num_puzzle_identifiers
-        table = PuzzleEmbedding(count, config.arch.hidden_size, device)
+        table = PuzzleTable(count, config.arch.hidden_size, device)
         options = EvalConfig(canvas="window", batch_tokens=4000)
         predictor = Predictor(TrainedModel(model, table, config.supervision), test_set, options)
         return predictor.answer(np.arange(40)).canvases
@@ -258,7 +258,7 @@ def test_training_takes_about_the_memory_that_was_estimated(small_compact_datase
         run.config.arch,
         run.state.model.compute_dtype,
         num_parameters=run.state.model.num_parameters,
-        num_puzzles=len(run.state.puzzle_embedding.weight),
+        puzzle_parameters=run.state.puzzle_embedding.num_parameters,
         is_averaged=True,
         batch_tokens=run.loader.batch_tokens,
         tokens_at_a_time=run.loader.tokens_at_a_time,

@@ -1,0 +1,209 @@
+"""Factored puzzle embeddings: sums by hand, variants never seen, and the names they come from."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from arc_oracles import arc_options
+from runs import checkpoint_tensors, read_results, run_evaluation, run_training
+from tiny import random_table
+
+from common.errors import UserError
+from common.puzzles import NO_TASK, PuzzleFactors
+from dataset.augmentation import Variants, parse_variant_name, parse_variant_names, variant_names
+from dataset.build_arc_dataset import build
+from dataset.factors import puzzle_factors
+from dataset.splits import open_split
+from dataset.storage import load_identifiers
+from models.puzzle_embedding import FactoredPuzzleEmbedding
+
+FACTORED = ("arch.puzzle_embedding=factored", "optim.puzzle_lr=0.01", "data.canvas=window")
+
+TWO_TASKS = PuzzleFactors(
+    task_names=("a", "b"),
+    tasks=torch.tensor([NO_TASK, 1, 0]),
+    dihedrals=torch.tensor([0, 3, 0]),
+    permutations=torch.tensor([range(10), [0, 2, 1, *range(3, 10)], range(10)]),
+)
+"""The blank identifier, a variant of b, and a as it is."""
+
+
+def random_factors(num_tasks: int = 2, width: int = 4) -> FactoredPuzzleEmbedding:
+    embedding = FactoredPuzzleEmbedding(num_tasks, width)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in embedding.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    return embedding
+
+
+def test_a_vector_is_the_sum_of_its_factors_by_hand() -> None:
+    embedding = random_factors()
+    embedding.use(TWO_TASKS)
+    vectors = embedding.lookup(torch.tensor([1, 2, 0]))
+    task, dihedral = embedding.task.weight, embedding.dihedral.weight
+    colour = embedding.colour.weight.view(10, 10, 4)
+    becomes = [(0, 0), (1, 2), (2, 1), *((c, c) for c in range(3, 10))]
+    expected = task[1] + dihedral[3] + sum(colour[c, to] for c, to in becomes)
+    torch.testing.assert_close(vectors[0], expected)
+    torch.testing.assert_close(
+        vectors[1], task[0] + dihedral[0] + sum(colour[c, c] for c in range(10))
+    )
+    assert not vectors[2].any(), "the blank identifier has no factors"
+
+
+def test_each_factor_gets_the_gradient_of_the_puzzles_that_have_it() -> None:
+    embedding = random_factors()
+    embedding.use(TWO_TASKS)
+    weight = torch.tensor([1.0, 10.0, 100.0])
+    (embedding.lookup(torch.tensor([1, 2, 1])) * weight.unsqueeze(1)).sum().backward()
+    assert embedding.task.weight.grad[:, 0].tolist() == [10, 101]
+    assert embedding.dihedral.weight.grad[:, 0].tolist() == [10, 0, 0, 101, 0, 0, 0, 0]
+    colour = embedding.colour.weight.grad[:, 0].view(10, 10)
+    assert colour[1, 2] == colour[2, 1] == 101 and colour[1, 1] == 10 and colour[5, 5] == 111
+    assert colour.sum() == 10 * 111
+
+
+def test_training_starts_as_with_the_table_all_vectors_are_zero() -> None:
+    embedding = FactoredPuzzleEmbedding(2, 4)
+    embedding.use(TWO_TASKS)
+    assert not embedding.lookup(torch.arange(3)).any()
+    assert embedding.num_parameters == (2 + 8 + 100) * 4
+    assert random_table(num_puzzles=3, width=4).num_parameters == 12
+
+
+def test_tasks_are_found_by_their_names_wherever_they_stand() -> None:
+    numbered = TWO_TASKS.numbered_as(("c", "b", "a"), "a checkpoint")
+    assert numbered.tasks.tolist() == [NO_TASK, 1, 2]
+    with pytest.raises(UserError, match=r"a checkpoint was not trained on task 'a' \(1 of 2 tasks"):
+        TWO_TASKS.numbered_as(("b", "c"), "a checkpoint")
+
+
+# ---- names ----
+
+
+def test_many_names_are_parsed_as_each_is_alone() -> None:
+    rng = np.random.default_rng(0)
+    permutations = np.array([[0, *rng.permutation(np.arange(1, 10))] for _ in range(40)])
+    variants = Variants(rng.integers(0, 8, 40).astype(np.uint8), permutations.astype(np.uint8))
+    names = [*variant_names("a task", variants), *variant_names("b", variants)]
+    task_ids, parsed = parse_variant_names(names)
+    for name, task_id, dihedral, permutation in zip(names, task_ids, *parsed, strict=True):
+        expected = parse_variant_name(name)
+        assert (task_id, dihedral) == expected[:2]
+        assert np.array_equal(permutation, expected[2])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a|||t8|||0123456789",
+        "a|||t1|||0123456788",
+        "a|||t1|||012345678",
+        "a|||x",
+        "a||||1|||0123456789",
+        "a|||t1|||012345678é",
+        "a|||t1|||01234567890",
+    ],
+)
+def test_a_name_of_another_form_is_refused_among_many(name: str) -> None:
+    with pytest.raises(UserError, match="is not of the form"):
+        parse_variant_names(["b", name, "b|||t1|||0213456789"])
+
+
+def test_the_factors_of_a_dataset_are_those_of_its_names_whatever_the_layout(
+    tiny_dataset: Path, tiny_compact_dataset: Path
+) -> None:
+    """Other code bases write the full layout, with the same names."""
+    metadata = open_split(tiny_dataset, "train").metadata
+    factors = puzzle_factors(tiny_dataset, metadata)
+    names = load_identifiers(tiny_dataset)
+    assert factors.tasks[0] == NO_TASK
+    for puzzle, name in enumerate(names[1:], start=1):
+        task_id, dihedral, permutation = parse_variant_name(name)
+        assert factors.task_names[factors.tasks[puzzle]] == task_id
+        assert factors.dihedrals[puzzle] == dihedral
+        assert factors.permutations[puzzle].tolist() == permutation.tolist()
+    other = puzzle_factors(tiny_compact_dataset, metadata)
+    assert other.task_names == factors.task_names
+    assert all(torch.equal(*pair) for pair in zip(other[1:], factors[1:], strict=True))
+
+
+def test_where_puzzles_have_no_names_each_is_a_task(tiny_dataset: Path, tmp_path: Path) -> None:
+    """As the boards of a puzzle, which share one embedding."""
+    metadata = open_split(tiny_dataset, "train").metadata
+    factors = puzzle_factors(tmp_path, metadata.model_copy(update={"num_puzzle_identifiers": 2}))
+    assert factors.tasks.tolist() == [0, 1] and factors.task_names == ("0", "1")
+    assert factors.permutations.tolist() == [list(range(10))] * 2
+    (tmp_path / "identifiers.json").write_text(json.dumps(["<blank>", "a"]))
+    with pytest.raises(UserError, match=r"names 2 puzzles, dataset\.json counts 3"):
+        puzzle_factors(tmp_path, metadata.model_copy(update={"num_puzzle_identifiers": 3}))
+
+
+# ---- from training to a score ----
+
+
+@pytest.fixture(scope="module")
+def factored_run(tmp_path_factory: pytest.TempPathFactory, roomy_compact_dataset: Path) -> Path:
+    """Twelve steps with checkpoints at 6 and 12. Read-only."""
+    run_dir = tmp_path_factory.mktemp("runs") / "factored"
+    return run_training(roomy_compact_dataset, run_dir, *FACTORED)
+
+
+def test_the_factors_are_saved_and_averaged_with_the_network(factored_run: Path) -> None:
+    newest = factored_run / "checkpoints" / "step_00000012"
+    assert "puzzle_embedding.safetensors" not in os.listdir(newest)
+    tensors = checkpoint_tensors(newest)
+    raw, ema = (
+        tensors[f"{file}.safetensors:puzzle_embedding.task.weight"]
+        for file in ("model", "model_ema")
+    )
+    assert raw.abs().max() > ema.abs().max() > 0
+    tasks = json.loads((newest / "dataset.json").read_text())["tasks"]
+    assert raw.shape == (len(tasks), 16)
+
+
+def test_variants_that_were_not_seen_in_training_are_scored(
+    factored_run: Path, kaggle_prefix: str, tmp_path: Path, in_process: None
+) -> None:
+    """On a dataset of other variants of the same tasks, fewer of them and in another order."""
+    data = tmp_path / "other"
+    options = {"num_aug": 9, "seed": 7, "canvas_side": 10, "layout": "compact"}
+    build(arc_options(kaggle_prefix, data, subsets=("evaluation",), **options))
+    out = run_evaluation(tmp_path / "out", f"checkpoint={factored_run}", f"data.path={data}")
+    assert read_results(out)["num_predictions"] > 0
+
+
+def test_a_task_that_was_not_trained_on_is_refused(
+    factored_run: Path, tmp_path: Path, kaggle_prefix: str, in_process: None
+) -> None:
+    run_dir = shutil.copytree(factored_run, tmp_path / "run")
+    path = run_dir / "checkpoints" / "step_00000012" / "dataset.json"
+    stored = json.loads(path.read_text())
+    stored["tasks"][0] = "another"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(SystemExit) as exit_info:
+        run_evaluation(tmp_path / "out", f"checkpoint={run_dir}")
+    assert exit_info.value.code == 2
+
+
+def test_a_new_run_starts_from_the_network_with_or_without_its_factors(
+    factored_run: Path, roomy_compact_dataset: Path, tmp_path: Path
+) -> None:
+    name = "puzzle_embedding.task.weight"
+    averaged = checkpoint_tensors(factored_run / "checkpoints" / "step_00000012")
+    for taken in (True, False):
+        run_dir = run_training(
+            roomy_compact_dataset, tmp_path / str(taken), *FACTORED, f"init_from={factored_run}",
+            f"init_puzzle_embedding={taken}".lower(), "optim.lr=1e-12", "optim.puzzle_lr=0",
+            "train.max_steps=3", "train.eval_every=null",
+        )  # fmt: skip
+        tensors = checkpoint_tensors(run_dir / "checkpoints" / "step_00000003")
+        for key in ("readout.weight", name):
+            expected = averaged[f"model_ema.safetensors:{key}"]
+            if key == name and not taken:
+                expected = torch.zeros_like(expected)
+            torch.testing.assert_close(tensors[f"model.safetensors:{key}"], expected)
