@@ -25,7 +25,7 @@ from common.errors import UserError, exit_cleanly
 from common.files import read_object
 from config.loading import load_config
 from config.schema import EvaluateConfig, TrainConfig
-from dataset.storage import TEST_PUZZLES_FILE
+from dataset.storage import puzzles_file
 from dataset.tasks import load_tasks
 from evaluation.predict import Answers, predict
 from evaluation.predictions import (
@@ -177,7 +177,7 @@ def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
     data_path = config.data.path or recorded_data_path(paths[0])
     output_dir = config.output_dir or paths[0].with_name("recount")
     require_new_output(output_dir)
-    tasks = load_tasks(data_path / TEST_PUZZLES_FILE)
+    tasks = load_tasks(data_path / puzzles_file("test"))
     votes = count_votes(predictions, tasks)
     scores = score(votes, tasks)
     document = {

@@ -12,7 +12,7 @@ from dataset.boards import puzzle_of, solution_tokens
 from dataset.canvas import VOCAB_SIZE, Canvases, canvas_side, grid_mask, read_back
 from dataset.compact import CompactSplit
 from dataset.splits import open_split, require_square
-from dataset.storage import TEST_PUZZLES_FILE, fingerprint, load_identifiers
+from dataset.storage import fingerprint, load_identifiers, puzzles_file
 from dataset.tasks import NUM_COLOURS, Task, load_tasks
 from dataset.windows import Boxes, boxes_around
 
@@ -75,7 +75,7 @@ class ArcTestSet(TestSet):
         self.permutations = np.array([permutation for _, _, permutation in parsed])
         identity = (self.permutations == np.arange(NUM_COLOURS)).all(axis=1)
         self.is_followed = identity & (self.dihedrals == 0)  # The inputs that are unaugmented.
-        self.tasks = load_tasks(path / TEST_PUZZLES_FILE)
+        self.tasks = load_tasks(path / puzzles_file("test"))
         self._check_against_tasks()
         if isinstance(self.split, CompactSplit):
             origins = np.zeros((len(self), 2), dtype=np.int64)
@@ -104,7 +104,7 @@ class ArcTestSet(TestSet):
             task_id, index = min(different)
             raise UserError(
                 f"{self.path}: test input {index} of task '{task_id}' is in only one of the "
-                f"test split and {TEST_PUZZLES_FILE}; {advice}"
+                f"test split and {puzzles_file('test')}; {advice}"
             )
         for row in np.flatnonzero(self.is_followed):
             (canvas,), _ = self.split.read(self.examples.rows[[row]])
@@ -112,7 +112,7 @@ class ArcTestSet(TestSet):
             if shown is None or not np.array_equal(shown, inputs[named[row]]):
                 raise UserError(
                     f"{self.path}: test input {named[row][1]} of task '{named[row][0]}' is "
-                    f"another in the test split than in {TEST_PUZZLES_FILE}; {advice}"
+                    f"another in the test split than in {puzzles_file('test')}; {advice}"
                 )
 
     def _window_extents(self) -> npt.NDArray[np.int64]:

@@ -15,7 +15,7 @@ import diagnose
 from dataset.augmentation import transform
 from dataset.build_nqueens_dataset import BuildOptions, build
 from dataset.canvas import place
-from dataset.storage import TEST_PUZZLES_FILE
+from dataset.storage import puzzles_file
 from dataset.tasks import load_tasks
 from evaluation.predictions import load_predictions
 
@@ -98,7 +98,7 @@ def test_one_variant_votes_for_what_it_says_on_average(
 ) -> None:
     """Over many draws, pass@1 of one variant is the mean of all variants' being right."""
     predictions = load_predictions(results / "predictions.npz")
-    tasks = load_tasks(tiny_compact_dataset / TEST_PUZZLES_FILE)
+    tasks = load_tasks(tiny_compact_dataset / puzzles_file("test"))
     # The untrained network solves nothing: let every third row be right.
     solution = {(t.task_id, i): pair.output for t in tasks for i, pair in enumerate(t.test)}
     canvases = predictions.canvas.copy()
