@@ -58,10 +58,10 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     path = find_checkpoint(config.checkpoint, "checkpoint")
     trained_as = stored_config(path, TrainConfig)
     data_path = config.data.resolved(trained_as)
-    output_dir = config.output_dir or default_output_dir([path], "diagnosis")
-    ranks.from_main(lambda: require_new_output(output_dir))
     shared = config.eval.resolved(trained_as.data.canvas)
-    test_set = open_test_set(data_path, config.eval.max_variants, shared.canvas)
+    output_dir = config.output_dir or default_output_dir([path], "diagnosis", shared.split)
+    ranks.from_main(lambda: require_new_output(output_dir))
+    test_set = open_test_set(data_path, shared.max_variants, shared.canvas, shared.split)
     trained, facts = load_trained(
         path,
         trained_as.arch,
@@ -99,6 +99,7 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
         variants = votes_by_variants(predictions, test_set.tasks, config.variant_draws)
     document = {
         "checkpoint": {**facts, "canvas": shared.canvas, **trained.sizes()},
+        "split": shared.split,
         "trained_steps": trained.trained_steps,
         "steps": by_step(followed, num_steps),
         "guidance": guidance,

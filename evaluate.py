@@ -3,6 +3,7 @@
     torchrun --nproc_per_node=4 evaluate.py checkpoint=runs/compact-seed0
     python evaluate.py checkpoint=runs/compact-seed0/checkpoints/step_00010000 eval.max_variants=64
     python evaluate.py checkpoint=[runs/compact-seed0,runs/compact-seed1]
+    python evaluate.py checkpoint=runs/compact-seed0 eval.split=validation
     python evaluate.py predictions=runs/compact-seed0/evaluation_step_00010000/predictions.npz
 
 The output folder receives metrics.json, submission.json, predictions.npz, step_answers.npz and
@@ -25,7 +26,7 @@ from common.errors import UserError, exit_cleanly
 from common.files import read_object
 from config.loading import load_config
 from config.schema import EvaluateConfig, TrainConfig
-from dataset.storage import TEST_PUZZLES_FILE
+from dataset.storage import puzzles_file
 from dataset.tasks import load_tasks
 from evaluation.predict import Answers, predict
 from evaluation.predictions import (
@@ -70,11 +71,12 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     found = [find_checkpoint(path, "checkpoint") for path in paths]
     stored = [stored_config(path, TrainConfig) for path in found]
     data_path = config.data.resolved(stored[0])
-    output_dir = config.output_dir or default_output_dir(found, "evaluation")
+    asked = [config.eval.resolved(trained_as.data.canvas) for trained_as in stored]
+    split = asked[0].split
+    output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
     ranks.from_main(lambda: require_new_output(output_dir))
-    canvases = {config.eval.resolved(trained_as.data.canvas).canvas for trained_as in stored}
-    needed = "window" if "window" in canvases else "whole"
-    test_set = open_test_set(data_path, config.eval.max_variants, needed)
+    needed = "window" if "window" in {options.canvas for options in asked} else "whole"
+    test_set = open_test_set(data_path, config.eval.max_variants, needed, split)
     if isinstance(test_set, BoardTestSet) and len(paths) > 1:
         raise UserError("checkpoint: nothing votes on boards, so several cannot be pooled there")
     answered: list[Answers] = []
@@ -144,7 +146,7 @@ def write_votes(
             facts |= summarise(test_set, answers)
     document = {
         **metrics,
-        "test_set": describe_test_set(test_set.path, tasks),
+        "test_set": describe_test_set(test_set.path, test_set.split_name, tasks),
         "num_predictions": len(predictions),
         **described,
     }
@@ -163,7 +165,12 @@ def write_boards(
     path = test_set.path
     document = {
         **summarise(test_set, answers),
-        "test_set": {"name": path.name, "dataset": str(path), "puzzle": test_set.puzzle},
+        "test_set": {
+            "name": path.name,
+            "split": test_set.split_name,
+            "dataset": str(path),
+            "puzzle": test_set.puzzle,
+        },
         "num_predictions": len(answers.rows),
         **described,
     }
@@ -175,28 +182,34 @@ def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
     predictions = pool_predictions([load_predictions(path) for path in paths])
     if config.eval.max_variants is not None:
         predictions = first_variants(predictions, config.eval.max_variants)
-    data_path = config.data.path or recorded_data_path(paths[0])
+    recorded = recorded_test_set(paths[0])
+    if config.data.path is None and "dataset" not in recorded:
+        raise UserError(
+            f"data.path is needed: there is no {paths[0].with_name(METRICS_FILE)} that records it"
+        )
+    data_path = config.data.path or Path(recorded["dataset"])
+    # Earlier versions predicted no other split, and did not record it.
+    split = recorded.get("split", "test") if config.eval.split == "auto" else config.eval.split
     output_dir = config.output_dir or paths[0].with_name("recount")
     require_new_output(output_dir)
-    tasks = load_tasks(data_path / TEST_PUZZLES_FILE)
+    tasks = load_tasks(data_path / puzzles_file(split))
     votes = count_votes(predictions, tasks)
     scores = score(votes, tasks)
     document = {
         **(scores.by_name() if scores else {}),
-        "test_set": describe_test_set(data_path, tasks),
+        "test_set": describe_test_set(data_path, split, tasks),
         "predictions": [str(path) for path in paths],
         "num_predictions": len(predictions),
     }
     write_arc_results(output_dir, tasks, predictions, votes, None, document, config.report)
 
 
-def recorded_data_path(predictions: Path) -> Path:
-    """The dataset that predictions were made on, from the metrics.json beside them."""
+def recorded_test_set(predictions: Path) -> dict[str, Any]:
+    """What predictions were made on, from the metrics.json beside them; empty without one."""
     path = predictions.with_name(METRICS_FILE)
     recorded = read_object(path, "evaluate again") if path.is_file() else {}
-    if "dataset" not in recorded.get("test_set", {}):
-        raise UserError(f"data.path is needed: there is no {path} that records it")
-    return Path(recorded["test_set"]["dataset"])
+    test_set = recorded.get("test_set")
+    return test_set if isinstance(test_set, dict) else {}
 
 
 def as_list(paths: Path | list[Path] | None) -> list[Path]:

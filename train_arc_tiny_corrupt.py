@@ -32,7 +32,7 @@ from dataset.splits import open_split, require_square
 from dataset.storage import fingerprint
 from evaluation.predict import predict
 from evaluation.summary import summarise
-from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set
+from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set, split_while_training
 from models.build import (
     build_model,
     build_supervision,
@@ -106,9 +106,10 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     batches = open_batches(config, ranks)
     test_set = None
     if loop.eval_every is not None:
-        assert config.data.path is not None, "the schema requires a path to train on"
-        options = config.eval.resolved(config.data.canvas)
-        test_set = open_test_set(config.data.path, options.max_variants, options.canvas)
+        path = config.data.path
+        assert path is not None, "the schema requires a path to train on"
+        options = config.eval.resolved(config.data.canvas, split_while_training(path))
+        test_set = open_test_set(path, options.max_variants, options.canvas, options.split)
     # The main rank looks for all: on a shared file system, ranks may not see the same yet.
     start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
 
@@ -323,7 +324,7 @@ def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
 
 
 def validate(run: Run, test_set: ArcTestSet | BoardTestSet) -> dict[str, float]:
-    """Score (some variants of) the test set; metrics on the main rank, nothing elsewhere."""
+    """Score (some variants of) what is held out; metrics on the main rank, nothing elsewhere."""
     config, state = run.config.eval.resolved(run.config.data.canvas), run.state
     # What training fits into the device is what is predicted at a time, beside it.
     tokens = min(config.batch_tokens, run.config.train.micro_batch_tokens)
@@ -335,8 +336,8 @@ def validate(run: Run, test_set: ArcTestSet | BoardTestSet) -> dict[str, float]:
     metrics = summarise(test_set, answers)
     if answers is not None:
         shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in HEADLINES if key in metrics)
-        weights = run.scored_weights
-        log.info("step %d, %s weights: %s", state.step, weights, shown or "no known solutions")
+        scored = f"{run.scored_weights} weights on the {test_set.split_name} split"
+        log.info("step %d, %s: %s", state.step, scored, shown or "no known solutions")
     return {f"eval/{key}": value for key, value in metrics.items()}
 
 

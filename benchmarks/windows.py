@@ -24,7 +24,7 @@ from common.errors import CommandParser, exit_cleanly
 from config.schema import DemoConfig
 from dataset.build_arc_dataset import build
 from dataset.build_plan import BuildOptions
-from dataset.storage import TEST_PUZZLES_FILE
+from dataset.storage import puzzles_file
 from dataset.tasks import Task, load_subset, load_tasks
 from evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from evaluation.results import METRICS_FILE
@@ -68,7 +68,7 @@ def study(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     dataset = folder / "dataset"
     if not dataset.exists():
         build_dataset(arguments, dataset)
-    tasks = load_tasks(dataset / TEST_PUZZLES_FILE)
+    tasks = load_tasks(dataset / puzzles_file("test"))
     rows = []
     for seed in arguments.seeds:
         for canvas in CANVASES:

@@ -191,12 +191,12 @@ class EvaluateConfig(CheckpointConfig):
                 + (", not both" if self.checkpoint is not None else "")
             )
         # How many at a time changes nothing, so it may be anything.
-        options = self.eval
-        counted = EvalConfig(batch_tokens=options.batch_tokens, max_variants=options.max_variants)
+        read = ("batch_tokens", "max_variants", "split")
+        counted = EvalConfig(**{key: getattr(self.eval, key) for key in read})
         if self.predictions is not None and self.eval != counted:
             raise ValueError(
-                "predictions=... are there already: of the eval.* keys only eval.max_variants "
-                "changes how they are counted"
+                "predictions=... are there already: of the eval.* keys only eval.max_variants and "
+                "eval.split say how they are counted"
             )
         return self
 

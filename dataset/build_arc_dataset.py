@@ -5,7 +5,11 @@ r"""Build an augmented dataset from Kaggle-format files.
         --subsets training evaluation concept --test-set-name evaluation
 
 A task's train pairs, and the test pairs of subsets that are not a test set, go to `train/`; the
-test pairs of the test sets go to `test/`. Both halves of one variant share an identifier.
+test pairs of the test sets go to `test/`. With --validation-tasks, the test pairs of some tasks
+outside the test sets go to `validation/` in place of `train/`. A variant has the same identifier in
+all of them. With --exclude-tasks-of, tasks of one subset are left out of the others:
+
+    --subsets training2 evaluation concept --test-set-name evaluation --exclude-tasks-of evaluation
 
 Plan, draw, write: `dataset.build_plan` decides where every pair goes; then every task's variants
 are drawn, which fixes all offsets and what both layouts share. For the full layout each variant is
@@ -42,25 +46,22 @@ from dataset.augmentation import (
     transformed_sizes,
     variant_names,
 )
-from dataset.build_plan import BuildOptions, Source, load_sources
+from dataset.build_plan import FOR_ORIGINS, FOR_VARIANTS, BuildOptions, Source, load_sources
 from dataset.canvas import VOCAB_SIZE, Canvases, place
 from dataset.storage import (
     BLANK_NAME,
     BUILD_FILE,
     IDENTIFIERS_FILE,
     ORIGINALS,
-    TEST_PUZZLES_FILE,
     VARIANTS,
     create_array,
+    puzzles_file,
     save_array,
     write_index,
     write_rows,
 )
 from dataset.tasks import Pair, Task, save_tasks
 
-SPLITS = ("train", "test")
-FOR_VARIANTS, FOR_ORIGINS = range(2)
-"""Independent streams of random numbers of each task."""
 CHUNK_VARIANTS = 1024
 """Variants rendered at a time: bounds a worker's memory whatever --num-aug is."""
 
@@ -75,7 +76,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
     Returns what was built: counts by name, as the command prints them.
 
     Raises:
-        UserError: bad input files, a test task in another subset, or no test task left.
+        UserError: as `load_sources`.
     """
     started = time.monotonic()
     sources, met = load_sources(options)
@@ -87,9 +88,10 @@ def build(options: BuildOptions) -> dict[str, Any]:
         drawn = list(_progress(results, len(sources), "drawing"))
         sources = [s._replace(variants=v) for s, (v, _) in zip(sources, drawn, strict=True)]
         write_identifiers(folder, [names for _, names in drawn], options)
-        save_tasks(folder / TEST_PUZZLES_FILE, [s.task for s in sources if s.pairs["test"]])
-        for split in SPLITS:
+        for split in options.splits:
             (folder / split).mkdir()
+            if split != "train":
+                save_tasks(folder / puzzles_file(split), tasks_of(sources, split))
             write_split_index(folder, split, sources, options)
             if options.layout == "compact":
                 write_originals(folder, split, sources, options)
@@ -102,18 +104,23 @@ def build(options: BuildOptions) -> dict[str, Any]:
     return summary | {"seconds": round(time.monotonic() - started, 1)}
 
 
+def tasks_of(sources: list[Source], split: str) -> list[Task]:
+    """The tasks of which some pairs are in a split."""
+    return [source.task for source in sources if source.pairs[split]]
+
+
 def count(sources: list[Source], options: BuildOptions) -> dict[str, Any]:
     """What is built from the sources."""
-    test_tasks = [source.task for source in sources if source.pairs["test"]]
-    return {
-        "tasks": len(sources),
-        "test_tasks": len(test_tasks),
-        "test_inputs": sum(len(task.test) for task in test_tasks),
-        "variants": sum(source.num_variants for source in sources),
-        "train_examples": first_rows(sources, "train")[-1],
-        "test_examples": first_rows(sources, "test")[-1],
-        "tasks_with_too_few_variants": sum(s.num_variants <= options.num_aug for s in sources),
-    }
+    counts: dict[str, Any] = {"tasks": len(sources)}
+    for split in options.splits[1:]:
+        tasks = tasks_of(sources, split)
+        counts[f"{split}_tasks"] = len(tasks)
+        counts[f"{split}_inputs"] = sum(len(task.test) for task in tasks)
+    counts["variants"] = sum(source.num_variants for source in sources)
+    for split in options.splits:
+        counts[f"{split}_examples"] = first_rows(sources, split)[-1]
+    too_few = sum(source.num_variants <= options.num_aug for source in sources)
+    return counts | {"tasks_with_too_few_variants": too_few}
 
 
 def _progress(results: Iterator[Result], total: int, what: str) -> Iterator[Result]:
@@ -225,7 +232,7 @@ def write_canvases(
 ) -> None:
     """Reserve the space for all examples, then render and write them."""
     jobs = []
-    for split in SPLITS:
+    for split in options.splits:
         *rows, num_examples = first_rows(sources, split)
         for name in ("inputs", "labels"):
             create_array(folder / split, name, "uint8", (num_examples, options.canvas_side**2))
@@ -262,12 +269,17 @@ def main() -> None:
     summary = build(options)
     log.info("Built %s:", options.output_dir)
     for key, value in summary.items():
+        if isinstance(value, dict):  # By subset.
+            value = [f"{number:,} of {name}" for name, number in value.items()]
         text = ", ".join(value) or "none" if isinstance(value, list) else f"{value:,}"
         log.info("  %s: %s", key.replace("_", " "), text)
-    if leaked := summary["test_pairs_among_training_pairs"]:
-        log.warning(
-            "Note: %d test pair(s) also stand among the training pairs of other tasks.", leaked
-        )
+    for split in options.splits[1:]:
+        if leaked := summary[f"{split}_pairs_among_training_pairs"]:
+            log.warning(
+                "Note: %d %s pair(s) also stand among the training pairs of other tasks.",
+                leaked,
+                split,
+            )
 
 
 if __name__ == "__main__":

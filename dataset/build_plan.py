@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
 from pydantic import Field, computed_field, model_validator
 from tqdm import tqdm
 
@@ -13,6 +14,9 @@ from common.settings import Settings
 from dataset.augmentation import ORIGINAL, Variants
 from dataset.canvas import CANVAS_SIDE
 from dataset.tasks import Pair, Task, load_subset
+
+FOR_VARIANTS, FOR_ORIGINS, FOR_VALIDATION = range(3)
+"""Independent streams of random numbers; of the first two each task has its own."""
 
 
 class BuildOptions(Settings):
@@ -37,6 +41,21 @@ class BuildOptions(Settings):
         description="side of the canvas in cells; tasks with larger grids are left out",
     )
     task_ids: tuple[str, ...] = Field((), description="build only these tasks")
+    # The next two are recorded only where they are used: other datasets keep their bytes.
+    validation_tasks: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda count: not count,
+        description="tasks outside the test sets whose test pairs are held out of training too, as "
+        "a validation split; drawn with the seed",
+    )
+    exclude_tasks_of: tuple[str, ...] = Field(
+        (),
+        exclude_if=lambda names: not names,
+        title="SUBSET",
+        description="leave out of every other subset the tasks whose id stands in one of these, "
+        "which need not be among --subsets, e.g. evaluation with --subsets training2 evaluation2",
+    )
     allow_leakage: bool = Field(
         False, description="accept subsets that contain tasks of the test set"
     )
@@ -51,6 +70,11 @@ class BuildOptions(Settings):
     @property
     def test_set_names(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.test_set_name, self.test_set_name2)))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that are written."""
+        return ("train", "validation", "test") if self.validation_tasks else ("train", "test")
 
     @model_validator(mode="after")
     def _test_sets_are_built(self) -> Self:
@@ -67,7 +91,7 @@ class Source(NamedTuple):
 
     task: Task
     pairs: dict[str, tuple[Pair, ...]]
-    """Split -> pairs; the test split has none of a task outside the test sets."""
+    """Split -> pairs; none where the task has no part in the split."""
     variants: Variants = ORIGINAL
 
     @property
@@ -81,16 +105,12 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
     A task that is met again stands where it was met last; a test set's version comes first.
 
     Raises:
-        UserError: bad input files, a test task in another subset, or no test task left.
+        UserError: bad input files, a test task in another subset, no test task left, or fewer tasks
+            than are to be held out for validation.
     """
-    subsets = {
-        name: load_subset(options.input_file_prefix, name)
-        for name in tqdm(options.subsets, desc="reading", unit="subset")
-    }
+    subsets, excluded = _read_subsets(options)
+    test_sets = {task.task_id: name for name in options.test_set_names for task in subsets[name]}
     wanted = set(options.task_ids)
-    if missing := wanted - {task.task_id for tasks in subsets.values() for task in tasks}:
-        raise UserError(f"--task-ids: '{min(missing)}' is in none of the subsets")
-    test_ids = {task.task_id for name in options.test_set_names for task in subsets[name]}
     sources: dict[str, Source] = {}
     too_large = met_again = 0
     for name, tasks in subsets.items():
@@ -98,32 +118,27 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
         for task in tasks:
             if wanted and task.task_id not in wanted:
                 continue
-            if not is_test and task.task_id in test_ids and not options.allow_leakage:
-                raise UserError(
-                    f"--subsets {name}: task '{task.task_id}' of {name} is also in the test set, "
-                    f"training on it would leak test answers; leave {name} out, or pass "
-                    f"--allow-leakage to train on everything in {name} but such tasks' test pairs"
-                )
+            if not is_test and task.task_id in test_sets and not options.allow_leakage:
+                raise _leakage(name, task.task_id, test_sets[task.task_id])
             if task.max_side > options.canvas_side:
                 too_large += 1
                 continue
             known = tuple(pair for pair in task.test if pair.output is not None)
-            source = Source(
-                task,
-                {"train": task.train, "test": task.test}
-                if is_test
-                else {"train": task.train + known, "test": ()},
-            )
+            training, held_out = (task.train, task.test) if is_test else (task.train + known, ())
+            source = Source(task, {"train": training, "validation": (), "test": held_out})
             if before := sources.pop(task.task_id, None):
                 met_again += 1
                 source = before if before.pairs["test"] or not is_test else source
             sources[task.task_id] = source
     if not any(source.pairs["test"] for source in sources.values()):
-        raise UserError("no test task is left: check --task-ids and --canvas-side")
-    return list(sources.values()), {
+        raise UserError(
+            "no test task is left: check --task-ids, --canvas-side and --exclude-tasks-of"
+        )
+    validation_ids = _hold_out(sources, sources.keys() - test_sets.keys(), options)
+    met = {
         "tasks_left_out_as_too_large": too_large,
         "tasks_met_again_in_a_later_subset": met_again,
-        "test_pairs_among_training_pairs": _count_leaked_pairs(sources.values()),
+        "test_pairs_among_training_pairs": _count_leaked_pairs(sources.values(), "test"),
         "hidden_test_sets": [
             name
             for name in subsets
@@ -131,10 +146,85 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
             and any(pair.output is None for task in subsets[name] for pair in task.test)
         ],
     }
+    if options.exclude_tasks_of:
+        met["tasks_left_out_as_excluded"] = excluded
+    if validation_ids:
+        leaked = _count_leaked_pairs(sources.values(), "validation")
+        met["validation_pairs_among_training_pairs"] = leaked
+        met["validation_task_ids"] = validation_ids
+    return list(sources.values()), met
 
 
-def _count_leaked_pairs(sources: Collection[Source]) -> int:
-    """Test pairs that stand, under another task's name, among the training pairs."""
+def _read_subsets(options: BuildOptions) -> tuple[dict[str, list[Task]], dict[str, int]]:
+    """Each subset without the tasks that are excluded; and of which how many are, if any.
+
+    Raises:
+        UserError: bad input files, or a task that is asked for is in none of the subsets.
+    """
+    named = dict.fromkeys(options.subsets + options.exclude_tasks_of)
+    read = {
+        name: load_subset(options.input_file_prefix, name)
+        for name in tqdm(named, desc="reading", unit="subset")
+    }
+    others = {task.task_id for name in options.exclude_tasks_of for task in read[name]}
+    wanted = set(options.task_ids)
+    subsets: dict[str, list[Task]] = {}
+    excluded: dict[str, int] = {}
+    for name in options.subsets:
+        out = set() if name in options.exclude_tasks_of else others
+        subsets[name] = [task for task in read[name] if task.task_id not in out]
+        found = {task.task_id for task in read[name]} & out
+        if count := len(found & wanted if wanted else found):
+            excluded[name] = count
+    if missing := wanted - {task.task_id for tasks in subsets.values() for task in tasks}:
+        names = " ".join(options.exclude_tasks_of)
+        or_excluded = f", or left out by --exclude-tasks-of {names}" if names else ""
+        raise UserError(f"--task-ids: '{min(missing)}' is in none of the subsets{or_excluded}")
+    return subsets, excluded
+
+
+def _leakage(subset: str, task_id: str, test_set: str) -> UserError:
+    return UserError(
+        f"--subsets {subset}: task '{task_id}' of {subset} is also in the test set, training on it "
+        f"would leak test answers; leave {subset} out, or pass --exclude-tasks-of {test_set} to "
+        f"leave out such tasks, or --allow-leakage to train on everything in {subset} but such "
+        f"tasks' test pairs"
+    )
+
+
+def _hold_out(
+    sources: dict[str, Source], outside: Collection[str], options: BuildOptions
+) -> list[str]:
+    """Move the test pairs of some tasks from training to validation, and return their ids.
+
+    They are drawn of those `outside` the test sets whose test outputs are known: by the seed and
+    the ids of these alone. Fewer are always among more.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    eligible = sorted(
+        task_id
+        for task_id in outside
+        if all(pair.output is not None for pair in sources[task_id].task.test)
+    )
+    count = options.validation_tasks
+    if count > len(eligible):
+        raise UserError(
+            f"--validation-tasks {count}: only {len(eligible)} of the tasks outside the test sets "
+            f"have known test outputs; hold out at most {len(eligible)} or add subsets"
+        )
+    order = np.random.default_rng([options.seed, FOR_VALIDATION]).permutation(len(eligible))
+    drawn = sorted(eligible[place] for place in order[:count])
+    for task_id in drawn:
+        task = sources[task_id].task
+        pairs = {"train": task.train, "validation": task.test, "test": ()}
+        sources[task_id] = sources[task_id]._replace(pairs=pairs)
+    return drawn
+
+
+def _count_leaked_pairs(sources: Collection[Source], held_out: str) -> int:
+    """Pairs of a held-out split that stand, under another task's name, among those of training."""
 
     def content(split: str) -> list[tuple[object, ...]]:
         return [
@@ -145,4 +235,4 @@ def _count_leaked_pairs(sources: Collection[Source]) -> int:
         ]
 
     training = set(content("train"))
-    return sum(pair in training for pair in content("test"))
+    return sum(pair in training for pair in content(held_out))

@@ -6,8 +6,9 @@
     OUT/{train,test}/variants__permutations.npy   uint8 [puzzles, 10]
 
 These stand in place of `all__inputs.npy` and `all__labels.npy`; all other files but `build.json`
-are those of the full layout, byte for byte (see `dataset.storage`). Examples are counted as if they
-were stored: a puzzle's are its task's pairs, one after another. `expand` makes them, on any device.
+are those of the full layout, byte for byte (see `dataset.storage`); OUT/validation/, where there is
+one, is as OUT/test/. Examples are counted as if they were stored: a puzzle's are its task's pairs,
+one after another. `expand` makes them, on any device.
 """
 
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ _DIHEDRAL_MASKS = tuple(
 
 @dataclass(frozen=True)
 class CompactSplit(SplitIndex):
-    """A half in the compact layout, opened and checked."""
+    """A split in the compact layout, opened and checked."""
 
     originals: Originals
     """On the CPU."""

@@ -90,7 +90,7 @@ def import_trajectories(
             continue
         for index, frames in enumerate(source[task_id]):
             if frames is not None and index >= len(pairs[task_id]):
-                num_untrained += 1  # A test task's test pair, which must not be trained on.
+                num_untrained += 1  # A held-out test pair, which must not be trained on.
             elif frames is not None:
                 where = f"task '{task_id}', pair {index}"
                 try:

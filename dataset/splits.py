@@ -1,4 +1,4 @@
-"""Open the train or test half of a dataset, in whichever layout it is."""
+"""Open a split of a dataset (train, validation or test), in whichever layout it is."""
 
 from pathlib import Path
 

@@ -2,12 +2,15 @@
 
     OUT/identifiers.json                      list: identifier -> puzzle name, 0 is "<blank>"
     OUT/test_puzzles.json                     the test tasks in Kaggle form, outputs filled in
+    OUT/validation_puzzles.json               likewise; only where there is a validation split
     OUT/{train,test}/dataset.json             DatasetMetadata
     OUT/{train,test}/all__inputs.npy          uint8 [examples, cells]
     OUT/{train,test}/all__labels.npy          uint8 [examples, cells]
     OUT/{train,test}/all__puzzle_identifiers.npy  int32 [puzzles]
     OUT/{train,test}/all__puzzle_indices.npy  int32 [puzzles + 1], example offsets
     OUT/{train,test}/all__group_indices.npy   int32 [groups + 1], puzzle offsets
+
+OUT/validation/, where there is one, is as OUT/test/; other code bases do not look at it.
 
 A puzzle is one variant of a task, a group is a task with all its variants. Inputs and labels are
 only ever memory-mapped: a dataset may be far larger than memory.
@@ -37,7 +40,6 @@ SET_NAME: Final = "all"
 ORIGINALS = "originals"
 VARIANTS = "variants"
 IDENTIFIERS_FILE = "identifiers.json"
-TEST_PUZZLES_FILE = "test_puzzles.json"
 METADATA_FILE = "dataset.json"
 BUILD_FILE = "build.json"
 """Ours alone, and optional: the builder's options and summary, and for boards whose rules hold."""
@@ -67,7 +69,7 @@ class DatasetMetadata(BaseModel):
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """What both layouts know of the train or test half: which examples belong to which puzzle."""
+    """What both layouts know of a split: which examples belong to which puzzle."""
 
     path: Path
     metadata: DatasetMetadata
@@ -88,7 +90,7 @@ class SplitIndex:
 
 @dataclass(frozen=True)
 class PuzzleSplit(SplitIndex):
-    """A half in the full layout, opened and checked."""
+    """A split in the full layout, opened and checked."""
 
     inputs: npt.NDArray[np.uint8]
     """[examples, cells], memory-mapped."""
@@ -165,6 +167,11 @@ def require_tokens(path: Path, vocab_size: int, *arrays: npt.NDArray[Any]) -> No
         lowest >= 0 and highest < vocab_size,
         f"{path} holds a token outside its vocabulary of {vocab_size}: the file is damaged",
     )
+
+
+def puzzles_file(split: str) -> str:
+    """Name of the file with the tasks of a split that is scored, "validation" or "test"."""
+    return f"{split}_puzzles.json"
 
 
 def load_identifiers(dataset_path: Path) -> list[str]:

@@ -58,10 +58,20 @@ class PredictConfig(Settings):
         "auto",
         description="which weights are scored; auto: the running mean if there is one, else raw",
     )
+    split: Literal["auto", "validation", "test"] = Field(
+        "auto",
+        description="which split of the dataset is scored; auto: test, but while training "
+        "validation if the dataset has it, and in a recount what was predicted",
+    )
 
-    def resolved(self, trained_on: Literal["whole", "window"]) -> Self:
-        """With the cells that are shown to a network that was trained on some: no more "auto"."""
-        return self.model_copy(update={"canvas": trained_on}) if self.canvas == "auto" else self
+    def resolved(self, trained_on: Literal["whole", "window"], split: str = "test") -> Self:
+        """With the cells that are shown to a network that was trained on some, and with `split`.
+
+        Unless others were asked for: there is no more "auto" in either.
+        """
+        choices = {"canvas": trained_on, "split": split}
+        undecided = {key: choices[key] for key in choices if getattr(self, key) == "auto"}
+        return self.model_copy(update=undecided)
 
 
 class EvalConfig(PredictConfig):

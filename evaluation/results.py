@@ -94,13 +94,18 @@ def step_answers_of(test_set: ArcTestSet, answers: Answers) -> Arrays:
     }
 
 
-def describe_test_set(data_path: Path, tasks: Sequence[Task]) -> Document:
+def describe_test_set(data_path: Path, split_name: str, tasks: Sequence[Task]) -> Document:
     """What a score is over: two test sets of the same name may differ in their test inputs."""
     build_path = data_path / BUILD_FILE
     build = read_object(build_path, REBUILD) if build_path.is_file() else {}
-    names = build.get("options", {}).get("test_set_names", [])
+    options = build.get("options", {})
+    names, is_validation = options.get("test_set_names", []), split_name == "validation"
+    if is_validation:
+        names = [name for name in options.get("subsets", []) if name not in names]
+    name = " + ".join(names) or data_path.name
     return {
-        "name": " + ".join(names) or data_path.name,
+        "name": f"validation tasks of {name}" if is_validation else name,
+        "split": split_name,
         "dataset": str(data_path),
         "tasks": len(tasks),
         "test_inputs": sum(len(task.test) for task in tasks),

@@ -1,4 +1,8 @@
-"""The test half of a dataset: which examples are predicted, and what each of them means."""
+"""The split that is scored: which examples are predicted, and what each of them means.
+
+That is a dataset's test split, or its validation split, which holds the test inputs of tasks that
+are not in the public test set: what is chosen while training need not be chosen by the latter.
+"""
 
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from dataset.canvas import VOCAB_SIZE, Canvases, canvas_side, grid_mask, read_ba
 from dataset.compact import CompactSplit
 from dataset.factors import puzzle_factors
 from dataset.splits import open_split, require_square
-from dataset.storage import TEST_PUZZLES_FILE, fingerprint, load_identifiers
+from dataset.storage import fingerprint, load_identifiers, puzzles_file
 from dataset.tasks import NUM_COLOURS, Task, load_tasks
 from dataset.windows import Boxes, boxes_around
 
@@ -28,15 +32,17 @@ class TestSet:
     Args:
         path: of the dataset.
         max_variants: variants of each task that are predicted, the original first; None: all.
+        split_name: "validation" or "test".
     """
 
     __test__ = False  # Its name does not make it one of pytest's.
     boxes: Boxes | None = None
     """[N, 4] the window that each row may be predicted in; None: only on the whole canvas."""
 
-    def __init__(self, path: Path, max_variants: int | None) -> None:
+    def __init__(self, path: Path, max_variants: int | None, split_name: str = "test") -> None:
         self.path = path
-        self.split = open_split(path, "test")
+        self.split_name = split_name
+        self.split = open_split(path, split_name)
         self.examples = select_test_examples(self.split, max_variants)
         self.fingerprint = fingerprint(path, self.split.metadata)
         self.colours = solution_tokens(path, self.split.metadata.vocab_size)
@@ -58,16 +64,16 @@ class TestSet:
 class BoardTestSet(TestSet):
     """Boards: nothing votes, and an answer is judged by its puzzle's rules too."""
 
-    def __init__(self, path: Path, max_variants: int | None) -> None:
-        super().__init__(path, max_variants)
+    def __init__(self, path: Path, max_variants: int | None, split_name: str = "test") -> None:
+        super().__init__(path, max_variants, split_name)
         self.puzzle = puzzle_of(path)
 
 
 class ArcTestSet(TestSet):
     """Tasks whose variants vote."""
 
-    def __init__(self, path: Path, max_variants: int | None) -> None:
-        super().__init__(path, max_variants)
+    def __init__(self, path: Path, max_variants: int | None, split_name: str = "test") -> None:
+        super().__init__(path, max_variants, split_name)
         require_square(self.split, "evaluation")
         names = load_identifiers(path)
         if len(names) != self.split.metadata.num_puzzle_identifiers:
@@ -81,7 +87,7 @@ class ArcTestSet(TestSet):
         self.permutations = np.array([permutation for _, _, permutation in parsed])
         identity = (self.permutations == np.arange(NUM_COLOURS)).all(axis=1)
         self.is_followed = identity & (self.dihedrals == 0)  # The inputs that are unaugmented.
-        self.tasks = load_tasks(path / TEST_PUZZLES_FILE)
+        self.tasks = load_tasks(path / puzzles_file(split_name))
         self._check_against_tasks()
         if isinstance(self.split, CompactSplit):
             origins = np.zeros((len(self), 2), dtype=np.int64)
@@ -98,7 +104,8 @@ class ArcTestSet(TestSet):
         return list(rows)
 
     def _check_against_tasks(self) -> None:
-        """The split and `test_puzzles.json` must mean the same tasks, or scores mean nothing."""
+        """The split and its file of tasks must mean the same ones, or scores mean nothing."""
+        split, file = f"{self.split_name} split", puzzles_file(self.split_name)
         named = self._test_inputs()
         inputs = {
             (task.task_id, index): pair.input
@@ -110,7 +117,7 @@ class ArcTestSet(TestSet):
             task_id, index = min(different)
             raise UserError(
                 f"{self.path}: test input {index} of task '{task_id}' is in only one of the "
-                f"test split and {TEST_PUZZLES_FILE}; {advice}"
+                f"{split} and {file}; {advice}"
             )
         for row in np.flatnonzero(self.is_followed):
             (canvas,), _ = self.split.read(self.examples.rows[[row]])
@@ -118,7 +125,7 @@ class ArcTestSet(TestSet):
             if shown is None or not np.array_equal(shown, inputs[named[row]]):
                 raise UserError(
                     f"{self.path}: test input {named[row][1]} of task '{named[row][0]}' is "
-                    f"another in the test split than in {TEST_PUZZLES_FILE}; {advice}"
+                    f"another in the {split} than in {file}; {advice}"
                 )
 
     def _window_extents(self) -> npt.NDArray[np.int64]:
@@ -135,22 +142,36 @@ class ArcTestSet(TestSet):
         return transformed_sizes(extents, self.dihedrals)
 
 
-def open_test_set(path: Path, max_variants: int | None, canvas: str) -> ArcTestSet | BoardTestSet:
+def split_while_training(path: Path) -> str:
+    """Which split of a dataset is scored while training on it: validation where there is one."""
+    return "validation" if (path / "validation").is_dir() else "test"
+
+
+def open_test_set(
+    path: Path, max_variants: int | None, canvas: str, split_name: str = "test"
+) -> ArcTestSet | BoardTestSet:
     """Tasks whose variants vote, or boards.
 
     Args:
         path: of the dataset.
         max_variants: see `TestSet`.
         canvas: "whole" or "window", see `PredictConfig.resolved`.
+        split_name: "validation" or "test", see there too.
 
     Raises:
-        UserError: a part is missing, damaged or does not fit the others, or windows are asked for
-            where there are none.
+        UserError: a part is missing, damaged or does not fit the others, or windows or a validation
+            split are asked for where there are none.
     """
+    if split_name == "validation" and not (path / split_name).is_dir():
+        raise UserError(
+            f"eval.split=validation: there is no folder {path / split_name}; use eval.split=test, "
+            f"or build the dataset with 'python -m dataset.build_arc_dataset --validation-tasks N'"
+        )
     # Boards of other builders do not say whose rules hold, but their vocabulary is another.
-    is_arc = open_split(path, "test").metadata.vocab_size == VOCAB_SIZE
+    is_arc = open_split(path, split_name).metadata.vocab_size == VOCAB_SIZE
     is_task = puzzle_of(path) is None and is_arc
-    test_set = ArcTestSet(path, max_variants) if is_task else BoardTestSet(path, max_variants)
+    kind: type[ArcTestSet | BoardTestSet] = ArcTestSet if is_task else BoardTestSet
+    test_set = kind(path, max_variants, split_name)
     if canvas == "window" and test_set.boxes is None:
         raise UserError(
             f"eval.canvas=window needs ARC tasks in the compact layout, as {path} has not: use "

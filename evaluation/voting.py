@@ -69,7 +69,7 @@ def count_votes(predictions: Predictions, tasks: Sequence[Task]) -> Votes:
         task_id, index = min(unknown)
         raise UserError(
             f"test input {index} of task '{task_id}' was predicted and is not in the test set: "
-            f"data.path must name the dataset that was predicted"
+            f"data.path must name the dataset that was predicted, and eval.split its split"
         )
     return votes
 

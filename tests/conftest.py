@@ -98,6 +98,13 @@ def tiny_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix
 
 
 @pytest.fixture(scope="session")
+def validated_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
+    """As `tiny_compact_dataset`, two of the training tasks held out for validation. Read-only."""
+    options = {"num_aug": 6, "canvas_side": 6, "layout": "compact", "validation_tasks": 2}
+    return _build_quickly(tmp_path_factory, kaggle_prefix, **options)
+
+
+@pytest.fixture(scope="session")
 def roomy_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefix: str) -> Path:
     """The compact twin of `roomy_dataset`, where windows leave cells out. Read-only."""
     options = {"num_aug": 6, "canvas_side": 10, "layout": "compact"}

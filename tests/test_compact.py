@@ -176,6 +176,23 @@ def test_a_split_says_the_same_of_its_examples_in_both_layouts(
     assert np.array_equal(compact.extents(rows), np.stack(shapes, axis=1))
 
 
+def test_a_validation_split_is_as_the_test_split_is(tmp_path: Path, build_small: Build) -> None:
+    compact, full = (
+        build_small(output_dir=tmp_path / name, layout=name, validation_tasks=3)[0]
+        for name in ("compact", "full")
+    )
+    files = [{path.name for path in (compact / name).iterdir()} for name in ("validation", "test")]
+    assert files[0] == files[1]
+    ours, theirs = contents(compact), contents(full)
+    for file in ("validation_puzzles.json", *(f"validation/all__{name}.npy" for name in SHARED)):
+        assert ours[file] == theirs[file]
+    split, stored = open_split(compact, "validation"), open_split(full, "validation")
+    rows = np.arange(stored.num_examples)
+    for shown, expected in zip(split.read(rows), stored.read(rows), strict=True):
+        assert expected.any(axis=1).all()
+        assert np.array_equal(shown, expected)
+
+
 def test_a_hidden_test_set_has_empty_labels_of_no_size(
     tmp_path: Path, hidden_prefix: str, build_small: Build
 ) -> None:

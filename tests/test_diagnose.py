@@ -15,7 +15,7 @@ import diagnose
 from dataset.augmentation import transform
 from dataset.build_nqueens_dataset import BuildOptions, build
 from dataset.canvas import place
-from dataset.storage import TEST_PUZZLES_FILE
+from dataset.storage import puzzles_file
 from dataset.tasks import load_tasks
 from evaluation.predictions import load_predictions
 
@@ -23,9 +23,9 @@ SWEEP = ("device=cpu", "eval.batch_tokens=2048", "guidance_weights=[0,1,2]")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_compact_dataset: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, validated_dataset: Path) -> Path:
     """A tiny run of three supervision steps. Read-only."""
-    return run_training(tiny_compact_dataset, tmp_path_factory.mktemp("diagnose") / "run")
+    return run_training(validated_dataset, tmp_path_factory.mktemp("diagnose") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,20 @@ def test_each_step_weight_and_number_of_variants_agrees_with_an_evaluation(
     assert [row["variants"] for row in found["variants"]] == [1, 2, 4, 7]
 
 
+def test_the_test_split_is_diagnosed_unless_validation_is_asked_for(
+    run: Path, results: Path, tmp_path: Path
+) -> None:
+    on_validation = run_evaluation(tmp_path / "v", f"checkpoint={run}", "eval.split=validation")
+    asked = {"test": (results, ()), "validation": (on_validation, ("eval.split=validation",))}
+    for split, (evaluated, overrides) in asked.items():
+        found = diagnosed(run, tmp_path / split, "guidance_weights=[1]", *overrides)
+        assert found["split"] == split
+        for name in ("cell_accuracy", "pass@1"):
+            assert found["guidance"][0][name] == pytest.approx(read_results(evaluated)[name])
+    accuracies = [read_results(evaluated)["cell_accuracy"] for evaluated, _ in asked.values()]
+    assert accuracies[0] != pytest.approx(accuracies[1]), "they can be told apart"
+
+
 def test_two_ranks_find_what_one_rank_finds(run: Path, tmp_path: Path) -> None:
     """Under the real launcher, on windows, without the weight that is plain decoding."""
     more = ("eval.canvas=window", "guidance_weights=[0.5]", "num_steps=4", "eval.max_variants=5")
@@ -94,11 +108,11 @@ def test_the_variants_of_each_task_are_told_apart() -> None:
 
 
 def test_one_variant_votes_for_what_it_says_on_average(
-    results: Path, tiny_compact_dataset: Path
+    results: Path, validated_dataset: Path
 ) -> None:
     """Over many draws, pass@1 of one variant is the mean of all variants' being right."""
     predictions = load_predictions(results / "predictions.npz")
-    tasks = load_tasks(tiny_compact_dataset / TEST_PUZZLES_FILE)
+    tasks = load_tasks(validated_dataset / puzzles_file("test"))
     # The untrained network solves nothing: let every third row be right.
     solution = {(t.task_id, i): pair.output for t in tasks for i, pair in enumerate(t.test)}
     canvases = predictions.canvas.copy()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import read_metrics, read_results, run_evaluation, run_training, torchrun
+from runs import call, read_metrics, read_results, run_evaluation, run_training, torchrun
 
 import evaluate
 from dataset.augmentation import invert
@@ -168,7 +168,7 @@ def assert_same_results(left: Path, right: Path) -> None:
 def test_saved_predictions_are_recounted_without_a_model(
     results: Path, refuse: Callable[..., str], tmp_path: Path
 ) -> None:
-    """The same scores and submission; capped by eval.max_variants, and nothing else is a choice."""
+    """The same scores and submission; capped by eval.max_variants. What was predicted is fixed."""
     saved = f"predictions={results / 'predictions.npz'}"
     again = run_evaluation(tmp_path / "again", saved)
     assert (again / "submission.json").read_text() == (results / "submission.json").read_text()
@@ -181,7 +181,7 @@ def test_saved_predictions_are_recounted_without_a_model(
     assert (capped["dihedral"] == 0).all()
     assert len(np.unique(capped["identifier"])) == read_results(results)["test_set"]["tasks"]
     for asked in ("guidance_weight=2.0", "weights=raw", "canvas=window", "diagnostics=true"):
-        assert "only eval.max_variants" in refuse(saved, f"eval.{asked}")
+        assert "only eval.max_variants and eval.split say" in refuse(saved, f"eval.{asked}")
 
 
 def test_several_checkpoints_pool_their_votes(results: Path, trained: Path, tmp_path: Path) -> None:
@@ -291,6 +291,62 @@ def test_training_and_scoring_agree_on_the_score(tiny_dataset: Path, tmp_path: P
     scored = read_results(run_evaluation(tmp_path / "out", *overrides))
     for key in ("pass@2", "exact_accuracy", "cell_accuracy"):
         assert scored[key] == pytest.approx(validation[f"eval/{key}"]), key
+
+
+# ---- the validation split ----
+
+
+@pytest.fixture(scope="module")
+def validated(folder: Path, validated_dataset: Path) -> Path:
+    """A run on a dataset with validation tasks, scored on them where the default is. Read-only."""
+    run = run_training(validated_dataset, folder / "validated", *FAST)
+    call(evaluate.main, f"checkpoint={run}", "device=cpu", "eval.split=validation")
+    return run
+
+
+def test_the_test_split_is_scored_unless_validation_is_asked_for(
+    validated: Path, validated_dataset: Path, tmp_path: Path
+) -> None:
+    """And its results lie elsewhere."""
+    call(evaluate.main, f"checkpoint={validated}", "device=cpu")
+    found = {
+        split: validated / f"evaluation{name}_step_00000120"
+        for split, name in (("test", ""), ("validation", "_validation"))
+    }
+    names = {"test": "evaluation", "validation": "validation tasks of training"}
+    for split, results in found.items():
+        tasks = json.loads((validated_dataset / f"{split}_puzzles.json").read_text())
+        assert json.loads((results / "submission.json").read_text()).keys() == tasks.keys()
+        described = read_results(results)["test_set"]
+        assert (described["split"], described["name"]) == (split, names[split])
+        assert f"Answers on {names[split]}<" in (results / "report.html").read_text()
+
+
+def test_a_recount_is_over_the_split_that_was_predicted(
+    validated: Path, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    """As the metrics.json beside the predictions says; without one it must be named."""
+    results = validated / "evaluation_validation_step_00000120"
+    predictions = results / "predictions.npz"
+    again = run_evaluation(tmp_path / "again", f"predictions={predictions}")
+    assert read_results(again)["test_set"] == read_results(results)["test_set"]
+    assert (again / "submission.json").read_text() == (results / "submission.json").read_text()
+    alone = f"predictions={shutil.copy(predictions, tmp_path)}"
+    data = f"data.path={read_results(results)['test_set']['dataset']}"
+    assert "data.path is needed" in refuse(alone)
+    assert "eval.split its split" in refuse(alone, data)
+    named = run_evaluation(tmp_path / "named", alone, data, "eval.split=validation")
+    assert read_results(named)["test_set"] == read_results(results)["test_set"]
+
+
+def test_what_an_earlier_version_predicted_is_the_test_split(results: Path, tmp_path: Path) -> None:
+    """Its metrics.json says nothing of a split."""
+    metrics = read_results(results)
+    del metrics["test_set"]["split"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    shutil.copy(results / "predictions.npz", tmp_path)
+    again = run_evaluation(tmp_path / "again", f"predictions={tmp_path / 'predictions.npz'}")
+    assert read_results(again)["test_set"] == read_results(results)["test_set"]
 
 
 # ---- what goes wrong ----

@@ -15,6 +15,7 @@ and the corner is PAD. With its prefix of 1 a whole canvas is 10 tokens.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,24 @@ def test_names_split_and_tasks_that_do_not_go_together_are_refused(
         assert len(ArcTestSet(dataset, 1)) == 4
 
 
+def test_each_split_is_opened_with_its_own_tasks(validated_dataset: Path, tmp_path: Path) -> None:
+    sets = [ArcTestSet(validated_dataset, None, name) for name in ("validation", "test")]
+    files = [validated_dataset / f"{name}_puzzles.json" for name in ("validation", "test")]
+    for test_set, file in zip(sets, files, strict=True):
+        task_ids = set(json.loads(file.read_text()))
+        assert {task.task_id for task in test_set.tasks} == set(test_set.task_ids) == task_ids
+    assert [len(test_set.tasks) for test_set in sets] == [2, 4]
+    assert sets[0].fingerprint == sets[1].fingerprint
+    # Both files there, each with the other's tasks.
+    data = shutil.copytree(validated_dataset, tmp_path / "mixed")
+    shutil.copy(files[1], data / files[0].name)
+    with pytest.raises(
+        UserError, match=r"one of the validation split and validation_puzzles\.json"
+    ):
+        ArcTestSet(data, None, "validation")
+    assert len(ArcTestSet(data, None, "test")) == len(sets[1])
+
+
 def test_an_evaluation_predicts_votes_and_scores(dataset: Path) -> None:
     test_set, answers = ArcTestSet(dataset, None), answer(dataset)
     votes = count_votes(predictions_of(test_set, answers), test_set.tasks)
@@ -641,4 +660,13 @@ def test_progress_is_told_the_number_of_batches_of_each_pass(dataset: Path) -> N
 def test_cells_are_shown_as_in_training_unless_asked_otherwise() -> None:
     for trained in ("whole", "window"):
         for asked, shown in (("auto", trained), ("whole", "whole"), ("window", "window")):
-            assert eval_config(canvas=asked).resolved(trained) == eval_config(canvas=shown)
+            resolved = eval_config(canvas=asked, split="test").resolved(trained)
+            assert resolved == eval_config(canvas=shown, split="test")
+
+
+@pytest.mark.parametrize(
+    ("asked", "scored"), [("auto", "validation"), ("test", "test"), ("validation", "validation")]
+)
+def test_the_split_that_is_due_is_scored_unless_asked_otherwise(asked: str, scored: str) -> None:
+    assert eval_config(split=asked).resolved("whole", "validation").split == scored
+    assert eval_config().resolved("whole").split == "test", "outside training"

@@ -1,10 +1,14 @@
 """From votes and answers to what the results folder and its page hold."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from dataset.canvas import place
 from dataset.tasks import Grid, Pair, Task
-from evaluation.results import arc_cases
+from evaluation.results import arc_cases, describe_test_set
 from evaluation.voting import Ranking
 
 
@@ -40,3 +44,31 @@ def test_the_page_has_a_case_for_every_test_input_with_what_led_to_its_answer() 
     assert all(case.attempts == case.step_answers == () for case in others)
     without_a_model = arc_cases(tasks, votes, None)
     assert all(case.step_answers == () for case in without_a_model)
+
+
+@pytest.mark.parametrize(
+    ("split", "is_ours", "name"),
+    [
+        ("test", True, "held"),
+        ("validation", True, "validation tasks of one + two"),
+        ("test", False, "folder"),
+        ("validation", False, "validation tasks of folder"),
+    ],
+)
+def test_a_score_says_what_it_is_over(tmp_path: Path, split: str, is_ours: bool, name: str) -> None:
+    """From the builder's options where they are known."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    options = {"subsets": ["one", "held", "two"], "test_set_names": ["held"]}
+    if is_ours:
+        (path / "build.json").write_text(json.dumps({"options": options}))
+    pair = Pair(grid("1"), None)
+    assert describe_test_set(
+        path, split, [Task("a", (), (pair, pair)), Task("b", (), (pair,))]
+    ) == {
+        "name": name,
+        "split": split,
+        "dataset": str(path),
+        "tasks": 2,
+        "test_inputs": 3,
+    }

@@ -22,6 +22,8 @@ from runs import (
     checkpoint_tensors,
     losses,
     read_metrics,
+    read_results,
+    run_evaluation,
     run_training,
     torchrun,
     train_arguments,
@@ -297,6 +299,39 @@ def test_a_run_is_validated_on_the_cells_that_it_is_trained_on_unless_others_are
 
 
 @pytest.mark.parametrize(
+    ("data", "chosen", "scored"),
+    [
+        ("validated_dataset", (), "validation"),
+        ("validated_dataset", ("eval.split=test",), "test"),
+        ("tiny_compact_dataset", (), "test"),
+    ],
+)
+def test_a_run_is_scored_on_validation_tasks_if_there_are_any_unless_test_is_asked_for(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    data: str,
+    chosen: tuple[str, ...],
+    scored: str,
+) -> None:
+    """Which it says; and that decides which checkpoint is the best."""
+    with caplog.at_level("INFO"):
+        run = run_training(
+            request.getfixturevalue(data), tmp_path / "run", "train.max_steps=3", *chosen
+        )
+    (line,) = (message for message in caplog.messages if message.startswith("step 3, "))
+    assert line.startswith(f"step 3, ema weights on the {scored} split: pass@1 ")
+    ((_, found),) = scores(run).items()
+    predicted = run_evaluation(
+        tmp_path / "out", f"checkpoint={run}", "eval.max_variants=2", f"eval.split={scored}"
+    )
+    for key, value in found.items():
+        assert value == pytest.approx(read_results(predicted)[key.removeprefix("eval/")]), key
+    best = json.loads((run / "checkpoints" / "best.json").read_text())
+    assert best["score"] == [found["eval/pass@2"], found["eval/exact_accuracy"]]
+
+
+@pytest.mark.parametrize(
     ("kind", "ranks", "tokens"),
     [
         ("compact window", 1, 250),
@@ -554,6 +589,7 @@ def test_a_damaged_dataset_is_refused(
         # So that the corrected command does not find the folder taken.
         ("init_from=tpyo", ["init_from=tpyo: no checkpoint there"]),
         ("resume=tpyo", ["resume=tpyo: no checkpoint there"]),
+        ("eval.split=validation", ["no folder", "eval.split=test", "--validation-tasks N"]),
         ("train.micro_batch_tokens=38", ["micro_batch_tokens=38 has no room", "take 39 or more"]),
         ("train.graphs=on", ["train.graphs=on: graphs need a CUDA device"]),
         ("data.canvas=window", ["data.canvas=window needs", "--layout compact"]),

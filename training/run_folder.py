@@ -96,13 +96,17 @@ def find_checkpoint(path: Path, key: str) -> Path:
     return found[-1]
 
 
-def default_output_dir(found: Sequence[Path], kind: str) -> Path:
-    """Where results go: in the first checkpoint's run folder, named by `kind` and checkpoint."""
+def default_output_dir(found: Sequence[Path], kind: str, split: str) -> Path:
+    """Where results go: in the first checkpoint's run folder, named by `kind` and checkpoint.
+
+    And by the split that was scored, unless that is test.
+    """
     run_dir = found[0].parent
     if run_dir.name == CHECKPOINTS_FOLDER:
         run_dir = run_dir.parent
     pooled = f"_and_{len(found) - 1}_more" if len(found) > 1 else ""
-    return run_dir / f"{kind}_{found[0].name}{pooled}"
+    other_split = "" if split == "test" else f"_{split}"
+    return run_dir / f"{kind}{other_split}_{found[0].name}{pooled}"
 
 
 def require_new_output(output_dir: Path) -> None:
