@@ -72,8 +72,7 @@ class Run:
     @property
     def lr_factor(self) -> float:
         """Of the optimizer step to come, on all peak learning rates."""
-        step, optim = self.state.step, self.config.optim
-        return lr_schedule(step, self.total_steps, optim.warmup_steps, optim.lr_min_ratio)
+        return lr_schedule(self.config.optim, self.state.step, self.total_steps)
 
     @property
     def scored_weights(self) -> Literal["raw", "ema"]:
