@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.distributed import Ranks, peak_memory, start_ranks
-from common.errors import UserError, exit_cleanly
+from common.errors import exit_cleanly
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches, require_shares
@@ -39,7 +39,7 @@ from models.targets import TARGETS
 from training.checkpoints import CheckpointFolder, Rating
 from training.engine import Engine, is_captured
 from training.memory import estimate_memory, require_memory
-from training.metrics import MetricSums
+from training.metrics import MetricSums, require_updates
 from training.optimizers import (
     WeightAverage,
     build_optimizer,
@@ -212,11 +212,7 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         WeightAverage(model, decay) if decay is not None else None,
         fingerprint(config.data.path, metadata),
     )
-    steps = config.train.max_steps
-    if steps is None:
-        # As published runs count: one optimizer step uses up one batch of an epoch.
-        examples = config.train.epochs * batches.split.examples_per_epoch
-        steps = math.ceil(examples / config.train.global_batch_size)
+    steps = config.train.max_steps or batches.steps_in(config.train.epochs)
     # A batch is used for all its supervision steps, so a run ends at the end of one.
     batch_count = math.ceil(steps / supervision.steps_per_batch)
     metrics = MetricSums(supervision.metric_names, supervision.num_steps, ranks.device)
@@ -285,23 +281,11 @@ def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
     """Log what was summed since the last time.
 
     Raises:
-        UserError: on every rank alike, no step's loss and gradient were finite, so that nothing is
-            learned any more. Comes before a checkpoint is written.
+        UserError: on every rank alike, training diverged. Comes before a checkpoint is written.
     """
     step, num_steps = run.state.step, run.metrics.num_steps
-    since = step - num_steps
     means = run.metrics.read(run.ranks)
-    if means.skipped_steps:
-        log.warning(
-            "%d of the optimizer steps %d to %d changed nothing, as a loss or gradient was not "
-            "finite", means.skipped_steps, since + 1, step,
-        )  # fmt: skip
-    if means.skipped_steps == num_steps:
-        raise UserError(
-            f"training diverged: at no optimizer step from {since + 1} to {step} were loss and "
-            f"gradient finite; go on from the last checkpoint with resume=auto and a lower "
-            f"optim.lr, optim.grad_clip=1.0 or a longer optim.warmup_steps"
-        )
+    require_updates(means.skipped_steps, step - num_steps + 1, step)
     more = {
         "train/lr": run.config.optim.lr * run.lr_factor,
         "train/peak_memory_gb": peak_memory(run.ranks.device) / 1e9,

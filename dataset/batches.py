@@ -6,6 +6,7 @@ variant, whose pairs are all appended, shuffled. Epochs follow each other withou
 that stream, whatever the ranks and the device: so a run resumes at its exact batch.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -74,6 +75,10 @@ class TrainingBatches:
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.position = (0, 0)
+
+    def steps_in(self, epochs: int) -> int:
+        """Optimizer steps as published runs count: one uses up a batch of an epoch."""
+        return math.ceil(epochs * self.split.examples_per_epoch / self.global_batch_size)
 
     def __iter__(self) -> Iterator[Sample]:
         epoch, first = self.position
