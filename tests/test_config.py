@@ -51,6 +51,7 @@ def test_the_defaults_of_the_trainer_are_the_published_recipe_of_the_compact_mod
     assert (optim.schedule, optim.lr_min_ratio) == ("cosine", 1.0), "which is constant"
     assert (optim.puzzle_lr, optim.puzzle_weight_decay) == (1e-2, 0.1)
     assert (loop.global_batch_size, loop.epochs, loop.max_steps) == (512, 200_000, None)
+    assert (loop.max_minutes, loop.stop_after_minutes) == (None, None)
     assert (config.supervision.targets, config.supervision.objective) == ("linear", "dis")
     assert config.eval.guidance_weight == 1
     # What only saves time is off: all cells are seen.
@@ -204,6 +205,10 @@ def test_a_config_survives_being_stored_with_a_checkpoint() -> None:
         ("data.window_margin=-1", ["data.window_margin", "-1", "greater than or equal to 0"]),
         ("data.whole_canvas_share=1.1", ["data.whole_canvas_share", "1.1", "less than or equal"]),
         ("train.max_steps=0", ["train.max_steps", "0", "greater than 0"]),
+        ("train.max_minutes=0", ["train.max_minutes", "0", "greater than 0"]),
+        ("train.max_minutes=inf", ["train.max_minutes", "inf", "finite number"]),
+        ("train.stop_after_minutes=-1", ["train.stop_after_minutes", "-1", "greater than 0"]),
+        ("train.stop_after_minutes=true", ["stop_after_minutes=True", "are no values here"]),
         ("supervision.halting_exploration=1.1", ["halting_exploration", "1.1", "less than or eq"]),
         ("supervision.halting_loss_weight=-1", ["halting_loss_weight", "-1", "greater than or"]),
         # Choices.

@@ -43,6 +43,8 @@ class TrainingState:
     dataset: dict[str, Any]
     """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
     step: int = 0
+    seconds: float = 0.0
+    """Of training, without evaluations and checkpoints."""
 
     def save(
         self,
@@ -82,6 +84,7 @@ class TrainingState:
         )
         rest = {
             "step": self.step,
+            "seconds": self.seconds,
             "next_example": position,
             "optimizer": self.optimizer.state_dict(),
             "carried": carried,
@@ -121,7 +124,7 @@ class TrainingState:
         for saved, current in groups:
             saved.update({key: value for key, value in current.items() if key != "params"})
         self.optimizer.load_state_dict(rest["optimizer"])
-        self.step = rest["step"]
+        self.step, self.seconds = rest["step"], rest.get("seconds", 0.0)
         # With another number of ranks there is no state to restore for each; what the method
         # itself draws is a function of seed and step, and does not depend on these states.
         if len(rest["rng_states"]) == ranks.world_size:
@@ -130,6 +133,8 @@ class TrainingState:
             if ranks.device.type == "cuda" and "cuda" in rng_state:
                 torch.cuda.set_rng_state(rng_state["cuda"], ranks.device)
         log.info("Resumed from %s at step %d", path, self.step)
+        if "seconds" not in rest and select(config, "train.max_minutes") is not None:
+            log.info("%s is of an earlier version: train.max_minutes counts from here", path)
         if "next_example" not in rest:
             # Before 0.3.0 batches were cut within passes, and ended with these.
             log.info("%s is of an earlier version: going on at the start of an epoch", path)
