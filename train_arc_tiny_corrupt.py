@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.distributed import Ranks, peak_memory, start_ranks
-from common.errors import UserError, exit_cleanly
+from common.errors import exit_cleanly
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches, require_shares
@@ -31,7 +31,7 @@ from dataset.loading import BatchLoader, require_compact
 from dataset.splits import open_split, require_square
 from dataset.storage import fingerprint
 from evaluation.predict import predict
-from evaluation.summary import summarise
+from evaluation.summary import headline, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set, split_while_training
 from models.build import (
     build_model,
@@ -43,22 +43,15 @@ from models.build import (
 from models.steps import TrainedModel
 from models.targets import TARGETS
 from training.checkpoints import TASKS, CheckpointFolder, Rating
+from training.clock import Clock
 from training.engine import Engine, is_captured
 from training.memory import estimate_memory, require_memory
-from training.metrics import MetricSums
-from training.optimizers import (
-    WeightAverage,
-    build_optimizers,
-    lr_schedule,
-    weights_in_place,
-)
+from training.metrics import MetricSums, require_updates
+from training.optimizers import WeightAverage, build_optimizers, lr_schedule, weights_in_place
 from training.profiling import profiled_batches
 from training.run_folder import find_start, is_inside, write_run_config
 from training.run_log import NoLog, RunLog, configure_logging
 from training.state import TrainingState
-
-HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy")
-"""Metrics of an evaluation that are shown while training."""
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +71,18 @@ class Run:
     @property
     def lr_factor(self) -> float:
         """Of the optimizer step to come, on all peak learning rates."""
-        step, optim = self.state.step, self.config.optim
-        return lr_schedule(step, self.total_steps, optim.warmup_steps, optim.lr_min_ratio)
+        optim, step = self.config.optim, self.state.step
+        return lr_schedule(optim, step, self.total_steps, self.time_used)
+
+    @property
+    def time_used(self) -> float:
+        """Share of the run's budget of training time; 0 without one."""
+        budget = self.config.train.max_minutes
+        return 0.0 if budget is None else self.state.seconds / (60 * budget)
+
+    @property
+    def is_done(self) -> bool:
+        return self.state.step >= self.total_steps or self.time_used >= 1
 
     @property
     def scored_weights(self) -> Literal["raw", "ema"]:
@@ -102,6 +105,7 @@ def main() -> None:
 
 def train(config: TrainConfig, ranks: Ranks) -> None:
     loop = config.train
+    clock = Clock(ranks, is_shared=bool(loop.max_minutes or loop.stop_after_minutes))
     # The data first: what is wrong with it should show before anything is built or written.
     batches = open_batches(config, ranks)
     test_set = None
@@ -140,25 +144,30 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     profiling = profiled_batches(loop.profile if ranks.is_main else None, ranks.device)
     with closing(run_log), logging_redirect_tqdm(), bar, profiling as end_of_batch:
         while True:
-            # Decided once a batch, and by the step alone: all ranks decide alike.
-            is_done = state.step >= run.total_steps
+            # Decided once a batch, by the step and the main rank's clock: all ranks decide alike.
+            state.seconds += clock.lap()
+            is_done = run.is_done
+            # Never before a first batch, so that pieces get on however short they are.
+            stop_now = state.step > first_step and clock.is_past(loop.stop_after_minutes)
             # Rare events stand before the batch, so that the end of the run takes the same path.
             evaluate_now = loop.eval_every is not None and (is_done or run.is_due(loop.eval_every))
             # What was scored is saved, so that the best weights are there to be kept.
-            save_now = evaluate_now or is_done or run.is_due(loop.checkpoint_every)
+            save_now = evaluate_now or is_done or stop_now or run.is_due(loop.checkpoint_every)
             log_now = save_now or run.is_due(loop.log_every)
             # A run that has just been resumed did all this before it ended.
             if log_now and state.step > first_step:
                 report_metrics(run, run_log, bar)
-                scores = validate(run, test_set) if evaluate_now and test_set else {}
-                if scores:
-                    run_log.write(state.step, scores)
-                if save_now:
-                    rating, position = rate(run, scores), run.loader.position
-                    under_way = run.engine.state_dict()
-                    wandb_id = run_log.wandb_run_id
-                    state.save(folder, ranks, config, position, under_way, rating, wandb_id)
-            if is_done:
+                # The clock ran while metrics waited for the device: that is time of training.
+                with clock.paused():
+                    scores = validate(run, test_set) if evaluate_now and test_set else {}
+                    if scores:
+                        run_log.write(state.step, scores)
+                    if save_now:
+                        rating, position = rate(run, scores), run.loader.position
+                        under_way = run.engine.state_dict()
+                        wandb_id = run_log.wandb_run_id
+                        state.save(folder, ranks, config, position, under_way, rating, wandb_id)
+            if is_done or stop_now:
                 break
             run.engine.begin(next(stream), batch_seed(run))
             if state.step == first_step:
@@ -166,7 +175,10 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
             run.metrics.begin_batch()
             take_steps(run)
             end_of_batch()
-    log.info("Done: %s", config.run_dir)
+    if is_done:
+        log.info("Done: %s", config.run_dir)
+    else:
+        log.info("Stopped at step %d; the same command with resume=auto goes on", state.step)
 
 
 def open_batches(config: TrainConfig, ranks: Ranks) -> TrainingBatches:
@@ -221,11 +233,7 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         WeightAverage(model, decay) if decay is not None else None,
         dataset,
     )
-    steps = config.train.max_steps
-    if steps is None:
-        # As published runs count: one optimizer step uses up one batch of an epoch.
-        examples = config.train.epochs * batches.split.examples_per_epoch
-        steps = math.ceil(examples / config.train.global_batch_size)
+    steps = config.train.max_steps or batches.steps_in(config.train.epochs)
     metrics = MetricSums(supervision.metric_names, supervision.num_steps, ranks.device)
     engine = Engine(
         supervision,
@@ -271,7 +279,9 @@ def describe_run(run: Run) -> None:
         free, _ = torch.cuda.mem_get_info(ranks.device)
         held = torch.cuda.memory_allocated(ranks.device)  # The network and the table are there.
         require_memory(estimate, loader.tokens_at_a_time, loader.maker.longest, free + held)
-    log.info("%d rank(s) on %s, %d steps", ranks.world_size, ranks.device.type, run.total_steps)
+    steps, minutes = f"{run.total_steps} steps", config.train.max_minutes
+    length = steps if minutes is None else f"{steps} or {minutes:g} minutes, whichever is first"
+    log.info("%d rank(s) on %s, %s", ranks.world_size, ranks.device.type, length)
 
 
 def take_steps(run: Run) -> None:
@@ -294,25 +304,14 @@ def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
     """Log what was summed since the last time.
 
     Raises:
-        UserError: on every rank alike, no step's loss and gradient were finite, so that nothing is
-            learned any more. Comes before a checkpoint is written.
+        UserError: on every rank alike, training diverged. Comes before a checkpoint is written.
     """
     step, num_steps = run.state.step, run.metrics.num_steps
-    since = step - num_steps
     means = run.metrics.read(run.ranks)
-    if means.skipped_steps:
-        log.warning(
-            "%d of the optimizer steps %d to %d changed nothing, as a loss or gradient was not "
-            "finite", means.skipped_steps, since + 1, step,
-        )  # fmt: skip
-    if means.skipped_steps == num_steps:
-        raise UserError(
-            f"training diverged: at no optimizer step from {since + 1} to {step} were loss and "
-            f"gradient finite; go on from the last checkpoint with resume=auto and a lower "
-            f"optim.lr, optim.grad_clip=1.0 or a longer optim.warmup_steps"
-        )
+    require_updates(means.skipped_steps, step - num_steps + 1, step)
     more = {
         "train/lr": run.config.optim.lr * run.lr_factor,
+        "train/minutes": run.state.seconds / 60,
         "train/peak_memory_gb": peak_memory(run.ranks.device) / 1e9,
     }
     run_log.write(step, {**means.as_dict(), **more})
@@ -335,9 +334,8 @@ def validate(run: Run, test_set: ArcTestSet | BoardTestSet) -> dict[str, float]:
         answers = predict(trained, test_set, config, run.ranks)
     metrics = summarise(test_set, answers)
     if answers is not None:
-        shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in HEADLINES if key in metrics)
         scored = f"{run.scored_weights} weights on the {test_set.split_name} split"
-        log.info("step %d, %s: %s", state.step, scored, shown or "no known solutions")
+        log.info("step %d, %s: %s", state.step, scored, headline(metrics))
     return {f"eval/{key}": value for key, value in metrics.items()}
 
 

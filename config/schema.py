@@ -41,6 +41,19 @@ class LoopConfig(ComputeConfig):
         description="length of the run as published runs count it: optimizer steps = epochs * "
         "groups * mean pairs per puzzle / global_batch_size; not used when max_steps is set",
     )
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="minutes of training, over all resumptions and without evaluations and "
+        "checkpoints, that end a run which its steps have not; learning rates follow; null: steps "
+        "alone end it",
+    )
+    stop_after_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="minutes since its start, everything included, after which this process ends "
+        "with a checkpoint, at the end of a batch; resume=auto goes on; null: it ends with the run",
+    )
     global_batch_size: int = Field(512, gt=0, description="examples per batch, over all ranks")
     micro_batch_tokens: int = Field(
         131_072,

@@ -7,6 +7,7 @@ a batch. A batch is a pure function of the seed and of its place in
 that stream, whatever the ranks and the device: so a run resumes at its exact batch.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -97,6 +98,10 @@ class TrainingBatches:
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.position = (0, 0)
+
+    def steps_in(self, epochs: int) -> int:
+        """Optimizer steps as published runs count: one uses up a batch of an epoch."""
+        return math.ceil(epochs * self.split.examples_per_epoch / self.global_batch_size)
 
     def __iter__(self) -> Iterator[Sample]:
         epoch, first = self.position

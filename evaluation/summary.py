@@ -7,6 +7,14 @@ from evaluation.predictions import predictions_of
 from evaluation.test_set import ArcTestSet, BoardTestSet
 from evaluation.voting import count_votes, score
 
+HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy")
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """Those metrics that say most, in one line."""
+    shown = [f"{key} {metrics[key]:.3f}" for key in HEADLINES if key in metrics]
+    return ", ".join(shown) or "no known solutions"
+
 
 def summarise(test_set: ArcTestSet | BoardTestSet, answers: Answers | None) -> dict[str, float]:
     """What single answers are like, and the votes scored or the boards judged; nothing of None."""

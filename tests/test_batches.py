@@ -120,6 +120,14 @@ def test_an_epoch_ends_where_its_last_variant_ends(write_split: WriteSplit) -> N
     assert {len(epoch) for epoch in whole} == {2, 6}
 
 
+def test_optimizer_steps_of_an_epoch_are_counted_as_if_each_used_up_a_batch(
+    split: PuzzleSplit,
+) -> None:
+    """Five groups of 26 / 12 examples on average: 65 in six epochs."""
+    assert TrainingBatches(split, 4, seed=0).steps_in(6) == 17
+    assert TrainingBatches(split, 65, seed=0).steps_in(6) == 1
+
+
 def test_the_order_depends_on_the_seed_and_on_the_epoch(split: PuzzleSplit) -> None:
     first, second = (stream(split, EPOCH, 2 * EPOCH, seed) for seed in (0, 1))
     assert first == stream(split, EPOCH, 2 * EPOCH, seed=0)

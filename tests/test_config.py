@@ -47,9 +47,11 @@ def test_the_defaults_of_the_trainer_are_the_published_recipe_of_the_compact_mod
     assert (arch.num_recursions, arch.num_latent_updates, arch.num_supervision_steps) == (1, 2, 6)
     assert (arch.prefix_length, arch.rope_base, arch.norm_eps) == (16, 10_000, 1e-5)
     assert (optim.name, optim.lr, optim.beta1, optim.beta2) == ("adamw", 1e-4, 0.9, 0.95)
-    assert (optim.weight_decay, optim.warmup_steps, optim.lr_min_ratio) == (0.1, 2000, 1.0)
+    assert (optim.weight_decay, optim.warmup_steps) == (0.1, 2000)
+    assert (optim.schedule, optim.lr_min_ratio) == ("cosine", 1.0), "which is constant"
     assert (optim.puzzle_lr, optim.puzzle_weight_decay) == (1e-2, 0.1)
     assert (loop.global_batch_size, loop.epochs, loop.max_steps) == (512, 200_000, None)
+    assert (loop.max_minutes, loop.stop_after_minutes) == (None, None)
     assert (config.supervision.targets, config.supervision.objective) == ("linear", "dis")
     assert config.eval.guidance_weight == 1
     # What only saves time is off: all cells are seen.
@@ -196,16 +198,23 @@ def test_a_config_survives_being_stored_with_a_checkpoint() -> None:
         ("seed=-1", ["seed", "-1", "greater than or equal to 0"]),
         ("optim.beta2=1.0", ["optim.beta2", "1.0", "less than 1"]),
         ("optim.lr_min_ratio=1.5", ["optim.lr_min_ratio", "1.5", "less than or equal to 1"]),
+        ("optim.tail_share=0", ["optim.tail_share", "0", "greater than 0"]),
+        ("optim.tail_share=1.5", ["optim.tail_share", "1.5", "less than or equal to 1"]),
         ("eval.batch_tokens=0", ["eval.batch_tokens", "0", "greater than 0"]),
         ("train.micro_batch_tokens=0", ["train.micro_batch_tokens", "0", "greater than 0"]),
         ("data.window_margin=-1", ["data.window_margin", "-1", "greater than or equal to 0"]),
         ("data.whole_canvas_share=1.1", ["data.whole_canvas_share", "1.1", "less than or equal"]),
         ("train.max_steps=0", ["train.max_steps", "0", "greater than 0"]),
+        ("train.max_minutes=0", ["train.max_minutes", "0", "greater than 0"]),
+        ("train.max_minutes=inf", ["train.max_minutes", "inf", "finite number"]),
+        ("train.stop_after_minutes=-1", ["train.stop_after_minutes", "-1", "greater than 0"]),
+        ("train.stop_after_minutes=true", ["stop_after_minutes=True", "are no values here"]),
         ("supervision.halting_exploration=1.1", ["halting_exploration", "1.1", "less than or eq"]),
         ("supervision.halting_loss_weight=-1", ["halting_loss_weight", "-1", "greater than or"]),
         # Choices.
         ("device=tpu", ["device", "'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ("wandb.mode=on", ["wandb.mode"]),
+        ("optim.schedule=linear", ["optim.schedule", "'constant', 'cosine' or 'linear_tail'"]),
         ("data.canvas=auto", ["data.canvas", "'auto'", "'whole' or 'window'"]),
         ("train.graphs=yes", ["train.graphs", "'auto', 'on' or 'off'"]),
         ("supervision.targets=blur", ["supervision.targets", "'blur'", "final, linear"]),

@@ -497,7 +497,7 @@ def same(run_dir: Path, other: Path, rounding: float = 1.0) -> None:
         checkpoint_tensors(run / "checkpoints" / "step_00000012") for run in (run_dir, other)
     )
     torch.testing.assert_close(tensors, expected, rtol=1e-5 * rounding, atol=1e-6 * rounding)
-    rates = ("per_second", "memory")
+    rates = ("per_second", "memory", "minutes")
     metrics = [
         {
             (line["step"], name): value

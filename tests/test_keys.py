@@ -59,9 +59,9 @@ def test_trainer_evaluator_and_diagnoser_read_every_key(
     """Training from scratch, then from these weights for some epochs on windows, then with halting,
     by Muon.
 
-    Only then do the settings of each matter. What a script's `main` reads before the part that is
-    watched is given. What `diagnose.py` says of predictions is read from the `EvalConfig` that it
-    makes of it.
+    The last on another schedule. Only then do the settings of each matter. What a script's `main`
+    reads before the part that is watched is given. What `diagnose.py` says of predictions is read
+    from the `EvalConfig` that it makes of it.
     """
     read: Read = {("TrainConfig", "device")}
     watch(monkeypatch, train_arc_tiny_corrupt, "train", read)
@@ -69,9 +69,8 @@ def test_trainer_evaluator_and_diagnoser_read_every_key(
     windows = ("train.epochs=1", "data.canvas=window", "wandb.mode=offline")
     source = (f"init_from={first}", "train.max_steps=null")
     run_training(tiny_compact_dataset, tmp_path / "second", *source, *windows)
-    run_training(
-        tiny_compact_dataset, tmp_path / "third", "train.max_steps=1", *HALTING, "optim=muon"
-    )
+    scheme = (*HALTING, "optim=muon", "optim.schedule=linear_tail")
+    run_training(tiny_compact_dataset, tmp_path / "third", "train.max_steps=1", *scheme)
     assert set(leaves(TrainConfig)) - read == set()
 
     read = {("EvaluateConfig", name) for name in ("device", "checkpoint", "predictions")}

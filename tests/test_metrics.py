@@ -8,8 +8,9 @@ import torch
 from tiny import ALONE, CPU
 from torch import Tensor
 
+from common.errors import UserError
 from models.supervision import StepResult
-from training.metrics import MetricSums, TrainingMetrics
+from training.metrics import MetricSums, TrainingMetrics, require_updates
 
 NAMES = ("cell_accuracy", "exact_accuracy")
 BOTH = torch.tensor([True, True])
@@ -119,6 +120,18 @@ def test_steps_that_made_no_update_are_counted_and_part_of_no_mean(value: float)
     means = sums.read(ALONE)
     assert math.isnan(means.loss) and math.isnan(means.grad_norm)
     assert means.skipped_steps == 1
+
+
+def test_steps_that_made_no_update_are_said_and_refused_if_none_made_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    require_updates(0, 7, 9)
+    assert caplog.messages == []
+    require_updates(2, 7, 9)
+    with pytest.raises(UserError, match="diverged: at no optimizer step from 7 to 9 "):
+        require_updates(3, 7, 9)
+    said = [f"{n} of the optimizer steps 7 to 9 changed nothing" for n in (2, 3)]
+    assert [line.split(",")[0] for line in caplog.messages] == said
 
 
 class TwoRanks:

@@ -18,6 +18,7 @@ from models.recursive import TinyRecursiveModel
 from training.optimizers import (
     AdamAtan2,
     Muon,
+    OptimConfig,
     SparseSignSGD,
     WeightAverage,
     build_optimizers,
@@ -33,21 +34,77 @@ COSINE = (1, 0.9657458, 0.8681981, 0.7222076, 0.55, 0.3777924, 0.2318019, 0.1342
 
 
 @pytest.mark.parametrize(
-    ("total", "warmup", "min_ratio", "expected"),
+    ("total", "warmup", "schedule", "expected"),
     [
-        (12, 4, 1.0, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
-        (12, 4, 0.1, [0.25, 0.5, 0.75, 1, *COSINE, 0.1, 0.1]),
-        (2, 0, 0.0, [1, 0.5, 0]),
-        (3, 3, 0.5, [1 / 3, 2 / 3, 1, 1]),
+        (12, 4, {}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        (12, 4, {"lr_min_ratio": 0.1}, [0.25, 0.5, 0.75, 1, *COSINE, 0.1, 0.1]),
+        (2, 0, {"lr_min_ratio": 0}, [1, 0.5, 0]),
+        (3, 3, {"lr_min_ratio": 0.5}, [1 / 3, 2 / 3, 1, 1]),
         # A warm-up longer than the run never reaches the peak.
-        (3, 10, 0.1, [0.1, 0.2, 0.3]),
+        (3, 10, {"lr_min_ratio": 0.1}, [0.1, 0.2, 0.3]),
+        # The end of the cosine is no business of the others.
+        (3, 2, {"schedule": "constant", "lr_min_ratio": 0.1}, [0.5, 1, 1, 1, 1]),
+        (
+            10,
+            2,
+            {"schedule": "linear_tail", "tail_share": 0.5, "lr_min_ratio": 0.1},
+            [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0],
+        ),
+        (4, 0, {"schedule": "linear_tail", "tail_share": 1}, [1, 0.75, 0.5, 0.25, 0]),
+        # By default over the last three tenths.
+        (10, 0, {"schedule": "linear_tail"}, [1, 1, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0]),
     ],
 )
-def test_the_rate_rises_then_follows_half_a_cosine_to_its_floor(
-    total: int, warmup: int, min_ratio: float, expected: list[float]
+def test_the_rate_rises_then_follows_its_schedule(
+    total: int, warmup: int, schedule: dict[str, Any], expected: list[float]
 ) -> None:
-    factors = [lr_schedule(step, total, warmup, min_ratio) for step in range(len(expected))]
+    config = OptimConfig(warmup_steps=warmup, **schedule)
+    factors = [lr_schedule(config, step, total) for step in range(len(expected))]
     assert factors == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # In steps, of 8 after 2 of warm-up: 0, 0, 0, 1/8, 1/4, 3/8, 1/2. With the time:
+        # 0, 1/4, 1/4, 1/4, 5/8, 7/8, 1.
+        ({"schedule": "constant"}, [0.5, 1, 1, 1, 1, 1, 1]),
+        (
+            {"schedule": "cosine", "lr_min_ratio": 0},
+            # (1 + cos(pi * progress)) / 2, the second in the last step of the warm-up.
+            [0.5, 0.8535534, 0.8535534, 0.8535534, 0.3086583, 0.0380602, 0],
+        ),
+        ({"schedule": "linear_tail", "tail_share": 0.5}, [0.5, 1, 1, 1, 0.75, 0.25, 0]),
+    ],
+)
+def test_progress_is_that_of_steps_or_time_whichever_is_further(
+    schedule: dict[str, Any], expected: list[float]
+) -> None:
+    config = OptimConfig(warmup_steps=2, **schedule)
+    used = [0, 0.25, 0.25, 0.25, 0.625, 0.875, 1.5]
+    factors = [lr_schedule(config, step, 10, share) for step, share in enumerate(used)]
+    assert factors == pytest.approx(expected, abs=1e-7)
+    # Time that is behind the steps changes nothing.
+    by_steps = [lr_schedule(config, step, 10) for step in range(3, 12)]
+    assert [lr_schedule(config, step, 10, 0.1) for step in range(3, 12)] == by_steps
+
+
+@given(
+    step=st.integers(0, 60),
+    total=st.integers(1, 50),
+    warmup=st.integers(0, 60),
+    end=st.floats(0, 1, allow_subnormal=False),
+)
+def test_factors_are_bit_for_bit_what_they_were_when_the_cosine_was_all_there_was(
+    step: int, total: int, warmup: int, end: float
+) -> None:
+    """So runs that earlier versions began go on as they would have."""
+    progress = (step - warmup) / max(1, total - warmup)
+    before = end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if step < warmup:
+        before = (step + 1) / warmup
+    config = OptimConfig(warmup_steps=warmup, lr_min_ratio=end)
+    assert lr_schedule(config, step, total) == before
 
 
 def two_groups() -> torch.optim.Optimizer:
@@ -73,7 +130,7 @@ def test_every_group_keeps_its_own_peak_through_the_schedule_and_a_checkpoint() 
             stored = copy.deepcopy(optimizer.state_dict())
             optimizer = two_groups()
             optimizer.load_state_dict(stored)
-        scale_lr([optimizer], lr_schedule(step, 4, 2, 0.5))
+        scale_lr([optimizer], lr_schedule(OptimConfig(warmup_steps=2, lr_min_ratio=0.5), step, 4))
         rates += [group["lr"].item() for group in optimizer.param_groups]
     assert rates == pytest.approx([rate for rates in expected for rate in rates])
 

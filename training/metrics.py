@@ -1,5 +1,6 @@
 """Training metrics, summed on the device: reading a number would make the host wait for it."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from common.distributed import Ranks
+from common.errors import UserError
 from models.supervision import StepResult
+
+log = logging.getLogger(__name__)
 
 
 class TrainingMetrics(NamedTuple):
@@ -118,3 +122,22 @@ class MetricSums:
         self._sums.zero_()
         self.num_steps = 0
         return metrics
+
+
+def require_updates(skipped_steps: int, first: int, last: int) -> None:
+    """Say how many of the optimizer steps `first` to `last` made no update, if any.
+
+    Raises:
+        UserError: none did, so that nothing is learned any more.
+    """
+    if skipped_steps:
+        log.warning(
+            "%d of the optimizer steps %d to %d changed nothing, as a loss or gradient was not "
+            "finite", skipped_steps, first, last,
+        )  # fmt: skip
+    if skipped_steps == last - first + 1:
+        raise UserError(
+            f"training diverged: at no optimizer step from {first} to {last} were loss and "
+            f"gradient finite; go on from the last checkpoint with resume=auto and a lower "
+            f"optim.lr, optim.grad_clip=1.0 or a longer optim.warmup_steps"
+        )

@@ -7,7 +7,7 @@ The network is trained by AdamW, by Adam-atan2, or by Muon (the matrices of its 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from pydantic import Field
@@ -48,8 +48,24 @@ class OptimConfig(Settings):
         "batch, by the gradients of all its supervision steps, summed",
     )
     warmup_steps: int = Field(2000, ge=0, description="optimizer steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "linear_tail"] = Field(
+        "cosine",
+        description="after the warm-up: constant; cosine: half of one, down to "
+        "optim.lr_min_ratio; linear_tail: constant, then linearly down to 0 (optim.tail_share)",
+    )
     lr_min_ratio: float = Field(
-        1.0, ge=0, le=1, description="end of the cosine, as a share of the peak; 1: constant"
+        1.0,
+        ge=0,
+        le=1,
+        description="end of the cosine, and of no other schedule, as a share of the peak; 1: "
+        "constant",
+    )
+    tail_share: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="with schedule=linear_tail: share of the run since the warm-up over "
+        "which rates fall",
     )
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: no limit")
     ema_decay: float | None = Field(
@@ -57,16 +73,32 @@ class OptimConfig(Settings):
     )
 
 
-def lr_schedule(step: int, total_steps: int, warmup_steps: int, min_ratio: float) -> float:
-    """Factor on the peak learning rate for the optimizer step numbered `step` from 0.
+def lr_schedule(config: OptimConfig, step: int, total_steps: int, time_used: float = 0.0) -> float:
+    """Factor on the peak learning rates for the optimizer step numbered `step` from 0.
 
-    Rises linearly over `warmup_steps`, then follows half a cosine down to `min_ratio` at
-    `total_steps` (a constant 1 if that is 1).
+    A linear rise over the warm-up, times what the schedule makes of the run's progress from 0 to 1:
+    in steps since the warm-up or in time, whichever is further.
+
+    Args:
+        config: the schedule.
+        step: of the run.
+        total_steps: of the run.
+        time_used: share of the run's budget of time; 0 without one.
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    warmup = config.warmup_steps
+    rise = (step + 1) / warmup if step < warmup else 1.0
+    progress = max((step - warmup) / max(1, total_steps - warmup), time_used)
+    progress = min(max(progress, 0.0), 1.0)
+    match config.schedule:
+        case "constant":
+            return rise
+        case "cosine":
+            end = config.lr_min_ratio
+            return rise * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress)))
+        case "linear_tail":
+            return rise * min(1.0, (1 - progress) / config.tail_share)
+        case other:
+            assert_never(other)
 
 
 def build_optimizers(config: OptimConfig, model: TinyRecursiveModel) -> list[torch.optim.Optimizer]:

@@ -45,6 +45,8 @@ class TrainingState:
     dataset: dict[str, Any]
     """Fingerprint of the dataset, see `dataset.storage.fingerprint`."""
     step: int = 0
+    seconds: float = 0.0
+    """Of training, without evaluations and checkpoints."""
 
     @property
     def table(self) -> Tensor | None:
@@ -90,6 +92,7 @@ class TrainingState:
         )
         rest = {
             "step": self.step,
+            "seconds": self.seconds,
             "next_example": position,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "carried": carried,
@@ -123,7 +126,7 @@ class TrainingState:
         saved_optimizers = rest.get("optimizers") or [rest["optimizer"]]
         for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=True):
             _restore_optimizer(optimizer, saved)
-        self.step = rest["step"]
+        self.step, self.seconds = rest["step"], rest.get("seconds", 0.0)
         # With another number of ranks there is no state to restore for each; what the method
         # itself draws is a function of seed and step, and does not depend on these states.
         if len(rest["rng_states"]) == ranks.world_size:
@@ -132,6 +135,8 @@ class TrainingState:
             if ranks.device.type == "cuda" and "cuda" in rng_state:
                 torch.cuda.set_rng_state(rng_state["cuda"], ranks.device)
         log.info("Resumed from %s at step %d", path, self.step)
+        if "seconds" not in rest and select(config, "train.max_minutes") is not None:
+            log.info("%s is of an earlier version: train.max_minutes counts from here", path)
         if "next_example" not in rest:
             # Before 0.3.0 batches were cut within passes, and ended with these.
             log.info("%s is of an earlier version: going on at the start of an epoch", path)
