@@ -1,6 +1,7 @@
-"""Run the study's grid, or what is left of it, and write its tables and plots.
+"""Run a grid of training runs, or what is left of it, and write its tables and plots.
 
-    python -m study                                # all of study/grid.yaml, then RESULTS.md
+    python -m study                                # all of study/grids/study.yaml, then RESULTS.md
+    python -m study screen                         # the same of study/grids/screen.yaml
     python -m study --list                         # the runs, and the command of each
     python -m study --only nqueens/dis             # some runs alone
     python -m study --so-far                       # tables and plots of the runs recorded so far
@@ -8,7 +9,7 @@
 
 Every run is on one thread, --workers of them at a time; one that is recorded is not made again, and
 an interrupted one goes on from its last checkpoint. What tables and plots show is kept in
-docs/results/points.json, from which --report works on any machine.
+docs/results/GRID/points.json, from which --report works on any machine.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from models.recursive import TinyRecursiveModel
 from study.results import Grid, Record, Row, draw, fill, tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-GRID_FILE = Path(__file__).with_name("grid.yaml")
+GRIDS = Path(__file__).with_name("grids")
 DEFAULT_OUTPUT = Path("study_output")
 RESULTS_PAGE = REPOSITORY / "RESULTS.md"
 RESULTS_FOLDER = REPOSITORY / "docs" / "results"
@@ -56,16 +57,22 @@ class Point(NamedTuple):
         return f"{self.task}/{self.variant}/seed{self.seed}"
 
 
+def load_grid(name: str) -> Grid:
+    """The grid that `study/grids/NAME.yaml` describes."""
+    path = GRIDS / f"{name}.yaml"
+    return validate(Grid, {"name": name, **yaml.safe_load(path.read_text("utf-8"))}, str(path))
+
+
 def points_of(grid: Grid) -> list[Point]:
     """Every run that some comparison needs, each once; first seeds first."""
     points = [
         Point(task, variant, seed)
-        for seed in grid.seeds
         for comparison in grid.comparisons.values()
+        for seed in comparison.seeds or grid.seeds
         for task in comparison.tasks
         for variant in comparison.variants
     ]
-    return list(dict.fromkeys(points))
+    return sorted(dict.fromkeys(points), key=lambda point: point.seed)
 
 
 def train_command(grid: Grid, point: Point, output: Path) -> list[str]:
@@ -221,23 +228,27 @@ def _run(words: Sequence[str], folder: Path) -> None:
 
 def write_results(grid: Grid, records: Sequence[Record], facts: dict[str, Any]) -> None:
     """Keep the records, draw the plots, and fill the page's tables; facts are of the machine."""
-    RESULTS_FOLDER.mkdir(parents=True, exist_ok=True)
+    folder = RESULTS_FOLDER / grid.name
+    folder.mkdir(parents=True, exist_ok=True)
     document = {"machine": facts, "points": [asdict(record) for record in records]}
-    atomic_write(RESULTS_FOLDER / "points.json", json.dumps(document))
-    draw(grid, records, RESULTS_FOLDER)
+    atomic_write(folder / "points.json", json.dumps(document))
+    draw(grid, records, folder)
     texts = tables(grid, records) | {"machine": ", ".join(f"{k} {v}" for k, v in facts.items())}
-    atomic_write(RESULTS_PAGE, fill(RESULTS_PAGE.read_text(encoding="utf-8"), texts))
+    atomic_write(RESULTS_PAGE, fill(RESULTS_PAGE.read_text(encoding="utf-8"), grid.name, texts))
 
 
-def read_results() -> tuple[list[Record], dict[str, Any]]:
+def read_results(grid: Grid) -> tuple[list[Record], dict[str, Any]]:
     """The records that were kept, and the machine that they are of."""
-    document = json.loads((RESULTS_FOLDER / "points.json").read_text(encoding="utf-8"))
+    path = RESULTS_FOLDER / grid.name / "points.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
     return [Record(**point) for point in document["points"]], document["machine"]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m study", description=__doc__)
     add = parser.add_argument
+    names = sorted(path.stem for path in GRIDS.glob("*.yaml"))
+    add("grid", nargs="?", choices=names, default="study", help="which runs")
     add("--output", type=Path, default=DEFAULT_OUTPUT, help="datasets and runs")
     add("--workers", type=positive, default=2, help="runs at a time, each on one thread")
     add("--only", nargs="+", metavar="PREFIX", default=[""],
@@ -251,9 +262,9 @@ def parse_arguments() -> argparse.Namespace:
 @exit_cleanly
 def main() -> None:
     arguments = parse_arguments()
-    grid = validate(Grid, yaml.safe_load(GRID_FILE.read_text(encoding="utf-8")), str(GRID_FILE))
+    grid = load_grid(arguments.grid)
     if arguments.report:
-        write_results(grid, *read_results())
+        write_results(grid, *read_results(grid))
         return
     prefixes, output = tuple(arguments.only), REPOSITORY / arguments.output
     points = [point for point in points_of(grid) if point.name.startswith(prefixes)]

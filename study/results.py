@@ -1,10 +1,10 @@
-"""What is compared (`grid.yaml`), what is kept of a run, and RESULTS.md made from both.
+"""What is compared (`grids/*.yaml`), what is kept of a run, and RESULTS.md made from both.
 
 Tables stand in RESULTS.md between markers; what stands outside of them is written by hand.
 
-    <!-- begin NAME -->
-    ...written by `python -m study`...
-    <!-- end NAME -->
+    <!-- begin GRID: NAME -->
+    ...written by `python -m study GRID`...
+    <!-- end GRID: NAME -->
 """
 
 import re
@@ -23,7 +23,7 @@ Row = dict[str, float]
 
 
 class TaskSpec(Settings):
-    """A dataset and its measure; `grid.yaml` says what each key means, here and below."""
+    """A dataset and its measure; `study.yaml` says what each key means, here and below."""
 
     title: str
     steps: int
@@ -46,12 +46,14 @@ class Comparison(Settings):
 
     tasks: list[str]
     variants: list[str]
+    seeds: list[int] | None = None
     curves: bool = False
 
 
 class Grid(Settings):
-    """The whole study."""
+    """All that is compared."""
 
+    name: str
     seeds: list[int]
     evaluations: int
     tasks: dict[str, TaskSpec]
@@ -105,10 +107,10 @@ def spaced(name: str) -> str:
 # ---- tables ----------------------------------------------------------------------------------
 
 
-def fill(page: str, texts: dict[str, str]) -> str:
-    """The page with everything between markers replaced."""
+def fill(page: str, grid: str, texts: dict[str, str]) -> str:
+    """The page with everything between the markers of a grid replaced."""
     return re.sub(
-        r"(<!-- begin (.*?) -->\n).*?(<!-- end \2 -->)",
+        rf"(<!-- begin {grid}: (.*?) -->\n).*?(<!-- end {grid}: \2 -->)",
         lambda match: f"{match[1]}{texts.get(match[2], 'not run yet')}\n{match[3]}",
         page,
         flags=re.DOTALL,

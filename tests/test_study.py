@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from common.errors import UserError
@@ -17,7 +16,7 @@ from study import __main__ as command
 from study.__main__ import Point, points_of, read_curve, train_command
 from study.results import Grid, Record, comparison_table, fill, tables
 
-GRID = Grid(**yaml.safe_load(command.GRID_FILE.read_text()))
+GRID = command.load_grid("study")
 BUILD = "dataset.build_nqueens_dataset --output-dir {data} --num-train 16 --num-test 4"
 SHORT = [
     "arch.hidden_size=16",
@@ -34,6 +33,7 @@ def small_grid(**changes: Any) -> Grid:
     task = {"title": "Queens", "steps": 4, "measure": "solved", "beside": ["exact_accuracy"]}
     methods = {"tasks": ["nqueens"], "variants": ["dis", "trm"], "curves": True}
     values = {
+        "name": "small",
         "seeds": [0, 1],
         "evaluations": 2,
         "tasks": {"nqueens": {**task, "build": [BUILD]}},
@@ -182,19 +182,26 @@ def test_diagnoses_become_tables_by_step_by_guidance_weight_and_by_votes() -> No
 
 
 def test_only_what_stands_between_markers_is_replaced() -> None:
-    page = "a <!-- begin t -->\nold\nolder\n<!-- end t --> b <!-- begin u -->\n<!-- end u -->"
-    expected = "a <!-- begin t -->\nnew\n<!-- end t --> b <!-- begin u -->\n{}\n<!-- end u -->"
-    assert fill(page, {"t": "new", "u": "more"}) == expected.format("more")
-    assert fill(page, {"t": "new"}) == expected.format("not run yet")
+    page = "a <!-- begin g: t -->\nold\nolder\n<!-- end g: t --> b "
+    page += "<!-- begin g: u -->\n<!-- end g: u -->"
+    expected = "a <!-- begin g: t -->\nnew\n<!-- end g: t --> b "
+    expected += "<!-- begin g: u -->\n{}\n<!-- end g: u -->"
+    assert fill(page, "g", {"t": "new", "u": "more"}) == expected.format("more")
+    assert fill(page, "g", {"t": "new"}) == expected.format("not run yet")
+    assert fill(page, "another", {"t": "new"}) == page
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of results, whose RESULTS.md asks for the machine and a comparison."""
+    """An empty folder of results, whose RESULTS.md asks for machine and comparison of two grids."""
     monkeypatch.setattr(command, "RESULTS_FOLDER", tmp_path / "results")
     monkeypatch.setattr(command, "RESULTS_PAGE", tmp_path / "RESULTS.md")
     names = ("machine", "methods on nqueens")
-    page = "\n".join(f"<!-- begin {name} -->\n<!-- end {name} -->" for name in names)
+    page = "\n".join(
+        f"<!-- begin {grid}: {name} -->\n<!-- end {grid}: {name} -->"
+        for grid in ("small", "study")
+        for name in names
+    )
     (tmp_path / "RESULTS.md").write_text(page)
     return tmp_path
 
@@ -207,27 +214,27 @@ def test_results_are_written_and_reported_again_from_the_records_alone(results: 
     assert "cpu x, cores 2" in text
     assert "| DIS | 0.500 ± 0.000 |" in text
     for name in ("methods.png", "factors.png", "diagnosis_dis.png"):
-        with Image.open(results / "results" / name) as image:
+        with Image.open(results / "results" / "small" / name) as image:
             assert len(image.convert("L").getcolors()) > 2, "something is drawn"
-    assert command.read_results() == (records, {"cpu": "x", "cores": 2})
-    command.write_results(small_grid(), *command.read_results())
+    assert command.read_results(small_grid()) == (records, {"cpu": "x", "cores": 2})
+    command.write_results(small_grid(), *command.read_results(small_grid()))
     assert (results / "RESULTS.md").read_text() == text
 
 
 def test_the_page_shows_what_the_records_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RESULTS.md and docs/results/points.json belong together: no table is typed by hand."""
-    page, kept = command.RESULTS_PAGE.read_text(), command.read_results()
+    """RESULTS.md and the records belong together: no table is typed by hand."""
+    page, kept = command.RESULTS_PAGE.read_text(), command.read_results(GRID)
     monkeypatch.setattr(command, "RESULTS_FOLDER", tmp_path)
     monkeypatch.setattr(command, "RESULTS_PAGE", tmp_path / "RESULTS.md")
     (tmp_path / "RESULTS.md").write_text(
-        re.sub(r"(begin .*? -->\n).*?(<!--)", r"\1\2", page, flags=re.S)
+        re.sub(r"(begin study: .*? -->\n).*?(<!--)", r"\1\2", page, flags=re.S)
     )
     command.write_results(GRID, *kept)
     assert (tmp_path / "RESULTS.md").read_text() == page
-    linked = set(re.findall(r"\(docs/results/(.*?)\)", page))
-    assert linked == {path.name for path in tmp_path.glob("*.png")}
+    linked = set(re.findall(r"\(docs/results/study/(.*?)\)", page))
+    assert linked == {path.name for path in tmp_path.glob("study/*.png")}
 
 
 # ---- runs ------------------------------------------------------------------------------------
@@ -310,8 +317,9 @@ def test_results_so_far_are_of_the_runs_recorded(
     command.main()
     page = (results / "RESULTS.md").read_text()
     assert "threads 1 a run, 2 runs at a time" in page
-    assert "begin methods on nqueens -->\nnot run yet" in page
-    assert command.read_results()[0] == []
+    assert "begin study: methods on nqueens -->\nnot run yet" in page
+    assert "begin small: methods on nqueens -->\n<!-- end" in page
+    assert command.read_results(GRID)[0] == []
     assert not (results / "out").exists()
 
 
