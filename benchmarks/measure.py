@@ -73,7 +73,8 @@ def step_flops(arch: ArchConfig, lengths: Sequence[int]) -> float:
     width, blocks = arch.hidden_size, arch.num_layers
     inner = swiglu_width(width, arch.expansion)
     calls = arch.num_latent_updates + 1
-    passes = calls * (arch.num_recursions - 1 + 3)
+    with_gradient = arch.num_recursions_with_gradient
+    passes = calls * (arch.num_recursions - with_gradient + 3 * with_gradient)
     total = 0.0
     for cells in lengths:
         positions = arch.prefix_length + cells

@@ -42,6 +42,11 @@ class DataConfig(Settings):
         description="which variant a task shows in an epoch: drawn at random, or cycled through "
         "without repetition until all were seen",
     )
+    translate: bool = Field(
+        True,
+        description="move grids about the canvas while training (compact layout; in the full one "
+        "they are where they were built); false: all stay at the top-left, as at test time",
+    )
     canvas: Literal["whole", "window"] = Field(
         "whole",
         description="whole: every cell of the canvas; window: only the cells around input and "

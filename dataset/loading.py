@@ -394,7 +394,8 @@ class BatchLoader:
             return np.zeros((count, 2), dtype=np.int64), boxes
         side = self.maker.columns
         extents = split.extents(sample.examples).max(axis=1)
-        origins = np.floor(sample.shifts * (side - extents + 1)).astype(np.int64)
+        shifts = sample.shifts * self.config.translate
+        origins = np.floor(shifts * (side - extents + 1)).astype(np.int64)
         if self.config.canvas == "window":
             largest = np.maximum(extents, split.largest_outputs(sample.examples))
             margins = np.floor(sample.edges * (self.config.window_margin + 1)).astype(np.int64)

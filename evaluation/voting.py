@@ -155,25 +155,34 @@ def score(votes: Mapping[TestInput, Ranking], tasks: Sequence[Task]) -> Scores |
 
     A test input without predictions counts as unsolved.
     """
-    places: list[list[float]] = []
-    for task in tasks:
-        known = [
-            (index, pair.output) for index, pair in enumerate(task.test) if pair.output is not None
-        ]
-        if known:
-            places.append(
-                [solution_place(votes.get((task.task_id, i)), output) for i, output in known]
-            )
+    places = solution_places(votes, tasks)
     if not places:
         return None
-    flat = [place for of_task in places for place in of_task]
+    flat = [place for of_task in places.values() for place in of_task]
     return Scores(
-        over_tasks={
-            k: float(np.mean([np.mean([place <= k for place in of_task]) for of_task in places]))
-            for k in PASS_AT
-        },
+        over_tasks={k: float(np.mean([*shares_within(places, k).values()])) for k in PASS_AT},
         over_test_inputs={k: float(np.mean([place <= k for place in flat])) for k in PASS_AT},
     )
+
+
+def solution_places(
+    votes: Mapping[TestInput, Ranking], tasks: Sequence[Task]
+) -> dict[str, list[float]]:
+    """For each task, the places of those of its solutions that are known; none without such."""
+    places = {
+        task.task_id: [
+            solution_place(votes.get((task.task_id, index)), pair.output)
+            for index, pair in enumerate(task.test)
+            if pair.output is not None
+        ]
+        for task in tasks
+    }
+    return {task_id: of_task for task_id, of_task in places.items() if of_task}
+
+
+def shares_within(places: Mapping[str, Sequence[float]], k: int) -> dict[str, float]:
+    """For each task, the share of its test inputs whose solution is among the first k answers."""
+    return {task: float(np.mean([p <= k for p in of_task])) for task, of_task in places.items()}
 
 
 def solution_place(ranking: Ranking | None, solution: Grid) -> float:
