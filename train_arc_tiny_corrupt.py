@@ -51,7 +51,7 @@ from training.run_folder import find_start, is_inside, write_run_config
 from training.run_log import NoLog, RunLog, configure_logging
 from training.state import TrainingState
 
-HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy")
+HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy", "loss")
 """Metrics of an evaluation that are shown while training."""
 
 log = logging.getLogger(__name__)
