@@ -72,6 +72,7 @@ class StepMetrics:
                 trained.trained_steps,
                 CellRandom(TARGET_SEED, batch.rows, cells),
                 colours,
+                path_power=trained.supervision.path_power,
             )
             self.targets = step_targets(trained.supervision, request)
         self._rows: list[Tensor] = []

@@ -56,6 +56,13 @@ class SupervisionConfig(Settings):
     """What each improvement step is trained towards; the defaults are the paper's pseudocode."""
 
     targets: str = Field("linear", description="target generator, a name in models/targets.py")
+    path_power: float = Field(
+        1.0,
+        gt=0,
+        description="p: of the cells that differ, step s of S has replaced the share "
+        "1 - (1 - s/S)^p; 1: evenly over the steps (the paper), large: as targets=final; not of "
+        "trajectories from a file",
+    )
     objective: Literal["dis", "dual"] = Field(
         "dis",
         description="dis: loss of the step's readout; dual: plus the incoming answer's (eq. 9)",
@@ -329,7 +336,9 @@ def packed_targets(
     """
     random = CellRandom(seed, batch.rows, torch.arange(num_cells, device=batch.rows.device))
     inputs, labels = (batch.to_canvas(t, num_cells) for t in (batch.inputs, batch.labels))
-    request = TargetRequest(inputs, labels, num_steps, random, colours, batch.path)
+    request = TargetRequest(
+        inputs, labels, num_steps, random, colours, batch.path, config.path_power
+    )
     frames = step_targets(config, request)
     return batch.from_canvas(frames, fill=IGNORE)
 

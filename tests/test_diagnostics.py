@@ -345,3 +345,16 @@ def test_the_solutions_loss_is_a_mean_over_counted_cells_shown_or_not_by_hand() 
     expected = [(2 * right + wrong) / 3, (right + wrong + 2 * unseen) / 4, unseen]
     assert loss[:3].tolist() == pytest.approx(expected)
     assert loss[3:].isnan().all()
+
+
+def test_distances_at_test_time_are_to_the_path_that_the_model_was_trained_towards() -> None:
+    labels = random_tokens(2, lowest=1)
+    batch = packed(random_tokens(1), labels)
+    right = {}
+    for power in (1.0, 1000.0):
+        config = SupervisionConfig(path_power=power)
+        trained = TrainedModel(tiny_model(), random_table(), config)
+        measured = StepMetrics(batch, labels, trained, ARC_COLOURS, 1.0, diagnostics=True)
+        assert measured.targets is not None
+        right[power] = [bool(frame.all()) for frame in (measured.targets == labels[:, None])[0]]
+    assert right == {1.0: [False, False, False, True], 1000.0: [False, True, True, True]}

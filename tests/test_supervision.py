@@ -477,6 +477,14 @@ def test_examples_weigh_alike_however_many_cells_they_count_by_hand(pad_cells: s
         assert result.metrics["exact_accuracy"].tolist() == [1, 0, 1, 0, 0]
 
 
+def test_a_step_trains_towards_the_path_that_its_power_gives() -> None:
+    """Of four cells that differ, power 2 replaces floor(20/9) at the first of three steps."""
+    inputs, labels = torch.tensor([[2, 3, 4, 5, 6]]), torch.tensor([[5, 6, 4, 8, 9]])
+    config = SupervisionConfig(path_power=2)
+    targets = packed_targets(config, packed(inputs, labels), 3, 5, ARC_COLOURS, SEED)
+    assert (targets[1, PREFIX:] == labels).sum() == 1 + 2
+
+
 # ---- at test time ----------------------------------------------------------------------------
 
 shown = pytest.mark.parametrize("cells", [None, WINDOWS], ids=["whole", "window"])

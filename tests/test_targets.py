@@ -16,13 +16,20 @@ from torch import Tensor
 
 from common.distributed import Ranks
 from common.errors import UserError
+from common.settings import validate
 from common.tokens import MISSING
 from config.loading import load_config
 from config.schema import TrainConfig
 from models.objective import IGNORE
 from models.randomness import CellRandom
 from models.supervision import SupervisionConfig, step_targets
-from models.targets import TARGETS, TargetGenerator, TargetRequest, first_cells
+from models.targets import (
+    TARGETS,
+    TargetGenerator,
+    TargetRequest,
+    first_cells,
+    num_replaced,
+)
 from train_arc_tiny_corrupt import open_batches
 
 NAMES = sorted(TARGETS)
@@ -37,7 +44,10 @@ def generate(name: str, request: TargetRequest) -> Tensor:
 
 @st.composite
 def cases(draw: Any) -> TargetRequest:
-    """One to three canvases of up to 4x4 cells; of few tokens, so that some cells agree."""
+    """One to three canvases of up to 4x4 cells; of few tokens, so that some cells agree.
+
+    Paths follow any curve.
+    """
     rows, cells = draw(st.integers(1, 3)), draw(st.sampled_from([1, 4, 9, 16]))
     canvas = st.lists(st.integers(0, 4), min_size=cells, max_size=cells)
     canvases = st.lists(canvas, min_size=rows, max_size=rows)
@@ -47,7 +57,8 @@ def cases(draw: Any) -> TargetRequest:
     stored = trajectories(solution, num_steps, draw(st.integers(0, 2**31)))
     has_none = draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
     stored[has_none] = MISSING
-    return TargetRequest(inputs, solution, num_steps, random, COLOURS, stored)
+    power = draw(st.sampled_from([0.3, 1.0, 2.0, 100.0]))
+    return TargetRequest(inputs, solution, num_steps, random, COLOURS, stored, power)
 
 
 def trajectories(solution: Tensor, num_steps: int, seed: int) -> Tensor:
@@ -104,6 +115,7 @@ def test_of_k_cells_to_replace_frame_s_of_n_has_replaced_floor_of_s_k_over_n(
     name: str, case: TargetRequest
 ) -> None:
     """Cells that agree take no share; edits empty cells beside the others, at the same pace."""
+    case = case._replace(path_power=1.0)
     frames = generate(name, case)
     steps = torch.arange(1, case.num_steps + 1)
     is_emptied = case.solution == 0
@@ -113,7 +125,7 @@ def test_of_k_cells_to_replace_frame_s_of_n_has_replaced_floor_of_s_k_over_n(
         assert torch.equal(replaced, steps * k // case.num_steps)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "final"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "final"])
 def test_every_generator_but_final_comes_closer_on_average_at_every_step(name: str) -> None:
     inputs, solution = random_tokens(1, rows=64), random_tokens(2, rows=64)
     request = target_request(
@@ -217,8 +229,66 @@ def test_cells_that_agree_can_be_left_out_without_a_change_to_the_path_of_the_re
         one = slice(row, row + 1)
         random = CellRandom(case.random.seed, case.random.rows[one], cells.unsqueeze(0))
         inputs, solution = case.inputs[one, cells], case.solution[one, cells]
-        frames = generate("linear", target_request(inputs, solution, case.num_steps, random))
-        assert torch.equal(frames[0], whole[row][:, cells])
+        asked = case._replace(inputs=inputs, solution=solution, random=random)
+        assert torch.equal(generate("linear", asked)[0], whole[row][:, cells])
+
+
+# ---- the curve of a path ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_the_cells_that_a_frame_has_replaced_are_those_of_whole_numbers(power: int) -> None:
+    """floor(k * (1 - (1 - s/S)^p)) in integers; of power 1 floor(s * k / S), as in the paper.
+
+    For every size of a canvas and many numbers of steps: no rounding decides about a cell.
+    """
+    cells = torch.arange(4097)
+    for num_steps in (*range(1, 33), 64, 100):
+        steps = torch.arange(1, num_steps + 1)
+        share = num_steps**power - (num_steps - steps) ** power
+        expected = cells.unsqueeze(1) * share // num_steps**power
+        assert torch.equal(num_replaced(cells, num_steps, float(power)), expected)
+        if power == 1:
+            assert torch.equal(expected, steps * cells.unsqueeze(1) // num_steps)
+
+
+def test_the_curve_by_hand() -> None:
+    """Of 100 cells in four steps: 1 - (3/4)^2 = 0.4375 of them, 1 - sqrt(3/4) = 0.134, ..."""
+    count = torch.tensor([100])
+    assert num_replaced(count, 4, 2.0).tolist() == [[43, 75, 93, 100]]
+    assert num_replaced(count, 4, 0.5).tolist() == [[13, 29, 50, 100]]
+
+
+@pytest.mark.parametrize(
+    ("name", "evenly", "bent"),
+    [
+        *((name, [6, 3, 0], [4, 1, 0]) for name in ("linear", "mask", "replace", *EDITS)),
+        ("final", [0, 0, 0], [0, 0, 0]),
+        ("file", [7, 7, 0], [7, 7, 0]),
+    ],
+)
+def test_every_path_follows_the_curve_and_nothing_else_does(
+    name: str, evenly: list[int], bent: list[int]
+) -> None:
+    """Nine cells that differ, of which power 2 replaces 5, 8 and 9."""
+    inputs, solution = torch.full((1, 9), 2), torch.full((1, 9), 3)
+    stored = solution.unsqueeze(1).repeat(1, 3, 1).to(torch.uint8)
+    stored[:, :2, 2:] = 4
+    request = target_request(
+        inputs, solution, 3, cell_random(1, num_cells=9), stored=stored, colours=range(20, 23)
+    )
+    for power, expected in ((1.0, evenly), (2.0, bent)):
+        frames = generate(name, request._replace(path_power=power))
+        assert distances(frames, solution).tolist() == [expected]
+    if name == "linear":
+        frames = generate(name, request._replace(path_power=1000.0))
+        assert torch.equal(frames, generate("final", request))
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_power_that_makes_no_path_is_refused(power: float) -> None:
+    with pytest.raises(UserError, match="path_power="):
+        validate(SupervisionConfig, {"path_power": power}, "supervision")
 
 
 # ---- edits -----------------------------------------------------------------------------------
