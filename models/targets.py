@@ -95,6 +95,27 @@ def linear(request: TargetRequest) -> Tensor:
     return path_to_solution(request.inputs, request.solution, order, request)
 
 
+def expected(request: TargetRequest) -> Tensor:
+    """The likeliest frames of the linear path; the loss is the mean over all of them.
+
+    No network can know the random order. So its target is the mixture of solution and input that
+    `linear_certainty` says (docs/targets.md), and these frames are for the diagnostics.
+    """
+    is_likelier = linear_certainty(request).unsqueeze(2) > 0.5
+    return torch.where(is_likelier, request.solution.unsqueeze(1), request.inputs.unsqueeze(1))
+
+
+def linear_certainty(request: TargetRequest) -> Tensor:
+    """a_s [B, S]: the probability that the linear path has replaced a cell that differs by step s.
+
+    floor(k * share_s) / k, where k counts the cells of the whole canvas that differ, PAD or not;
+    0 where none does, which is as good as any other number there.
+    """
+    num_differing = (request.inputs != request.solution).sum(dim=1)
+    count = num_replaced(num_differing, request.num_steps, request.path_power)
+    return count / num_differing.clamp(min=1).unsqueeze(1)
+
+
 def final(request: TargetRequest) -> Tensor:
     """The solution at every step: plain deep supervision, the ablation."""
     return request.solution.unsqueeze(1).expand(-1, request.num_steps, -1)
@@ -233,13 +254,17 @@ class TargetGenerator(NamedTuple):
     trajectories: bool = False
     """Reads `data.trajectories`, as no other does."""
     pad_ignored: bool = False
-    """Cells whose solution is PAD must not count: what hides a cell is PAD itself."""
+    """Cells whose solution is PAD must not count."""
     is_constant: bool = False
     """All steps have the same target, so that any of them may be an example's last."""
+    certainty: Callable[[TargetRequest], Tensor] | None = None
+    """Probability [B, S] that a cell's target is the solution's token and not the input's: the loss
+    is the mean over both, and `generate` gives the likelier one. None: the target is certain."""
 
 
 TARGETS: dict[str, TargetGenerator] = {
     "linear": TargetGenerator(linear),
+    "expected": TargetGenerator(expected, pad_ignored=True, certainty=linear_certainty),
     "final": TargetGenerator(final, is_constant=True),
     "mask": TargetGenerator(mask, pad_ignored=True),
     "replace": TargetGenerator(replace),
