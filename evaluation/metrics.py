@@ -1,8 +1,12 @@
 """What each improvement step did to the answers of a batch, measured where the network computes.
 
+`loss` is the cross-entropy (stablemax) with the solution, whatever the model was trained towards;
+with guidance, of the logits that give the answer.
+
 Shape letters: B sequences, N rows of a test set, S steps, L canvas cells, K metrics.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +16,7 @@ from torch import Tensor
 
 from common.packed import PackedBatch
 from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, margins, movement
-from models.objective import IGNORE, counted_solution
+from models.objective import IGNORE, counted_solution, per_sequence, stablemax_cross_entropy
 from models.randomness import CellRandom
 from models.steps import Improvement, TrainedModel
 from models.supervision import step_targets
@@ -20,13 +24,17 @@ from models.targets import TargetRequest
 
 TARGET_SEED = 0
 """Of the random paths that answers at test time are compared with."""
+LOSS_NOT_SHOWN = 24 * math.log(2)
+"""Loss of a cell of the solution that the network was not shown: 16.6. It gave no logits there, and
+its answer is PAD. That is charged as certainty to the resolution of fp32, whose largest number
+below 1 leaves 2**-24 to the right token."""
 
 
 class StepMetrics:
     """Follows the answers of one batch through its steps.
 
     Answers are judged on the whole canvas, whatever was shown of it: what a solution has elsewhere
-    is wrong.
+    is wrong, and costs LOSS_NOT_SHOWN.
 
     Args:
         batch: what is shown.
@@ -48,6 +56,8 @@ class StepMetrics:
     ) -> None:
         self.batch = batch
         self.solution = counted_solution(labels)
+        self.shown_solution = batch.from_canvas(self.solution, fill=IGNORE)
+        """int64 [N] at the cells that are shown."""
         self.guidance_weight = guidance_weight
         count, num_cells = labels.shape
         self.canvases = num_cells * torch.arange(count + 1, device=labels.device)
@@ -62,6 +72,7 @@ class StepMetrics:
                 trained.trained_steps,
                 CellRandom(TARGET_SEED, batch.rows, cells),
                 colours,
+                path_power=trained.supervision.path_power,
             )
             self.targets = step_targets(trained.supervision, request)
         self._rows: list[Tensor] = []
@@ -70,6 +81,7 @@ class StepMetrics:
         """Measure one step, and the answer [B, L] on whole canvases that was read from it."""
         solution, answer = self.solution.flatten(), answer.flatten()
         metrics = accuracy(answer, solution, self.canvases)
+        metrics["loss"] = self.solution_loss(step.logits)
         if self.targets is not None:
             assert step.reference_logits is not None, "margins need it"
             # Beyond the steps that were trained, the target stays the solution.
@@ -79,13 +91,23 @@ class StepMetrics:
             metrics |= margins(
                 step.reference_logits,
                 step.conditional_logits,
-                self.batch.from_canvas(self.solution, fill=IGNORE),
+                self.shown_solution,
                 self.batch.offsets,
                 self.guidance_weight,
             )
         self._previous = answer
         names = metric_names(diagnostics=self.targets is not None)
         self._rows.append(torch.stack([metrics[name] for name in names], dim=-1))
+
+    def solution_loss(self, logits: Tensor) -> Tensor:
+        """Mean cross-entropy [B] of logits [N, V] over the cells that count, shown or not."""
+        is_shown = self.shown_solution != IGNORE
+        losses = stablemax_cross_entropy(logits, self.shown_solution)
+        total, num_shown = per_sequence(
+            torch.stack([torch.where(is_shown, losses, 0.0), is_shown]), self.batch.offsets
+        )
+        num_counted = (self.solution != IGNORE).sum(dim=1)
+        return (total + LOSS_NOT_SHOWN * (num_counted - num_shown)) / num_counted.clamp(min=1)
 
     def values(self) -> Tensor:
         """[B, S, K] in the order of `metric_names`, NaN where the solution is hidden."""
@@ -95,7 +117,7 @@ class StepMetrics:
 
 def metric_names(diagnostics: bool) -> tuple[str, ...]:
     """What `StepMetrics` measures."""
-    return ACCURACY + DIAGNOSTICS if diagnostics else ACCURACY
+    return (*ACCURACY, "loss", *(DIAGNOSTICS if diagnostics else ()))
 
 
 def mean_metrics(values: npt.NDArray[np.float32], names: Sequence[str]) -> dict[str, float]:

@@ -36,6 +36,7 @@ HEADLINES = (
     "keeps_given",
     "exact_accuracy",
     "exact_ceiling",
+    "loss",
 )
 """Metrics that the page and the log show."""
 

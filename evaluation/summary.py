@@ -7,7 +7,7 @@ from evaluation.predictions import predictions_of
 from evaluation.test_set import ArcTestSet, BoardTestSet
 from evaluation.voting import count_votes, score
 
-HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy")
+HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy", "loss")
 
 
 def headline(metrics: dict[str, float]) -> str:

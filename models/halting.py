@@ -144,6 +144,7 @@ class HaltingSupervision(Supervision):
                 puzzle_ids=batch.puzzle_ids.clone(),
                 targets=solution.unsqueeze(0),
                 shares=torch.empty(0),
+                certainty=None,
                 solution=solution,
                 state=self.model.initial_state(len(batch.inputs)),
                 inputs=batch.inputs.clone(),

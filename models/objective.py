@@ -39,8 +39,30 @@ def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         logits: [N, V] fp32.
         targets: int64 [N], IGNORE where not counted.
     """
-    index = targets.clamp(min=0).unsqueeze(-1)
-    return -log_stablemax(logits).gather(-1, index).squeeze(-1)
+    return -_of_tokens(log_stablemax(logits), targets)
+
+
+def mixture_cross_entropy(
+    logits: Tensor, solution: Tensor, question: Tensor, certainty: Tensor
+) -> Tensor:
+    """Of each token [N] against one of two tokens, in expectation; see `stablemax_cross_entropy`.
+
+    Cross-entropy is linear in the target, so this is also that against their mixture.
+
+    Args:
+        logits: [N, V] fp32.
+        solution: int64 [N] the target with probability `certainty` ...
+        question: int64 [N] ... and otherwise.
+        certainty: [N]
+    """
+    log_p = log_stablemax(logits)
+    right, unchanged = (_of_tokens(log_p, tokens) for tokens in (solution, question))
+    return -(certainty * right + (1 - certainty) * unchanged)
+
+
+def _of_tokens(values: Tensor, tokens: Tensor) -> Tensor:
+    """The values [N, V] of the tokens int64 [N]; where these are below 0, of any."""
+    return values.gather(-1, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 def per_sequence(values: Tensor, offsets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ that step s has changed. Another scheme is another `Supervision`: see `models.ha
     l_c, l_u               conditional_logits, reference_logits
     L = CE(l_c, y†_s)      objective "dis"
     eq. 9                  objective "dual": + CE(l_u, y†_{s-1}), y†_0 = x
+    E[CE(l_c, y†_s)]       targets "expected": over the orders of the path, see docs/targets.md
 
 Two readings of the published method differ, and both can be selected:
 `next_input` and `pad_cells`, see `SupervisionConfig`.
@@ -27,6 +28,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -43,6 +45,7 @@ from models.diagnostics import (
 from models.objective import (
     IGNORE,
     counted_solution,
+    mixture_cross_entropy,
     shares_of_mean,
     stablemax_cross_entropy,
 )
@@ -56,6 +59,13 @@ class SupervisionConfig(Settings):
     """What each improvement step is trained towards; the defaults are the paper's pseudocode."""
 
     targets: str = Field("linear", description="target generator, a name in models/targets.py")
+    path_power: float = Field(
+        1.0,
+        gt=0,
+        description="p: of the cells that differ, step s of S has replaced the share "
+        "1 - (1 - s/S)^p; 1: evenly over the steps (the paper), large: as targets=final; not of "
+        "trajectories from a file",
+    )
     objective: Literal["dis", "dual"] = Field(
         "dis",
         description="dis: loss of the step's readout; dual: plus the incoming answer's (eq. 9)",
@@ -70,7 +80,7 @@ class SupervisionConfig(Settings):
         description="cells whose solution is PAD: never counted, or counted at the steps whose "
         "target still shows the input's token there (the published code); the same where no "
         "target ever does (targets final and replace; but objective=dual counts them in its first "
-        "target, the question), and not for targets=mask",
+        "target, the question), and not for targets mask and expected",
     )
     step_weights: Literal["uniform", "rising"] = Field(
         "uniform",
@@ -103,10 +113,15 @@ class SupervisionConfig(Settings):
     def _suits_the_target_generator(self) -> "SupervisionConfig":
         generator = TARGETS[self.targets]
         if generator.pad_ignored and self.pad_cells != "ignored":
+            reason = (
+                "what it hides is PAD and no token of the input, so there is nothing to count "
+                "until replaced"
+                if generator.certainty is None
+                else "the order of replacement is random, so the number of cells that count would "
+                "be random too"
+            )
             raise ValueError(
-                f"supervision.targets={self.targets} needs supervision.pad_cells=ignored: what it "
-                f"hides is PAD and no token of the input, so there is nothing to count until "
-                f"replaced"
+                f"supervision.targets={self.targets} needs supervision.pad_cells=ignored: {reason}"
             )
         if self.halting and not (generator.is_constant and self.objective == "dis"):
             raise ValueError(
@@ -128,6 +143,9 @@ class Progress:
     """int64 [F, N] of the steps, IGNORE where not counted."""
     shares: Tensor
     """[F, N] what each token's loss counts for in the mean over the global batch."""
+    certainty: Tensor | None
+    """[F, B] probability that a cell's target is the solution and not the question, where these
+    differ; None: the targets are certain."""
     solution: Tensor
     """int64 [N], IGNORE where not counted."""
     state: RecursiveState
@@ -261,7 +279,7 @@ class DeepImprovementSupervision(Supervision):
         return self.num_steps
 
     def begin(self, batch: PackedBatch, seed: int, before: Progress | None) -> Progress:
-        targets = packed_targets(
+        targets, certainty = packed_targets(
             self.config, batch, self.num_steps, self.model.seq_len, self.colours, seed
         )
         shares = shares_of_mean(targets, batch.sequence, batch.offsets)
@@ -270,6 +288,7 @@ class DeepImprovementSupervision(Supervision):
             puzzle_ids=batch.puzzle_ids,
             targets=targets,
             shares=shares / self.global_batch_size,
+            certainty=certainty,
             solution=counted_solution(batch.labels),
             state=self.model.initial_state(len(batch.inputs)),
             inputs=batch.inputs.clone(),
@@ -314,9 +333,17 @@ def gradient_of(vectors: Tensor) -> Tensor | None:
 
 def weighted_loss(logits: Tensor, progress: Progress, s: Tensor) -> Tensor:
     """Cross-entropy of logits [N, V] against y†_s, as its part of the global batch's mean."""
-    target, share = (frames.index_select(0, s).squeeze(0)
-                     for frames in (progress.targets, progress.shares))  # fmt: skip
-    return (stablemax_cross_entropy(logits, target) * share).sum()
+
+    def at_step(frames: Tensor) -> Tensor:
+        return frames.index_select(0, s).squeeze(0)
+
+    if progress.certainty is None:
+        losses = stablemax_cross_entropy(logits, at_step(progress.targets))
+    else:
+        question = progress.batch.inputs
+        certainty = at_step(progress.certainty)[progress.batch.sequence]
+        losses = mixture_cross_entropy(logits, progress.solution, question, certainty)
+    return (losses * at_step(progress.shares)).sum()
 
 
 def packed_targets(
@@ -326,17 +353,20 @@ def packed_targets(
     num_cells: int,
     colours: range,
     seed: int,
-) -> Tensor:
-    """`step_targets` of a batch [S + 1, N]: those of its whole canvases, at its cells.
+) -> tuple[Tensor, Tensor | None]:
+    """`step_targets` of a batch [S + 1, N], and `step_certainty` [S + 1, B] if there is one.
 
-    They are drawn on the whole canvas of `num_cells`, where cells that are not shown are PAD: these
-    have a place on the path too if PAD is counted until it is replaced.
+    They are those of its whole canvases of `num_cells`, at its cells. What is not shown is PAD
+    there, which has a place on the path too if PAD is counted until it is replaced.
     """
     random = CellRandom(seed, batch.rows, torch.arange(num_cells, device=batch.rows.device))
     inputs, labels = (batch.to_canvas(t, num_cells) for t in (batch.inputs, batch.labels))
-    request = TargetRequest(inputs, labels, num_steps, random, colours, batch.path)
-    frames = step_targets(config, request)
-    return batch.from_canvas(frames, fill=IGNORE)
+    request = TargetRequest(
+        inputs, labels, num_steps, random, colours, batch.path, config.path_power
+    )
+    targets = batch.from_canvas(step_targets(config, request), fill=IGNORE)
+    certainty = step_certainty(config, request)
+    return targets, None if certainty is None else certainty.T.contiguous()
 
 
 def step_targets(config: SupervisionConfig, request: TargetRequest) -> Tensor:
@@ -351,6 +381,15 @@ def step_targets(config: SupervisionConfig, request: TargetRequest) -> Tensor:
     if config.pad_cells == "ignored":
         frames = frames.masked_fill((counted == IGNORE).unsqueeze(1), IGNORE)
     return frames
+
+
+def step_certainty(config: SupervisionConfig, request: TargetRequest) -> Tensor | None:
+    """Probability [B, S + 1] that y†_0 = x, y†_1 ... y†_S are the solution; None: they are certain.
+
+    Of the cells that differ, as the others' targets are the same either way.
+    """
+    certainty = TARGETS[config.targets].certainty
+    return None if certainty is None else F.pad(certainty(request), (1, 0))
 
 
 def step_weights(kind: str, num_steps: int) -> list[float]:

@@ -1,9 +1,10 @@
 """Target generators: a target for every improvement step (DIS, arXiv 2511.16886 §4).
 
-    paper        here
-    x, y*        `TargetRequest.inputs`, `.solution`
-    Phi          `TARGETS[name].generate`
-    y†_1..y†_S   what it returns, int64 [B, S, L]
+    paper         here
+    x, y*         `TargetRequest.inputs`, `.solution`
+    Phi           `TARGETS[name].generate`
+    y†_1..y†_S    what it returns, int64 [B, S, L]
+    floor(s*k/S)  `num_replaced`, how far a path is at step s; `path_power` bends it
 
 The last target is y*, and each is at least as close to it (Hamming distance) as the one before. To
 add a generator, write a function of a `TargetRequest` here and give it a line in TARGETS, with what
@@ -23,6 +24,8 @@ from torch import Tensor
 from common.tokens import MISSING, PAD
 from models.randomness import CellRandom
 
+ROUNDING = 1e-9
+"""A number of cells that is so close below a whole one is meant to be that."""
 MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))
 """To the neighbours that share an edge, as (row, column)."""
 
@@ -43,18 +46,31 @@ class TargetRequest(NamedTuple):
     """Tokens that cells with content may have: what random colours are drawn from."""
     stored: Tensor | None = None
     """uint8 [B, S, L] trajectories read from a file, MISSING throughout where there is none."""
+    path_power: float = 1.0
+    """p > 0 of the curve that paths follow, see `num_replaced`."""
 
 
-def path_to_solution(start: Tensor, solution: Tensor, priority: Tensor, num_steps: int) -> Tensor:
-    """Cells of `start` turn into the solution's one after the other, evenly over the steps.
+def num_replaced(num_differing: Tensor, num_steps: int, power: float) -> Tensor:
+    """How many of k cells [B] that differ are the solution's in frame s: [B, S].
 
-    Of the k cells where they differ, frame s has the first floor(s * k / S) replaced.
+    floor(k * share_s) with share_s = 1 - (1 - s/S)^p. The power p = 1 is the paper's, evenly over
+    the steps: floor(s * k / S). A larger one replaces more at the first steps, in the limit all.
+    """
+    steps = torch.arange(1, num_steps + 1, device=num_differing.device)
+    shares = 1 - (1 - steps.double() / num_steps) ** power
+    return (num_differing.unsqueeze(-1) * shares + ROUNDING).long()
+
+
+def path_to_solution(
+    start: Tensor, solution: Tensor, priority: Tensor, request: TargetRequest
+) -> Tensor:
+    """Cells of `start` turn into the solution's one after the other, at the request's pace.
 
     Args:
         start: int64 [B, L] canvases before the first step.
         solution: int64 [B, L].
         priority: [B, L] the lowest are replaced first.
-        num_steps: S.
+        request: for S, and for how many cells each step replaces, see `num_replaced`.
 
     Returns:
         [B, S, L].
@@ -65,9 +81,8 @@ def path_to_solution(start: Tensor, solution: Tensor, priority: Tensor, num_step
     order = priority.masked_fill(~differs, highest(priority.dtype).max).argsort(dim=1)
     places = torch.arange(start.shape[1], device=start.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
-    steps = torch.arange(1, num_steps + 1, device=start.device)
-    num_replaced = steps * differs.sum(dim=1, keepdim=True) // num_steps  # [B, S]
-    replaced = rank.unsqueeze(1) < num_replaced.unsqueeze(2)  # [B, S, L]
+    count = num_replaced(differs.sum(dim=1), request.num_steps, request.path_power)
+    replaced = rank.unsqueeze(1) < count.unsqueeze(2)  # [B, S, L]
     return torch.where(replaced, solution.unsqueeze(1), start.unsqueeze(1))
 
 
@@ -77,7 +92,28 @@ def path_to_solution(start: Tensor, solution: Tensor, priority: Tensor, num_step
 def linear(request: TargetRequest) -> Tensor:
     """From the input to the solution in random order (the paper's Figure 7)."""
     order = request.random.uniform()
-    return path_to_solution(request.inputs, request.solution, order, request.num_steps)
+    return path_to_solution(request.inputs, request.solution, order, request)
+
+
+def expected(request: TargetRequest) -> Tensor:
+    """The likeliest frames of the linear path; the loss is the mean over all of them.
+
+    No network can know the random order. So its target is the mixture of solution and input that
+    `linear_certainty` says (docs/targets.md), and these frames are for the diagnostics.
+    """
+    is_likelier = linear_certainty(request).unsqueeze(2) > 0.5
+    return torch.where(is_likelier, request.solution.unsqueeze(1), request.inputs.unsqueeze(1))
+
+
+def linear_certainty(request: TargetRequest) -> Tensor:
+    """a_s [B, S]: the probability that the linear path has replaced a cell that differs by step s.
+
+    floor(k * share_s) / k, where k counts the cells of the whole canvas that differ, PAD or not;
+    0 where none does, which is as good as any other number there.
+    """
+    num_differing = (request.inputs != request.solution).sum(dim=1)
+    count = num_replaced(num_differing, request.num_steps, request.path_power)
+    return count / num_differing.clamp(min=1).unsqueeze(1)
 
 
 def final(request: TargetRequest) -> Tensor:
@@ -86,7 +122,7 @@ def final(request: TargetRequest) -> Tensor:
 
 
 # ---- noise that lifts ------------------------------------------------------------------------
-# Frame s hides the share beta_s = 1 - s/S of the cells, nested, so that no cell is hidden again.
+# Frame s hides the share beta_s = (1 - s/S)^p of the cells, nested: no cell is hidden again.
 # The question plays no part: unlike on the linear path, the first frames tell nothing of it.
 
 
@@ -94,7 +130,7 @@ def mask(request: TargetRequest) -> Tensor:
     """The solution with hidden cells, which are PAD: "not known yet"."""
     blank = torch.full_like(request.solution, PAD)
     order = request.random.uniform()
-    return path_to_solution(blank, request.solution, order, request.num_steps)
+    return path_to_solution(blank, request.solution, order, request)
 
 
 def replace(request: TargetRequest) -> Tensor:
@@ -102,12 +138,12 @@ def replace(request: TargetRequest) -> Tensor:
     solution, colours = request.solution, request.colours
     drawn = colours.start + (request.random.uniform(stream=1) * len(colours)).long()
     noisy = torch.where(solution > PAD, drawn, solution)
-    return path_to_solution(noisy, solution, request.random.uniform(), request.num_steps)
+    return path_to_solution(noisy, solution, request.random.uniform(), request)
 
 
 # ---- programmed orders of editing ------------------------------------------------------------
-# Cells are replaced in a fixed order, evenly over the steps: a unit (row, component, colour) that
-# is larger than a step's share is spread over steps, small ones share a step.
+# Cells are replaced in a fixed order, by p = 1 evenly over the steps: a unit (row, component,
+# colour) that is larger than a step's share is spread over steps, small ones share a step.
 
 
 def edits_by_row(request: TargetRequest) -> Tensor:
@@ -138,10 +174,10 @@ def edit_in_order(request: TargetRequest, priority: Tensor) -> Tensor:
     Cells that become PAD are emptied in the same order beside: where PAD is not counted, they would
     otherwise use up whole steps in which nothing that counts changes.
     """
-    inputs, solution, num_steps = request.inputs, request.solution, request.num_steps
+    inputs, solution = request.inputs, request.solution
     is_emptied = solution <= PAD
     filling, emptying = (
-        path_to_solution(inputs, torch.where(takes_part, solution, inputs), priority, num_steps)
+        path_to_solution(inputs, torch.where(takes_part, solution, inputs), priority, request)
         for takes_part in (~is_emptied, is_emptied)
     )
     return torch.where(is_emptied.unsqueeze(1), emptying, filling)
@@ -218,13 +254,17 @@ class TargetGenerator(NamedTuple):
     trajectories: bool = False
     """Reads `data.trajectories`, as no other does."""
     pad_ignored: bool = False
-    """Cells whose solution is PAD must not count: what hides a cell is PAD itself."""
+    """Cells whose solution is PAD must not count."""
     is_constant: bool = False
     """All steps have the same target, so that any of them may be an example's last."""
+    certainty: Callable[[TargetRequest], Tensor] | None = None
+    """Probability [B, S] that a cell's target is the solution's token and not the input's: the loss
+    is the mean over both, and `generate` gives the likelier one. None: the target is certain."""
 
 
 TARGETS: dict[str, TargetGenerator] = {
     "linear": TargetGenerator(linear),
+    "expected": TargetGenerator(expected, pad_ignored=True, certainty=linear_certainty),
     "final": TargetGenerator(final, is_constant=True),
     "mask": TargetGenerator(mask, pad_ignored=True),
     "replace": TargetGenerator(replace),

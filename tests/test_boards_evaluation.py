@@ -1,6 +1,7 @@
 """Boards are answered, scored by their rules, and shown; on one rank or on several."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,9 +69,9 @@ def boards_of(inputs: Any, labels: Any, puzzle: str | None = "nqueens") -> Any:
 def answered(*boards: Any) -> Answers:
     """One step that gives these answers."""
     steps, rows = np.stack(boards)[:, None], np.arange(len(boards))
-    unknown = np.full((len(boards), 1, 2), np.nan, np.float32)
-    confidence = np.zeros(len(boards), np.float32)
     names = metric_names(diagnostics=False)
+    unknown = np.full((len(boards), 1, len(names)), np.nan, np.float32)
+    confidence = np.zeros(len(boards), np.float32)
     return Answers(rows, steps[:, -1], confidence, names, unknown, rows, steps)
 
 
@@ -102,6 +103,10 @@ def test_the_rules_score_each_step_and_the_ceiling_stands_beside(queens: Path) -
     assert metrics["keeps_given"] == metrics["solved"] == metrics["solved_step2"] == kept
     assert metrics["solved_step1"] == 0, "no input is complete"
     assert metrics["exact_accuracy"] == np.mean([np.all(row == first) for row in labels])
+    # A logit of 9 among three has s = 10 of 12.
+    wrong = np.mean([row != first for row in labels])
+    loss = (1 - wrong) * math.log(1.2) + wrong * math.log(12)
+    assert metrics["loss"] == metrics["loss_step2"] == pytest.approx(loss, rel=1e-4)
     assert metrics["exact_ceiling"] == RULES.exact_ceiling(inputs).mean()
     assert summarise(test_set, None) == {}, "other ranks score nothing"
 

@@ -77,6 +77,7 @@ def train(run: Run, batches: int) -> list[Any]:
     [
         (),
         ("supervision=dual", "supervision.next_input=answer", "optim=adam_atan2"),
+        ("supervision.targets=expected", "supervision.path_power=2"),
         ("train.micro_batch_tokens=400", "data.canvas=whole"),
         ("arch.num_supervision_steps=1",),
         HALTING,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.packed import PackedBatch
 from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
-from evaluation.metrics import StepMetrics, mean_metrics, metric_names
+from evaluation.metrics import LOSS_NOT_SHOWN, StepMetrics, mean_metrics, metric_names
 from evaluation.predict import Predictor
 from evaluation.test_set import ArcTestSet
 from models.diagnostics import (
@@ -32,9 +32,9 @@ from models.diagnostics import (
     margins,
     movement,
 )
-from models.objective import IGNORE
+from models.objective import IGNORE, log_stablemax
 from models.recursive import TinyRecursiveModel, run_step
-from models.steps import TrainedModel
+from models.steps import Improvement, TrainedModel
 from models.supervision import SupervisionConfig, step_targets
 
 I = IGNORE  # noqa: E741
@@ -229,7 +229,7 @@ def test_evaluation_records_what_each_step_did(
     assert answers.whole_canvas_again == again
     assert (in_windows > again) == (canvas == "window"), (in_windows, again, len(rows))
     assert answers.metrics == pytest.approx(np.stack(expected), rel=1e-4, abs=1e-4)
-    assert np.array_equal(fewer.metrics, answers.metrics[:, :, : len(ACCURACY)])
+    assert np.array_equal(fewer.metrics, answers.metrics[:, :, : len(metric_names(False))])
     assert np.array_equal(fewer.canvases, answers.canvases)
     margin = answers.metrics[:, :, metric_names(True).index("margin")].sum(axis=0)
     assert len(set(np.round(margin, 6))) == 3, "each step counts for itself"
@@ -253,10 +253,12 @@ def by_hand(
         with torch.no_grad():
             output = run_step(model, vectors, state, read, torch.tensor(s), batch)
             reference, conditional = model.read_out(state.y)[3:], output.conditional_logits[3:]
-        tokens = ((1 - w) * reference + w * conditional).argmax(dim=-1)
+        guided = (1 - w) * reference + w * conditional
+        tokens = guided.argmax(dim=-1)
         answer = torch.zeros_like(previous).scatter(0, cells, tokens)
         metrics = {
             **accuracy(answer, solution, offsets_of(100)),
+            "loss": solution_loss(guided, cells, solution),
             **movement(previous, answer, targets[s], solution, offsets_of(100)),
             **margins(reference, conditional, solution[cells], offsets_of(len(cells)), w),
         }
@@ -265,6 +267,14 @@ def by_hand(
         if trained.supervision.next_input == "answer":
             read = torch.cat([read[:3], tokens])
     return torch.stack(taken)
+
+
+def solution_loss(logits: Tensor, cells: Tensor, solution: Tensor) -> Tensor:
+    """The loss [1] of logits [cells, V] that are given for some of a canvas's cells."""
+    costs = torch.full((100, VOCAB_SIZE), LOSS_NOT_SHOWN)
+    costs[cells] = -log_stablemax(logits)
+    counted = (solution != I).nonzero().squeeze(1)
+    return costs[counted, solution[counted]].mean().reshape(1)
 
 
 def improved(batch: PackedBatch, labels: Tensor) -> np.ndarray:
@@ -295,14 +305,56 @@ def test_metrics_where_the_solution_is_hidden_count_nowhere() -> None:
 
 
 def test_means_are_named_by_step_and_after_the_last_by_hand() -> None:
-    values = np.zeros((2, 2, 2), np.float32)
-    values[0] = [[0.5, 0], [1, 1]]  # Cell and exact accuracy after steps 1 and 2.
-    values[1] = [[0.25, 0], [0.5, 0]]
+    values = np.zeros((2, 2, 3), np.float32)
+    values[0] = [[0.5, 0, 2], [1, 1, 0.5]]  # Accuracies and loss after steps 1 and 2.
+    values[1] = [[0.25, 0, 5], [0.5, 0, 3.5]]
     assert mean_metrics(values, metric_names(False)) == {
         "cell_accuracy": 0.75,
         "exact_accuracy": 0.5,
+        "loss": 2.0,
         "cell_accuracy_step1": 0.375,
         "cell_accuracy_step2": 0.75,
         "exact_accuracy_step1": 0,
         "exact_accuracy_step2": 0.5,
+        "loss_step1": 3.5,
+        "loss_step2": 2.0,
     }
+
+
+def test_the_solutions_loss_is_a_mean_over_counted_cells_shown_or_not_by_hand() -> None:
+    """What stands in prefixes, where nothing counts, and of what fills up makes no difference.
+
+    A logit of 9 among twelve has s = 10 of 21: a right cell costs ln 2.1, a wrong one ln 21. A cell
+    that is not shown costs 24 ln 2, as if 2**-24 had been left to it.
+    """
+    labels = torch.zeros(5, SEQ_LEN, dtype=torch.int64)
+    labels[0, :3] = torch.tensor([3, 4, 5])  # Shown, and one of them wrong.
+    labels[1, :4] = torch.tensor([6, 7, 8, 9])  # Two are not shown, the third is wrong.
+    labels[2, 5] = 3  # It is not shown.
+    cells = [[0, 1, 2, 3], [1, 2], [0], [4, 5]]  # The last example's solution is hidden.
+    batch = packed(torch.full((4, SEQ_LEN), 2), labels[:4], cells, fill=(6,))
+    answered = labels.clone()
+    answered[0, 1] = answered[1, 2] = 10
+    logits = 9.0 * torch.nn.functional.one_hot(batch.from_canvas(answered, 0).clamp(min=0), 12)
+    logits[~batch.is_cell] = torch.nan
+    trained = TrainedModel(tiny_model(), random_table(), SupervisionConfig())
+    measured = StepMetrics(batch, labels, trained, ARC_COLOURS, 1.0, diagnostics=False)
+    measured.add(Improvement(logits, torch.zeros_like(logits), None), answered)
+    loss = measured.values()[:, 0, metric_names(False).index("loss")]
+    right, wrong, unseen = math.log(2.1), math.log(21), 24 * math.log(2)
+    expected = [(2 * right + wrong) / 3, (right + wrong + 2 * unseen) / 4, unseen]
+    assert loss[:3].tolist() == pytest.approx(expected)
+    assert loss[3:].isnan().all()
+
+
+def test_distances_at_test_time_are_to_the_path_that_the_model_was_trained_towards() -> None:
+    labels = random_tokens(2, lowest=1)
+    batch = packed(random_tokens(1), labels)
+    right = {}
+    for power in (1.0, 1000.0):
+        config = SupervisionConfig(path_power=power)
+        trained = TrainedModel(tiny_model(), random_table(), config)
+        measured = StepMetrics(batch, labels, trained, ARC_COLOURS, 1.0, diagnostics=True)
+        assert measured.targets is not None
+        right[power] = [bool(frame.all()) for frame in (measured.targets == labels[:, None])[0]]
+    assert right == {1.0: [False, False, False, True], 1000.0: [False, True, True, True]}

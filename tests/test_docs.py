@@ -159,6 +159,14 @@ def test_every_link_and_path_of_the_readme_exists() -> None:
         assert (REPOSITORY / path).exists(), path
 
 
+def test_every_target_generator_is_named_where_users_look_for_it() -> None:
+    page = (REPOSITORY / "docs" / "targets.md").read_text()
+    (row,) = re.findall(r"^\| `supervision\.targets`.*$", README, flags=re.MULTILINE)
+    for name in targets.TARGETS:
+        assert f"`{name}`" in page
+        assert f"`{name}`" in row
+
+
 def test_the_readme_stays_short() -> None:
     assert len(README.splitlines()) < 250
 

@@ -36,6 +36,7 @@ ONE = ((0, 1, 2, 3, 4, 5),)
 THREE = ((0, 4), (1, 3, 5), (2,))
 """The examples of a batch in one or in three micro-batches."""
 HALTING = {"targets": "final", "halting": True}
+EXPECTED = {"targets": "expected", "objective": "dual"}
 
 
 def batch(
@@ -94,7 +95,9 @@ def take(engine: Engine, parts: list[PackedBatch], seed: int = 0, count: int | N
 # ---- however a batch is cut ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", [{"objective": "dual", "next_input": "answer"}, HALTING])
+@pytest.mark.parametrize(
+    "scheme", [{"objective": "dual", "next_input": "answer"}, EXPECTED, HALTING]
+)
 @pytest.mark.parametrize(
     ("cut", "fill"), [(THREE, ()), (ONE, (9, 0, 0)), (THREE, (19, 4, 0))], ids=str
 )
@@ -356,7 +359,7 @@ def test_the_detector_of_waiting_detects_it(waits: Callable[[Tensor], Any]) -> N
 
 @pytest.mark.parametrize("diagnostics", [False, True])
 @pytest.mark.parametrize(
-    "scheme", [{}, {"objective": "dual", "next_input": "answer"}, HALTING], ids=str
+    "scheme", [{}, {"objective": "dual", "next_input": "answer"}, EXPECTED, HALTING], ids=str
 )
 @pytest.mark.parametrize("name", ["adamw", "adam_atan2"])
 def test_no_step_waits_for_the_device(name: str, scheme: dict[str, Any], diagnostics: bool) -> None:

@@ -160,7 +160,7 @@ def assert_same_results(left: Path, right: Path) -> None:
         {k: v for k, v in read_results(f).items() if isinstance(v, float) and k != "seconds"}
         for f in (left, right)
     )
-    assert {"pass@1", "pass@2", "exact_accuracy", "whole_canvas_again"} <= set(one)
+    assert {"pass@1", "pass@2", "exact_accuracy", "loss", "whole_canvas_again"} <= set(one)
     assert one == pytest.approx(two)
     assert (left / "submission.json").read_text() == (right / "submission.json").read_text()
 
@@ -289,7 +289,7 @@ def test_training_and_scoring_agree_on_the_score(tiny_dataset: Path, tmp_path: P
     validation = next(line for line in read_metrics(run_dir) if "eval/exact_accuracy" in line)
     overrides = (f"checkpoint={run_dir}", "eval.max_variants=2")
     scored = read_results(run_evaluation(tmp_path / "out", *overrides))
-    for key in ("pass@2", "exact_accuracy", "cell_accuracy"):
+    for key in ("pass@2", "exact_accuracy", "cell_accuracy", "loss", "loss_step1"):
         assert scored[key] == pytest.approx(validation[f"eval/{key}"]), key
 
 

@@ -13,6 +13,7 @@ from models.objective import (
     counted_solution,
     guided_logits,
     log_stablemax,
+    mixture_cross_entropy,
     per_sequence,
     shares_of_mean,
     stablemax_cross_entropy,
@@ -95,6 +96,22 @@ def test_the_cross_entropy_of_each_token_by_hand() -> None:
     losses = stablemax_cross_entropy(logits, torch.tensor([1, 2, IGNORE]))
     assert losses[:2].tolist() == pytest.approx([math.log(7 / 4), math.log(18)])
     assert losses[2].isfinite(), "or a share of 0 would not be nothing"
+
+
+def test_the_cross_entropy_against_a_mixture_by_hand() -> None:
+    """Of a solution in three cases of four; against a certain one it is the plain, bit for bit."""
+    logits = torch.tensor([[0.0, 1.0, -1.0], [3.0, -3.0, -3.0], [0.0, 0.0, 0.0]])
+    solution, question = torch.tensor([1, 2, IGNORE]), torch.tensor([0, 0, -1])
+    losses = mixture_cross_entropy(logits, solution, question, torch.tensor([0.75, 0.75, 0.0]))
+    by_hand = [
+        0.75 * math.log(7 / 4) + 0.25 * math.log(7 / 2),
+        0.75 * math.log(18) + 0.25 * math.log(9 / 8),
+    ]
+    assert losses[:2].tolist() == pytest.approx(by_hand)
+    assert losses[2].isfinite(), "or a share of 0 would not be nothing"
+    for certainty, target in ((1.0, solution), (0.0, question)):
+        certain = mixture_cross_entropy(logits, solution, question, torch.full((3,), certainty))
+        assert torch.equal(certain[:2], stablemax_cross_entropy(logits, target)[:2])
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:

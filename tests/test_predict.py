@@ -15,6 +15,7 @@ and the corner is PAD. With its prefix of 1 a whole canvas is 10 tokens.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -238,14 +239,16 @@ def assert_same(found: Answers, expected: Answers) -> None:
     assert found.whole_canvas_again == expected.whole_canvas_again
 
 
-def sums(answers: Answers) -> dict[str, list[float]]:
+def sums(
+    answers: Answers, names: Iterable[str] = ("exact_accuracy", "cell_accuracy")
+) -> dict[str, list[float]]:
     """Metrics summed over the rows that have a solution, by step."""
     known = answers.metrics[~np.isnan(answers.metrics[:, -1, 0])]
     means = mean_metrics(answers.metrics, answers.metric_names)
     num_steps = answers.metrics.shape[1]
     return {
         name: [round(len(known) * means[f"{name}_step{s}"], 4) for s in range(1, num_steps + 1)]
-        for name in ("exact_accuracy", "cell_accuracy")
+        for name in names
     }
 
 
@@ -270,6 +273,13 @@ def test_every_row_says_what_was_predicted_for_what(
         assert shapes == {(10 * size, size) for size in sizes}
     # Seven rows have a solution. After step 1 rows 1, 3, 5 are correct, the other four 6/8.
     assert sums(answers) == {"exact_accuracy": [3, 7], "cell_accuracy": [3 + 4 * 6 / 8, 7]}
+    # Of the eight cells the first has a probability of 10/21, three 21/32, and four 100/111. After
+    # step 1, in the four rows, the first two are left 1/21 and 1/111.
+    others = 2 * math.log(32 / 21) + 4 * math.log(1.11)
+    right = (math.log(2.1) + math.log(32 / 21) + others) / 8
+    wrong = (math.log(21) + math.log(111) + others) / 8
+    loss = sums(answers, ["loss"])["loss"]
+    assert loss == pytest.approx([3 * right + 4 * wrong, 7 * right], abs=1e-3)
     predictions = predictions_of(test_set, answers)
     assert predictions.task_id.tolist() == ["aaa"] * 4 + ["bbb"] * 3 + ["ccc"]
     assert predictions.identifier.tolist() == IDENTIFIERS
@@ -570,10 +580,15 @@ def test_cells_of_the_solution_outside_the_window_count_as_wrong(dataset: Path) 
     rule: Rule = lambda row, cell, _: torch.where(cell == 0, solutions[row, cell], 1)  # noqa: E731
     result = in_windows(dataset, Seen(rule))
     assert sums(result) == {"exact_accuracy": [0], "cell_accuracy": [7 * 1 / 8]}
+    # Of its eight cells one has a probability of 10/21, three 1/21, and four are not shown.
+    of_row = (math.log(2.1) + 3 * math.log(21) + 4 * 24 * math.log(2)) / 8
+    assert sums(result, ["loss"])["loss"] == pytest.approx([7 * of_row], abs=1e-3)
     # The probability is that of the one cell that the grid has.
     assert result.confidence.tolist() == pytest.approx([10 / 21] * 7 + [0])
     whole = answer(dataset, stub=Seen(rule))
     assert sums(whole)["cell_accuracy"] == [7 * 5 / 8], "there its border is correct, too"
+    of_row = (5 * math.log(2.1) + 3 * math.log(21)) / 8
+    assert sums(whole, ["loss"])["loss"] == pytest.approx([7 * of_row], abs=1e-3)
 
 
 def test_the_solution_decides_nothing(dataset: Path) -> None:

@@ -33,9 +33,11 @@ from models.randomness import CellRandom
 from models.recursive import RecursiveState, StepOutput
 from models.steps import TrainedModel
 from models.supervision import (
+    Progress,
     StepResult,
     SupervisionConfig,
     packed_targets,
+    step_certainty,
     step_targets,
     step_weights,
 )
@@ -211,9 +213,10 @@ def test_a_step_reads_the_question_or_the_models_own_answer(next_input: str) -> 
         assert torch.equal(after.inputs[-7:], question[-7:]), "there is no cell"
 
 
-def test_all_that_a_step_reads_and_changes_stays_where_it_is_in_memory() -> None:
+@pytest.mark.parametrize("targets", ["linear", "expected"])
+def test_all_that_a_step_reads_and_changes_stays_where_it_is_in_memory(targets: str) -> None:
     """As a captured CUDA graph needs it; also when another batch's progress is taken over."""
-    training = Training(next_input="answer", objective="dual")
+    training = Training(next_input="answer", objective="dual", targets=targets)
     progress, other = (training.supervision.begin(training.batch, seed, None) for seed in (1, 2))
     places = [tensor.data_ptr() for tensor in progress.tensors()]
     assert len(set(places)) == len(places) - 1, "the puzzles under way are the batch's"
@@ -422,8 +425,13 @@ def test_the_targets_of_a_window_are_those_of_the_whole_canvas_at_its_cells(
         frames[1][:, cells[1]],
         torch.full((5, 5), IGNORE),
     ]
-    found = packed_targets(config, batch, 4, SEQ_LEN, ARC_COLOURS, seed)
+    found, certainty = packed_targets(config, batch, 4, SEQ_LEN, ARC_COLOURS, seed)
     assert torch.equal(found, torch.cat(expected, dim=1))
+    of_canvases = step_certainty(config, request)
+    if of_canvases is None or certainty is None:
+        assert certainty is of_canvases
+    else:
+        assert torch.equal(certainty, torch.cat([of_canvases, torch.zeros(2, 5)]).T)
 
 
 @pytest.mark.parametrize(("pad_cells", "steps"), [(READINGS[0], {3}), (READINGS[1], {1, 2, 3})])
@@ -438,7 +446,7 @@ def test_dropped_pad_has_its_share_of_the_steps_where_it_is_counted(
     config = SupervisionConfig(pad_cells=pad_cells)
     batch = packed(torch.tensor([[5, 0, 0]]), torch.tensor([[7, 0, 0]]), [[0]])
     changed_at = {
-        packed_targets(config, batch, 3, 3, ARC_COLOURS, seed)[:, -1].tolist().index(7)
+        packed_targets(config, batch, 3, 3, ARC_COLOURS, seed)[0][:, -1].tolist().index(7)
         for seed in range(30)
     }
     assert changed_at == steps
@@ -475,6 +483,136 @@ def test_examples_weigh_alike_however_many_cells_they_count_by_hand(pad_cells: s
         assert result.loss.item() == pytest.approx(weight * sum(of_examples) / 3)
         assert result.metrics["cell_accuracy"].tolist() == pytest.approx([1, 2 / 3, 1, 0, 0])
         assert result.metrics["exact_accuracy"].tolist() == [1, 0, 1, 0, 0]
+
+
+# ---- the linear path in expectation ----------------------------------------------------------
+
+NUM_PATHS = 300
+STANDARD_ERRORS = 4
+"""How far a mean over paths may be from the expectation, in each of its numbers."""
+
+
+class Fixed(nn.Module):
+    """A network whose logits l_c and l_u are parameters, whatever it is asked."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        """Logits [N, V] lean to the tokens [N], more or less from place to place."""
+        super().__init__()
+        places = torch.arange(len(tokens)).unsqueeze(1)
+        lean = (1 + places % 5) * nn.functional.one_hot(tokens, 12)
+        self.conditional = nn.Parameter(torch.sin(3.0 * places + torch.arange(12)) + lean)
+        self.reference = nn.Parameter(torch.cos(2.0 * places + torch.arange(12)) + 2 * lean)
+
+    def forward(self, state: RecursiveState, _: Tensor, vectors: Tensor, *more: Any) -> StepOutput:
+        return StepOutput(state, self.conditional + 0 * vectors.sum(), self.reference, None)
+
+
+class FixedTraining(Training):
+    """Supervision of fixed logits."""
+
+    def __init__(self, batch: PackedBatch, **supervision: Any) -> None:
+        super().__init__(batch, **supervision)
+        self.network = Fixed(batch.labels)
+        self.model.forward = self.network.forward
+
+    def measure(self, seed: int, certainty: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of each step the loss [S] and its gradient by all logits [S, ...]; of another a_s."""
+        progress = self.supervision.begin(self.batch, seed, None)
+        if certainty is not None:
+            assert progress.certainty is not None
+            progress.certainty[:, :2] = certainty
+        losses, gradients = [], []
+        for _ in range(3):
+            self.network.zero_grad()
+            losses.append(self.supervision.step(progress).loss)
+            taken = [p.grad for p in self.network.parameters() if p.grad is not None]
+            gradients.append(torch.stack(taken))
+        return torch.stack(losses), torch.stack(gradients)
+
+
+def path_batch() -> PackedBatch:
+    """Two windows with 7 and 4 cells that differ, five of the 7 because their solution is PAD."""
+    inputs, labels = torch.zeros(2, 2, SEQ_LEN, dtype=torch.int64)
+    inputs[0, WINDOWS[0]] = torch.tensor([2, 3, 4, 5, 6, 7, 8])
+    labels[0, WINDOWS[0]] = torch.tensor([4, 0, 0, 7, 0, 0, 0])
+    inputs[1, WINDOWS[1]] = torch.tensor([2, 3, 4, 5, 6])
+    labels[1, WINDOWS[1]] = torch.tensor([5, 6, 4, 8, 9])
+    return packed(inputs, labels, WINDOWS, fill=(4, 0))
+
+
+def agrees(samples: Tensor, expected: Tensor) -> bool:
+    """Whether each mean over the first axis is within some standard errors of what is expected."""
+    error = samples.std(dim=0) / len(samples) ** 0.5
+    distance = (samples.mean(dim=0) - expected).abs()
+    return bool((distance <= STANDARD_ERRORS * error + 1e-6).all())
+
+
+def test_loss_and_gradient_of_expected_are_the_means_over_many_linear_paths() -> None:
+    """And those of no other mixture: not without rounding down, not of the cells that count."""
+    choices = {"objective": "dual", "step_weights": "rising"}  # Both terms at once.
+    linear, expected = (
+        FixedTraining(path_batch(), targets=name, **choices) for name in ("linear", "expected")
+    )
+    samples = [linear.measure(seed) for seed in range(NUM_PATHS)]
+    losses, gradients = (torch.stack(values) for values in zip(*samples, strict=True))
+
+    def judged(*of_examples: list[float]) -> tuple[bool, bool]:
+        certainty = torch.tensor(of_examples).T if of_examples else None
+        loss, gradient = expected.measure(0, certainty)
+        return agrees(losses, loss), agrees(gradients, gradient)
+
+    assert judged() == (True, True)
+    assert judged([0, 2 / 7, 4 / 7, 1], [0, 1 / 4, 1 / 2, 1]) == (True, True), "the same by hand"
+    assert judged([0, 1 / 3, 2 / 3, 1], [0, 1 / 3, 2 / 3, 1]) == (False, False)
+    assert judged([0, 0 / 2, 1 / 2, 1], [0, 1 / 4, 1 / 2, 1]) == (False, False)
+
+
+@pytest.mark.parametrize("objective", ["dis", "dual"])
+def test_the_loss_of_expected_mixes_those_of_question_and_solution(objective: str) -> None:
+    """Of a network's own logits, in whole numbers of cells; the last target is certain."""
+    batch = path_batch()
+    training = Training(batch, targets="expected", objective=objective)
+    solution = batch.labels.masked_fill(batch.labels == 0, IGNORE)
+    question = batch.inputs.masked_fill(solution == IGNORE, IGNORE)
+    of_examples = torch.tensor([[0, 2 / 7, 4 / 7, 1], [0, 1 / 4, 1 / 2, 1], [0] * 4, [0] * 4])
+
+    def loss(logits: Tensor, step: int) -> float:
+        share = of_examples[batch.sequence, step]
+        right, unchanged = (stablemax_cross_entropy(logits, t) for t in (solution, question))
+        losses = share * right + (1 - share) * unchanged
+        means = [losses[(batch.sequence == n) & (solution != IGNORE)].mean() for n in (0, 1)]
+        return sum(mean.item() for mean in means) / 2
+
+    for s, result in enumerate(training.run(), start=1):
+        call = training.calls[-1]
+        expected = loss(call.output.conditional_logits, s)
+        if objective == "dual":
+            expected += loss(training.model.read_out(call.state.y), s - 1)
+        assert result.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_about_expected_is_random_and_no_other_target_is_uncertain() -> None:
+    batch = path_batch()
+
+    def begun(name: str, seed: int) -> Progress:
+        return Training(batch, targets=name).supervision.begin(batch, seed, None)
+
+    one, other = begun("expected", 1), begun("expected", 2)
+    assert all(torch.equal(*pair) for pair in zip(one.tensors(), other.tensors(), strict=True))
+    uncertain = [name for name in sorted(TARGETS) if begun(name, 1).certainty is not None]
+    assert uncertain == ["expected"]
+
+
+def test_a_step_trains_towards_the_path_that_its_power_gives() -> None:
+    """Of seven and four cells that differ, power 2 replaces floor(35/9) and floor(20/9) first."""
+    batch = path_batch()
+    for name in ("linear", "expected"):
+        config = SupervisionConfig(targets=name, path_power=2)
+        targets, certainty = packed_targets(config, batch, 3, SEQ_LEN, ARC_COLOURS, SEED)
+        if certainty is not None:
+            assert certainty[1, :2].tolist() == pytest.approx([3 / 7, 2 / 4])
+        else:
+            assert (targets[1] == batch.labels)[batch.sequence == 1].sum() == 1 + 2
 
 
 # ---- at test time ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ from torch import Tensor
 
 from common.distributed import Ranks
 from common.errors import UserError
+from common.settings import validate
 from common.tokens import MISSING
 from config.loading import load_config
 from config.schema import TrainConfig
 from models.objective import IGNORE
 from models.randomness import CellRandom
-from models.supervision import SupervisionConfig, step_targets
-from models.targets import TARGETS, TargetGenerator, TargetRequest, first_cells
+from models.supervision import SupervisionConfig, step_certainty, step_targets
+from models.targets import (
+    TARGETS,
+    TargetGenerator,
+    TargetRequest,
+    first_cells,
+    linear_certainty,
+    num_replaced,
+)
 from train_arc_tiny_corrupt import open_batches
 
 NAMES = sorted(TARGETS)
@@ -37,7 +46,10 @@ def generate(name: str, request: TargetRequest) -> Tensor:
 
 @st.composite
 def cases(draw: Any) -> TargetRequest:
-    """One to three canvases of up to 4x4 cells; of few tokens, so that some cells agree."""
+    """One to three canvases of up to 4x4 cells; of few tokens, so that some cells agree.
+
+    Paths follow any curve.
+    """
     rows, cells = draw(st.integers(1, 3)), draw(st.sampled_from([1, 4, 9, 16]))
     canvas = st.lists(st.integers(0, 4), min_size=cells, max_size=cells)
     canvases = st.lists(canvas, min_size=rows, max_size=rows)
@@ -47,7 +59,8 @@ def cases(draw: Any) -> TargetRequest:
     stored = trajectories(solution, num_steps, draw(st.integers(0, 2**31)))
     has_none = draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
     stored[has_none] = MISSING
-    return TargetRequest(inputs, solution, num_steps, random, COLOURS, stored)
+    power = draw(st.sampled_from([0.3, 1.0, 2.0, 100.0]))
+    return TargetRequest(inputs, solution, num_steps, random, COLOURS, stored, power)
 
 
 def trajectories(solution: Tensor, num_steps: int, seed: int) -> Tensor:
@@ -104,6 +117,7 @@ def test_of_k_cells_to_replace_frame_s_of_n_has_replaced_floor_of_s_k_over_n(
     name: str, case: TargetRequest
 ) -> None:
     """Cells that agree take no share; edits empty cells beside the others, at the same pace."""
+    case = case._replace(path_power=1.0)
     frames = generate(name, case)
     steps = torch.arange(1, case.num_steps + 1)
     is_emptied = case.solution == 0
@@ -113,8 +127,8 @@ def test_of_k_cells_to_replace_frame_s_of_n_has_replaced_floor_of_s_k_over_n(
         assert torch.equal(replaced, steps * k // case.num_steps)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "final"])
-def test_every_generator_but_final_comes_closer_on_average_at_every_step(name: str) -> None:
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("final", "expected")])
+def test_every_generator_that_has_a_path_comes_closer_on_average_at_every_step(name: str) -> None:
     inputs, solution = random_tokens(1, rows=64), random_tokens(2, rows=64)
     request = target_request(
         inputs, solution, 6, cell_random(64), stored=trajectories(solution, 6, seed=3)
@@ -217,8 +231,141 @@ def test_cells_that_agree_can_be_left_out_without_a_change_to_the_path_of_the_re
         one = slice(row, row + 1)
         random = CellRandom(case.random.seed, case.random.rows[one], cells.unsqueeze(0))
         inputs, solution = case.inputs[one, cells], case.solution[one, cells]
-        frames = generate("linear", target_request(inputs, solution, case.num_steps, random))
-        assert torch.equal(frames[0], whole[row][:, cells])
+        asked = case._replace(inputs=inputs, solution=solution, random=random)
+        assert torch.equal(generate("linear", asked)[0], whole[row][:, cells])
+
+
+# ---- the linear path in expectation ----------------------------------------------------------
+
+
+class Ordered(CellRandom):
+    """Cells are replaced in a given order."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__(0, torch.arange(1), torch.arange(len(order)))
+        object.__setattr__(self, "order", torch.tensor([order]).double())
+
+    def uniform(self, stream: int = 0) -> Tensor:
+        order: Tensor = self.order  # type: ignore[attr-defined]
+        return order
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 7])
+def test_over_all_orders_a_cell_is_the_solutions_as_often_as_expected_says(
+    num_steps: int, power: float
+) -> None:
+    """Of six cells one agrees, and one of the five that differ becomes PAD: 720 orders."""
+    request = target_request(
+        torch.tensor([[2, 3, 4, 5, 6, 7]]),
+        torch.tensor([[3, 3, 5, 0, 2, 2]]),
+        num_steps,
+        cell_random(1, num_cells=6),
+        path_power=power,
+    )
+    orders = [Ordered(order) for order in permutations(range(6))]
+    frames = torch.cat([generate("linear", request._replace(random=order)) for order in orders])
+    is_solution = (frames == request.solution).double().mean(dim=0)[:, [0, 2, 3, 4, 5]]
+    certainty = linear_certainty(request).T.double()
+    assert torch.allclose(is_solution, certainty.expand_as(is_solution))
+    assert certainty[-1] == 1
+
+
+@given(case=cases())
+@settings(max_examples=60)
+def test_the_linear_path_has_replaced_the_share_that_expected_says_whatever_its_order(
+    case: TargetRequest,
+) -> None:
+    differs = (case.inputs != case.solution).unsqueeze(1)
+    replaced = ((generate("linear", case) == case.solution.unsqueeze(1)) & differs).sum(dim=2)
+    assert torch.equal(replaced / differs.sum(dim=2).clamp(min=1), linear_certainty(case))
+    certainty = step_certainty(SupervisionConfig(targets="expected"), case)
+    assert certainty is not None
+    assert torch.equal(certainty[:, 1:], linear_certainty(case))
+    assert not certainty[:, 0].any(), "before the first step, the question"
+    for name in NAMES:
+        config = SupervisionConfig(targets=name)
+        assert (step_certainty(config, case) is not None) == (name == "expected")
+
+
+def test_the_likeliest_frames_by_hand() -> None:
+    """Of 5, 2 and no cells that differ; of 2, both tokens are as likely at step 2 of 4."""
+    inputs = torch.full((3, 6), 2)
+    solution = torch.tensor([[3, 3, 3, 0, 3, 2], [2, 3, 2, 2, 2, 3], [2] * 6])
+    request = target_request(inputs, solution, 4, cell_random(3, num_cells=6))
+    assert linear_certainty(request).tolist() == [
+        pytest.approx([1 / 5, 2 / 5, 3 / 5, 1]), [0, 1 / 2, 1 / 2, 1], [0, 0, 0, 0]
+    ]  # fmt: skip
+    frames = generate("expected", request)
+    shows_solution = (frames == solution.unsqueeze(1)).all(dim=2)
+    assert shows_solution.tolist() == [[False] * 2 + [True] * 2, [False] * 3 + [True], [True] * 4]
+    assert torch.equal(frames[0, :2], inputs[:2])
+
+
+def test_expected_says_why_pad_cannot_be_counted_until_replaced() -> None:
+    given = {"targets": "expected", "pad_cells": "counted_until_replaced"}
+    with pytest.raises(UserError, match=r"pad_cells=ignored: the order .* is random"):
+        validate(SupervisionConfig, given, "supervision")
+
+
+# ---- the curve of a path ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_the_cells_that_a_frame_has_replaced_are_those_of_whole_numbers(power: int) -> None:
+    """floor(k * (1 - (1 - s/S)^p)) in integers; of power 1 floor(s * k / S), as in the paper.
+
+    For every size of a canvas and many numbers of steps: no rounding decides about a cell.
+    """
+    cells = torch.arange(4097)
+    for num_steps in (*range(1, 33), 64, 100):
+        steps = torch.arange(1, num_steps + 1)
+        share = num_steps**power - (num_steps - steps) ** power
+        expected = cells.unsqueeze(1) * share // num_steps**power
+        assert torch.equal(num_replaced(cells, num_steps, float(power)), expected)
+        if power == 1:
+            assert torch.equal(expected, steps * cells.unsqueeze(1) // num_steps)
+
+
+def test_the_curve_by_hand() -> None:
+    """Of 100 cells in four steps: 1 - (3/4)^2 = 0.4375 of them, 1 - sqrt(3/4) = 0.134, ..."""
+    count = torch.tensor([100])
+    assert num_replaced(count, 4, 2.0).tolist() == [[43, 75, 93, 100]]
+    assert num_replaced(count, 4, 0.5).tolist() == [[13, 29, 50, 100]]
+
+
+@pytest.mark.parametrize(
+    ("name", "evenly", "bent"),
+    [
+        *((name, [6, 3, 0], [4, 1, 0]) for name in ("linear", "mask", "replace", *EDITS)),
+        # Shares of 1/3 and 2/3, of 5/9 and 8/9: the likelier of two tokens changes at 1/2.
+        ("expected", [9, 0, 0], [0, 0, 0]),
+        ("final", [0, 0, 0], [0, 0, 0]),
+        ("file", [7, 7, 0], [7, 7, 0]),
+    ],
+)
+def test_every_path_follows_the_curve_and_nothing_else_does(
+    name: str, evenly: list[int], bent: list[int]
+) -> None:
+    """Nine cells that differ, of which power 2 replaces 5, 8 and 9."""
+    inputs, solution = torch.full((1, 9), 2), torch.full((1, 9), 3)
+    stored = solution.unsqueeze(1).repeat(1, 3, 1).to(torch.uint8)
+    stored[:, :2, 2:] = 4
+    request = target_request(
+        inputs, solution, 3, cell_random(1, num_cells=9), stored=stored, colours=range(20, 23)
+    )
+    for power, expected in ((1.0, evenly), (2.0, bent)):
+        frames = generate(name, request._replace(path_power=power))
+        assert distances(frames, solution).tolist() == [expected]
+    if name == "linear":
+        frames = generate(name, request._replace(path_power=1000.0))
+        assert torch.equal(frames, generate("final", request))
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_power_that_makes_no_path_is_refused(power: float) -> None:
+    with pytest.raises(UserError, match="path_power="):
+        validate(SupervisionConfig, {"path_power": power}, "supervision")
 
 
 # ---- edits -----------------------------------------------------------------------------------
@@ -431,6 +578,7 @@ def test_the_registry_has_the_names_that_users_select_by_and_what_each_requires(
         for name, generator in TARGETS.items()
     } == {
         "linear": [],
+        "expected": ["pad_ignored", "certainty"],
         "final": ["is_constant"],
         "mask": ["pad_ignored"],
         "replace": [],
