@@ -21,6 +21,7 @@ from dataset.batches import (
     DataConfig,
     TrainingBatches,
     deal,
+    places_in_cycles,
     require_shares,
     select_test_examples,
 )
@@ -96,6 +97,32 @@ def test_an_epoch_gives_one_whole_random_variant_of_every_group(split: PuzzleSpl
     # Puzzle 5 has the rows 7 to 9 and is the only one of its group: 100 times each.
     for row in (7, 8, 9):
         assert abs(stayed[row] - 100) < 4 * np.sqrt(300 * 2 / 9)
+
+
+def test_cycled_no_variant_comes_again_before_all_others_have_come(split: PuzzleSplit) -> None:
+    """Each group of n in its own order; a run that is resumed goes on in it."""
+    batches = TrainingBatches(split, EPOCH, 3, "cycled")
+    epochs = [set((sample.puzzle_ids - 10).tolist()) for sample in islice(batches, 24)]
+    orders = set()
+    for first, end in zip(split.group_indices, split.group_indices[1:], strict=False):
+        variants = set(range(first, end))
+        shown = [next(iter(epoch & variants)) for epoch in epochs]
+        assert all(len(epoch & variants) == 1 for epoch in epochs)
+        size = len(variants)
+        for start in range(24 - size):
+            assert set(shown[start : start + size]) == variants
+        orders.add(tuple(variant - first for variant in shown))
+    assert len(orders) == len(GROUPS)
+    later = TrainingBatches(split, EPOCH, 3, "cycled")
+    later.position = (7, 0)
+    assert set((next(iter(later)).puzzle_ids - 10).tolist()) == epochs[7]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 9))
+def test_a_cycle_goes_through_every_place_once(sizes: list[int], seed: int) -> None:
+    for group, size in enumerate(sizes):
+        places = [places_in_cycles(np.array(sizes), epoch, seed)[group] for epoch in range(size)]
+        assert sorted(places) == list(range(size))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 30])

@@ -275,6 +275,15 @@ def test_compact_grids_are_moved_everywhere_but_for_one_of_each_visited_puzzle(
     assert np.mean([len(origins) for origins in met.values()]) > 3
 
 
+def test_without_translation_compact_grids_stay_at_the_top_left_and_windows_about_them(
+    compact: CompactSplit,
+) -> None:
+    for shown in ({"canvas": "whole"}, {"canvas": "window", "window_margin": 0}):
+        loader = loader_of(compact, {**shown, "translate": False, "whole_canvas_share": 0})
+        plan = loader.share(next(iter(loader.batches)))
+        assert not plan.origins.any() and not plan.boxes[:, :2].any()
+
+
 def test_both_layouts_sample_the_same_examples_in_the_same_order(
     full: PuzzleSplit, compact: CompactSplit
 ) -> None:

@@ -22,7 +22,9 @@ from evaluation.voting import (
     count_votes,
     invert_canvases,
     score,
+    shares_within,
     solution_place,
+    solution_places,
     submission,
 )
 
@@ -258,6 +260,15 @@ def scored(votes: dict[TestInput, Ranking], *tasks: Task) -> Scores:
     scores = score(votes, tasks)
     assert scores is not None, "some solutions are known"
     return scores
+
+
+def test_places_and_shares_of_single_tasks_by_hand() -> None:
+    """Second place and none; and a task whose solution is hidden does not take part."""
+    tasks = [task_of("a", [[2]], [[1]]), task_of("b", None)]
+    places = solution_places({("a", 0): ranking([[1]], [[2]]), ("b", 0): ranking([[1]])}, tasks)
+    assert places == {"a": [2, float("inf")]}
+    assert shares_within(places, 1) == {"a": 0.0}
+    assert shares_within(places, 2) == {"a": 0.5}
 
 
 def test_the_mean_over_tasks_is_not_the_mean_over_test_inputs() -> None:

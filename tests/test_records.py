@@ -1,0 +1,210 @@
+"""Records: what a score is known to, pieces whose minutes add up, and the table."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+from runs import run_evaluation, run_training
+
+from common.errors import UserError
+from config.loading import load_config
+from config.schema import TrainConfig
+from models.recursive import TinyRecursiveModel
+from records import run as command
+from records.rows import (
+    TRACKS,
+    Record,
+    add_row,
+    interval,
+    paired_test,
+    read_rows,
+    table_of,
+    write_table,
+)
+
+PRESETS = {"tiny": ("record_tiny", 178), "small": ("record", 960)}
+"""Track -> its preset, and tasks of its data."""
+
+
+def record(pass_at_2: dict[str, float], **changes: Any) -> Record:
+    values = {
+        "date": "2026-01-31",
+        "track": "small",
+        "seed": 0,
+        "pass_at_1": dict.fromkeys(pass_at_2, 0.0),
+        "pass_at_2": pass_at_2,
+        "minutes": 8.04,
+        "training_minutes": 5.0,
+        "device": "a card",
+        "parameters": 1_100_000,
+        "network_parameters": 860_000,
+        "examples": 60_000,
+        "data": "all",
+        "data_sha256": "ab" * 32,
+        "commit": "cd" * 20,
+        "log": {},
+    }
+    return Record(**{**values, **changes})
+
+
+def test_the_interval_is_that_of_a_binomial_where_each_task_has_one_test_input() -> None:
+    """Of 400 tasks and a share of 0.4 the standard deviation is 0.0245, twice that each way."""
+    low, high = interval([1.0] * 160 + [0.0] * 240)
+    assert (low, high) == pytest.approx((0.4 - 0.048, 0.4 + 0.048), abs=0.005)
+    assert interval([1.0, 1.0]) == (1.0, 1.0)
+
+
+def test_the_paired_test_by_hand() -> None:
+    """Five tasks gained and none lost: all five flips must fall one way, 1 of 32."""
+    tasks = [f"t{i}" for i in range(20)]
+    before = dict.fromkeys(tasks, 0.0)
+    after = before | dict.fromkeys(tasks[:5], 1.0)
+    assert paired_test(after, before) == pytest.approx(1 / 32, abs=0.006)
+    assert paired_test(before, after) > 0.99
+    assert paired_test(before, before) == 1.0
+
+
+def test_rows_are_numbered_and_a_row_is_compared_with_the_best_of_its_track(tmp_path: Path) -> None:
+    tasks = [f"t{i}" for i in range(8)]
+    shares = {name: dict.fromkeys(tasks, 0.0) | dict.fromkeys(tasks[:solved], 1.0)
+              for name, solved in (("none", 0), ("two", 2), ("six", 6))}  # fmt: skip
+    rows = tmp_path / "rows"
+    for name in ("two", "none", "six"):
+        add_row(rows, record(shares[name]))
+    assert add_row(rows, record(shares["two"], track="medium")) == 4
+    read = read_rows(rows)
+    assert [row.score for row in read.values()] == [0.25, 0.0, 0.75, 0.25]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]]
+             for line in table_of(read).splitlines()]  # fmt: skip
+    assert [line[0] for line in lines[2:]] == ["1", "2", "3", "4"]
+    assert lines[2][3].startswith("0.250 (0.000")
+    assert [line[-1] for line in lines[2:]] == ["", "1.000, #1", lines[4][-1], ""]
+    # Four tasks gained, none lost: 1 of 16.
+    p, against = lines[4][-1].split(", ")
+    assert against == "#1" and float(p) == pytest.approx(1 / 16, abs=0.01)
+    assert lines[2][10] == "200", "60,000 examples in 300 s"
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- begin table -->\nold\n<!-- end table -->\nb\n")
+    write_table(page, read)
+    assert page.read_text() == (
+        f"a\n<!-- begin table -->\n{table_of(read)}\n<!-- end table -->\nb\n"
+    )
+
+
+def test_the_page_shows_the_rows() -> None:
+    page = command.PAGE.read_text()
+    assert f"<!-- begin table -->\n{table_of(read_rows(command.ROWS))}\n<!-- end" in page
+    assert REPOSITORY / "records" / "rows" == command.ROWS
+
+
+@pytest.mark.parametrize("track", PRESETS)
+def test_the_presets_keep_within_their_tracks(track: str) -> None:
+    preset, num_tasks = PRESETS[track]
+    config = load_config("train", TrainConfig, "", [f"experiment={preset}"])
+    model = TinyRecursiveModel(config.arch, 12, 900, num_tasks=num_tasks)
+    assert model.puzzle_embedding is not None
+    assert model.num_parameters + model.puzzle_embedding.num_parameters <= TRACKS[track]
+
+
+# ---- the command ----
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> Any:
+    words = ["--minutes", "5", "--track", "tiny", "--output-dir", str(folder), *more]
+    monkeypatch.setattr("sys.argv", ["records.run", *words])
+    return command.parse_arguments()
+
+
+def test_minutes_of_pieces_add_up_also_of_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "record"
+    asked = arguments(monkeypatch, folder)
+    state = command.claim(folder, asked)
+    assert state["minutes"] == 0
+    # Killed two minutes after it began; nothing was written after that.
+    state["started"] -= 3600
+    (folder / command.STATE_FILE).write_text(json.dumps(state))
+    (folder / "metrics.jsonl").write_text("")
+    for file in folder.iterdir():
+        os.utime(file, (state["started"] + 120,) * 2)
+    assert command.claim(folder, asked)["minutes"] == pytest.approx(2.0)
+    # A piece may be stopped earlier or later, but is of the same record.
+    assert command.claim(folder, arguments(monkeypatch, folder, "--stop-after-minutes", "2"))
+    with pytest.raises(UserError, match="holds another record"):
+        command.claim(folder, arguments(monkeypatch, folder, "--seed", "1"))
+
+
+def test_a_record_in_two_pieces_leaves_one_row_of_what_was_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_compact_dataset: Path
+) -> None:
+    """Training and evaluation are real, in this process, and the clock of the first piece runs."""
+    folder, words_run = tmp_path / "record", []
+
+    def fake_run(*words: Any) -> None:
+        given = [str(word) for word in words]
+        words_run.append(given)
+        values = dict(word.split("=", 1) for word in given if "=" in word)
+        if "dataset.build_arc_dataset" in given:
+            (folder / "data").symlink_to(tiny_compact_dataset)
+        elif given[0] == "train_arc_tiny_corrupt.py":
+            # As short as the minutes are, a batch is taken.
+            run_training(
+                folder / "data", folder / "run", "resume=auto", "train.eval_every=null",
+                "train.max_steps=1000000", "arch.puzzle_embedding=factored",
+                f"train.max_minutes={values['train.max_minutes']}",
+                *([f"train.stop_after_minutes={values['train.stop_after_minutes']}"]
+                  if "train.stop_after_minutes" in values else []),
+            )  # fmt: skip
+        elif given[0] == "evaluate.py":
+            run_evaluation(
+                folder / "evaluation", f"checkpoint={folder / 'run'}", "eval.max_variants=2"
+            )
+
+    monkeypatch.setattr(command, "run", fake_run)
+    monkeypatch.setattr(command, "START_MINUTES", 0.0)
+    rows = tmp_path / "rows"
+    given = ("--minutes", "0.02", "--rows", str(rows), "--input-file-prefix", "any")
+    arguments(monkeypatch, folder, *given, "--stop-after-minutes", "0.001")
+    command.main()
+    assert not rows.exists() and words_run[-1][0] == "train_arc_tiny_corrupt.py"
+    used = json.loads((folder / command.STATE_FILE).read_text())["minutes"]
+    assert used > 0
+    arguments(monkeypatch, folder, *given)
+    started = time.monotonic()
+    command.main()
+    row = read_rows(rows)[1]
+    assert row.minutes == pytest.approx(used + (time.monotonic() - started) / 60, abs=0.02)
+    last = command.last_metrics(folder)
+    assert row.training_minutes == last["train/minutes"] >= 0.0 and row.track == "tiny"
+    assert row.examples == last["step"] // 3 * 8
+    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert row.score == pytest.approx(metrics["pass@2"])
+    assert row.log["evaluation"]["num_predictions"] == metrics["num_predictions"]
+    assert row.parameters > row.network_parameters
+    with pytest.raises(SystemExit):
+        command.main()  # It is done.
+
+
+def test_a_network_too_large_for_its_track_gets_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "record"
+    (folder / "evaluation").mkdir(parents=True)
+    checkpoint = {"network_parameters": 250_000, "puzzle_embedding_parameters": 50_001}
+    (folder / "evaluation" / "metrics.json").write_text(json.dumps({"checkpoints": [checkpoint]}))
+    with pytest.raises(UserError, match=r"up to 300,000 parameters.* this network has 300,001"):
+        command.record_of(folder, arguments(monkeypatch, folder), 1.0)
+
+
+def test_a_digest_is_of_names_and_bytes(tmp_path: Path) -> None:
+    for name, content in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / "file").write_text(content)
+    (tmp_path / "b" / "sub" / "file").rename(tmp_path / "b" / "sub" / "other")
+    digests = [command.digest(tmp_path / name) for name in "abc"]
+    assert len(set(digests)) == 3 and command.digest(tmp_path / "a") == digests[0]
