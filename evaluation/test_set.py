@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from common.errors import UserError
 from common.puzzles import PuzzleFactors
-from dataset.augmentation import parse_variant_name, transformed_sizes
+from dataset.augmentation import parse_variant_names, transformed_sizes
 from dataset.batches import select_test_examples
 from dataset.boards import puzzle_of, solution_tokens
 from dataset.canvas import VOCAB_SIZE, Canvases, canvas_side, grid_mask, read_back
@@ -81,10 +81,10 @@ class ArcTestSet(TestSet):
                 f"{path}: identifiers.json names {len(names)} puzzles, dataset.json counts "
                 f"{self.split.metadata.num_puzzle_identifiers}: the files are of different datasets"
             )
-        parsed = [parse_variant_name(names[puzzle]) for puzzle in self.examples.puzzle_ids]
-        self.task_ids = np.array([task_id for task_id, _, _ in parsed])
-        self.dihedrals = np.array([dihedral for _, dihedral, _ in parsed], dtype=np.int8)
-        self.permutations = np.array([permutation for _, _, permutation in parsed])
+        task_ids, variants = parse_variant_names([names[i] for i in self.examples.puzzle_ids])
+        self.task_ids = np.array(task_ids)
+        self.dihedrals = variants.dihedrals.astype(np.int8)
+        self.permutations = variants.permutations
         identity = (self.permutations == np.arange(NUM_COLOURS)).all(axis=1)
         self.is_followed = identity & (self.dihedrals == 0)  # The inputs that are unaugmented.
         self.tasks = load_tasks(path / puzzles_file(split_name))
