@@ -282,6 +282,7 @@ def require_compact(split: Split, config: DataConfig) -> None:
     """Raise UserError if the configuration asks for what only the compact layout can tell."""
     wanted = {
         "data.canvas=window": config.canvas == "window",
+        "data.translate=false": not config.translate,
         f"data.trajectories={config.trajectories}": config.trajectories is not None,
     }
     for key in (key for key, is_wanted in wanted.items() if is_wanted):

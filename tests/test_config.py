@@ -220,6 +220,10 @@ def test_a_config_survives_being_stored_with_a_checkpoint() -> None:
         ("supervision.targets=blur", ["supervision.targets", "'blur'", "final, linear"]),
         # Combinations.
         ("arch.num_heads=7", ["arch.hidden_size=256", "arch.num_heads=7"]),
+        (
+            "arch.num_recursions_with_gradient=2",
+            ["arch.num_recursions_with_gradient=2", "arch.num_recursions=1"],
+        ),
         ("arch.num_heads=256", ["arch.hidden_size=256", "arch.num_heads=256", "even"]),
         ("data.path=null", ["data.path=null"]),
         ("supervision.targets=file", ["supervision.targets=file", "data.trajectories=None"]),

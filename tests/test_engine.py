@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import UserError
 from common.packed import PackedBatch
+from common.puzzles import PuzzleFactors
 from models.attention import Kernel, grouped, varlen
+from models.puzzle_embedding import PuzzleEmbedding
 from models.supervision import StepResult
 from training.engine import ALIGNMENT, Engine, Gradients, is_captured
 from training.metrics import MetricSums
@@ -37,6 +39,19 @@ THREE = ((0, 4), (1, 3, 5), (2,))
 """The examples of a batch in one or in three micro-batches."""
 HALTING = {"targets": "final", "halting": True}
 EXPECTED = {"targets": "expected", "objective": "dual"}
+QUICK = {
+    "puzzle_embedding": "factored",
+    "rotary": "grid",
+    "short_convolution": True,
+    "num_recursions": 2,
+    "num_recursions_with_gradient": 2,
+}
+FIVE_PUZZLES = PuzzleFactors(
+    ("a", "b"),
+    torch.tensor([-1, 0, 0, 1, 1]),
+    torch.tensor([0, 0, 5, 0, 2]),
+    torch.arange(10).repeat(5, 1),
+)
 
 
 def batch(
@@ -56,11 +71,18 @@ def batch(
 
 
 def build(
-    optim: dict[str, Any] | None = None, diagnostics: bool = False, **supervision: Any
+    optim: dict[str, Any] | None = None,
+    diagnostics: bool = False,
+    arch: dict[str, Any] | None = None,
+    **supervision: Any,
 ) -> Engine:
     """On a tiny model, as if it were compiled: so that `prepare` has something to do."""
     config = tiny_optim(**{"lr": 1e-3, "ema_decay": 0.9, **(optim or {})})
-    model, table = tiny_model(halting_head=supervision.get("halting", False)), random_table()
+    model = tiny_model(halting_head=supervision.get("halting", False), **(arch or {}))
+    table: PuzzleEmbedding = random_table()
+    if model.puzzle_embedding is not None:
+        table = model.puzzle_embedding
+        model.puzzle_embedding.use(FIVE_PUZZLES)
     scheme = tiny_supervision(model, table, BATCH, diagnostics, **supervision)
     average = WeightAverage(model, config.ema_decay) if config.ema_decay is not None else None
     state = TrainingState(model, table, build_optimizers(config, model), average, dataset={})
@@ -72,7 +94,8 @@ def trained(engine: Engine) -> dict[str, Tensor]:
     """A copy of all that is trained."""
     state = engine.state
     tensors = {f"model {name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors["table"] = state.puzzle_embedding.weight
+    if state.table is not None:
+        tensors["table"] = state.table
     if state.average is not None:
         tensors |= {f"average {name}": tensor for name, tensor in state.average.weights.items()}
     for kind, optimizer in enumerate(state.optimizers):
@@ -224,12 +247,15 @@ def test_clipping_is_pytorchs_and_the_norm_that_is_recorded_is_that_before(limit
 
 @pytest.mark.parametrize("scheme", [{"next_input": "answer"}, HALTING], ids=["dis", "halting"])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-@pytest.mark.parametrize("name", ["adamw", "adam_atan2", "muon"])
+@pytest.mark.parametrize(
+    ("name", "arch"), [("adamw", {}), ("adam_atan2", {}), ("muon", QUICK)], ids=str
+)
 def test_of_a_rehearsal_nothing_remains(
-    name: str, ema_decay: float | None, scheme: dict[str, Any]
+    name: str, arch: dict[str, Any], ema_decay: float | None, scheme: dict[str, Any]
 ) -> None:
     """But the optimizer's state, all zero; and training goes on as if there had been none."""
-    engine, twin = (build({"name": name, "ema_decay": ema_decay}, **scheme) for _ in range(2))
+    optim = {"name": name, "ema_decay": ema_decay}
+    engine, twin = (build(optim, arch=arch, **scheme) for _ in range(2))
     for number in range(2):  # The second as of a run that is resumed.
         parts = batch(number, THREE, fill=(5, 0), whole=True)
         for each in (engine, twin):
@@ -361,10 +387,15 @@ def test_the_detector_of_waiting_detects_it(waits: Callable[[Tensor], Any]) -> N
 @pytest.mark.parametrize(
     "scheme", [{}, {"objective": "dual", "next_input": "answer"}, EXPECTED, HALTING], ids=str
 )
-@pytest.mark.parametrize("name", ["adamw", "adam_atan2"])
-def test_no_step_waits_for_the_device(name: str, scheme: dict[str, Any], diagnostics: bool) -> None:
+@pytest.mark.parametrize("arch", [{}, QUICK], ids=["plain", "quick"])
+@pytest.mark.parametrize("name", ["adamw", "adam_atan2", "muon"])
+def test_no_step_waits_for_the_device(
+    name: str, arch: dict[str, Any], scheme: dict[str, Any], diagnostics: bool
+) -> None:
     """Attention on a CPU reads the offsets, as no kernel on a GPU does: values stand in for it."""
-    engine = build({"name": name, "grad_clip": 1.0}, diagnostics, **scheme)
+    update = "batch" if arch and not scheme.get("halting") else "step"
+    optim = {"name": name, "grad_clip": 1.0, "update": update}
+    engine = build(optim, diagnostics, arch, **scheme)
     for block in engine.state.model.blocks:
         block.attention.kernel = lambda q, k, v, offsets, longest: v
     parts = batch(0, THREE, fill=(7, 0), whole=True)

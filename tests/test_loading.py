@@ -293,9 +293,13 @@ def test_both_layouts_sample_the_same_examples_in_the_same_order(
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"canvas": "window"}, "data.canvas=window"), ({"trajectories": Path("t.npz")}, "data.traj")],
+    [
+        ({"canvas": "window"}, "data.canvas=window"),
+        ({"translate": False}, "data.translate=false"),
+        ({"trajectories": Path("t.npz")}, "data.traj"),
+    ],
 )
-def test_windows_and_trajectories_need_the_compact_layout(
+def test_what_only_the_compact_layout_can_tell_needs_it(
     full: PuzzleSplit, changes: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^{key}.* full one: .* --layout compact"):

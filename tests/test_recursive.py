@@ -452,6 +452,14 @@ def test_every_block_attends_by_the_kernel_of_the_device(monkeypatch: pytest.Mon
     assert built().blocks[0].attention.kernel is grouped, "and no other model's"
 
 
+def test_rows_and_columns_take_a_square_canvas_and_a_head_of_four_numbers() -> None:
+    with pytest.raises(UserError, match=r"arch\.rotary=grid: .* have 15 cells, which is no square"):
+        TinyRecursiveModel(tiny_arch(rotary="grid"), 12, 15)
+    values = {**tiny_arch().model_dump(), "rotary": "grid", "num_heads": 8}
+    with pytest.raises(UserError, match=r"rotary=grid: arch\.hidden_size=16 .*num_heads=8"):
+        validate(ArchConfig, values, "a test")
+
+
 @pytest.mark.parametrize("heads", [3, 16])
 def test_heads_must_divide_the_width_into_even_parts(heads: int) -> None:
     values = {**tiny_arch().model_dump(), "num_heads": heads}

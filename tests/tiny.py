@@ -12,7 +12,7 @@ from common.packed import NO_TOKEN, PackedBatch
 from common.tokens import PAD
 from dataset.canvas import ARC_COLOURS, VOCAB_SIZE
 from models.build import build_supervision
-from models.puzzle_embedding import PuzzleTable
+from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from models.randomness import CellRandom
 from models.recursive import ArchConfig, TinyRecursiveModel
 from models.supervision import Supervision, SupervisionConfig
@@ -24,6 +24,8 @@ ALONE = Ranks(rank=0, world_size=1, device=CPU)
 CANVAS_SIDE = 4
 SEQ_LEN = CANVAS_SIDE**2
 PREFIX = 3
+NUM_TASKS = 2
+"""Of factored puzzle embeddings."""
 
 
 def tiny_arch(**changes: Any) -> ArchConfig:
@@ -44,7 +46,8 @@ def tiny_model(
     """A model of its own seed; the global random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return TinyRecursiveModel(tiny_arch(**changes), VOCAB_SIZE, SEQ_LEN, compute_dtype)
+        arch = tiny_arch(**changes)
+        return TinyRecursiveModel(arch, VOCAB_SIZE, SEQ_LEN, compute_dtype, NUM_TASKS)
 
 
 def tiny_optim(**changes: Any) -> OptimConfig:
@@ -106,7 +109,7 @@ def packed(
 
 def tiny_supervision(
     model: TinyRecursiveModel,
-    table: PuzzleTable,
+    table: PuzzleEmbedding,
     batch_size: int,
     diagnostics: bool = False,
     **config: Any,
