@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from common.settings import Settings
@@ -48,6 +49,7 @@ class Comparison(Settings):
     variants: list[str]
     seeds: list[int] | None = None
     curves: bool = False
+    equal_time: bool = False
 
 
 class Grid(Settings):
@@ -124,7 +126,7 @@ def tables(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
     texts = {"extent": extent}
     for key, comparison in grid.comparisons.items():
         for task in comparison.tasks:
-            texts[f"{key} on {task}"] = comparison_table(grid, comparison.variants, task, records)
+            texts[f"{key} on {task}"] = comparison_table(grid, comparison, task, records)
     for task, spec in grid.tasks.items():
         for variant in grid.variants:
             if not (found := diagnoses(records, task, variant)):
@@ -142,11 +144,12 @@ def tables(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
 
 
 def comparison_table(
-    grid: Grid, variants: Sequence[str], task: str, records: Sequence[Record]
+    grid: Grid, comparison: Comparison, task: str, records: Sequence[Record]
 ) -> str:
     """One row for each variant that has been run."""
-    spec, rows = grid.tasks[task], []
-    first = [r.final[spec.measure] for r in select(records, task, variants[0])]
+    spec, rows, variants = grid.tasks[task], [], comparison.variants
+    of_first = select(records, task, variants[0])
+    first = [r.final[spec.measure] for r in of_first]
     for key in variants:
         if not (runs := select(records, task, key)):
             continue
@@ -163,6 +166,12 @@ def comparison_table(
             "difference to the first (standard error)": difference(finals[spec.measure], first)
             if first and key != variants[0]
             else "",
+        }
+        if comparison.equal_time and of_first:
+            seconds = statistics.median(r.final["seconds"] for r in of_first)
+            values = [value_at(run.curve, "seconds", seconds, spec.measure) for run in runs]
+            row[f"{spaced(spec.measure)} after {seconds:.0f} s"] = mean_and_spread(values)
+        row |= {
             "seeds": str(len(runs)),
             "parameters": f"{run.parameters:,}",
             "calls per answer": str(run.calls_per_answer),
@@ -173,6 +182,15 @@ def comparison_table(
         }
         rows.append(row)
     return markdown(list(rows[0]), [list(row.values()) for row in rows]) if rows else "not run yet"
+
+
+def value_at(curve: Sequence[Row], axis: str, place: float, measure: str) -> float:
+    """The measure where a curve is at that place of an axis, between two evaluations on a line.
+
+    Before the first evaluation it is that one's, after the last the last one's.
+    """
+    places, values = ([row[name] for row in curve] for name in (axis, measure))
+    return float(np.interp(place, places, values))
 
 
 def diagnosis_table(

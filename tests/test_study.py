@@ -145,13 +145,29 @@ def test_an_experiment_alone_is_as_long_as_in_the_grid_and_arc_has_the_demos_tas
 # ---- tables and plots ------------------------------------------------------------------------
 
 
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
+def test_at_equal_time_slower_variants_are_read_from_their_curves_by_hand() -> None:
+    """TRM takes 16 s for what DIS does in 10."""
+    records = [record("dis", 0, 0.8), record("trm", 0, 0.6, seconds=16)]
+    methods = small_grid().comparisons["methods"].model_copy(update={"equal_time": True})
+    head, _, dis, trm = cells(comparison_table(small_grid(), methods, "nqueens", records))
+    column = head.index("solved after 10 s")
+    early, late = (row["solved"] for row in records[1].curve)
+    assert dis[column] == "0.800"
+    # Evaluations at 8 and 16 s: a quarter of the way between them.
+    assert trm[column] == f"{0.75 * early + 0.25 * late:.3f}"
+
+
 def test_a_table_by_hand() -> None:
     """Standard deviation 0.3 * sqrt(2) of each, so a standard error of 0.3 * sqrt(2)."""
     solved = {("trm", 1): 0.7, ("dis", 0): 0.2, ("trm", 0): 0.1}
     records = [record(*run, value) for run, value in solved.items()]
     records.append(record("dis", 1, 0.8, seconds=30))
-    table = comparison_table(small_grid(), ["dis", "trm"], "nqueens", records)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    methods = small_grid().comparisons["methods"]
+    rows = cells(comparison_table(small_grid(), methods, "nqueens", records))
     assert rows[0][:3] == ["variant", "solved", "exact accuracy"]
     assert rows[2] == ["DIS", "0.500 ± 0.424", "0.250 ± 0.212", "", "2", "1,234", "48", "1,000",
                        "1,200", "3.0 (3.0)", "20"]  # fmt: skip
