@@ -6,7 +6,9 @@ Eight queens stand on an 8x8 board, no two in one row, column or diagonal. A lab
 random solution, its input shows a random subset of the queens, 0 to 7: the number uniform, then the
 subset. The paper states board size, queens given and the two counts; how boards are drawn is our
 reading. Few queens leave several solutions open, of which a dataset stores one: `exact_ceiling`
-says how likely the best answer is to be that one.
+says how likely the best answer is to be that one. Of boards with several, a network that knows all
+probabilities and answers each cell by itself solves next to none: it would have to choose. The
+summary says how many have one solution.
 
 `--split paper` draws all boards independently. There are few boards with few queens (64 with one),
 so that most test boards are training boards too: the summary counts them.
@@ -207,12 +209,14 @@ def _summarise(train: Half, test: Half) -> Summary:
         [board.tobytes() in trained for board in transform(grids, dihedral)]
         for dihedral in range(NUM_DIHEDRALS)
     ]
+    ceilings = exact_ceiling(test.inputs)
     return {
         "train_boards": len(train.inputs),
         "test_boards": len(test.inputs),
         "test_boards_among_training_boards": int(np.sum(met[0])),
         "test_boards_turned_or_reflected_among_training_boards": int(np.any(met, axis=0).sum()),
-        "exact_ceiling": float(exact_ceiling(test.inputs).mean()),
+        "exact_ceiling": float(ceilings.mean()),
+        "share_with_one_solution": float((ceilings == 1).mean()),
     }
 
 

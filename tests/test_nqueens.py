@@ -237,6 +237,7 @@ def test_the_summary_describes_the_very_halves_and_is_kept(build_queens: Build, 
         "test_boards_among_training_boards": among,
         "test_boards_turned_or_reflected_among_training_boards": turned,
         "exact_ceiling": pytest.approx(ceilings.mean()),
+        "share_with_one_solution": pytest.approx(np.mean(ceilings > 0.9)),
     }
     assert among < turned < 100
     assert (among > 0) == (kind == "paper")
