@@ -26,10 +26,9 @@ from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches, require_shares
 from dataset.boards import solution_tokens
-from dataset.factors import puzzle_factors
+from dataset.factors import identity_of
 from dataset.loading import BatchLoader, require_compact
 from dataset.splits import open_split, require_square
-from dataset.storage import fingerprint
 from evaluation.predict import predict
 from evaluation.summary import headline, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set, split_while_training
@@ -42,7 +41,7 @@ from models.build import (
 )
 from models.steps import TrainedModel
 from models.targets import TARGETS
-from training.checkpoints import TASKS, CheckpointFolder, Rating
+from training.checkpoints import CheckpointFolder, Rating
 from training.clock import Clock
 from training.engine import Engine, is_captured
 from training.memory import estimate_memory, require_memory
@@ -71,8 +70,7 @@ class Run:
     @property
     def lr_factor(self) -> float:
         """Of the optimizer step to come, on all peak learning rates."""
-        optim, step = self.config.optim, self.state.step
-        return lr_schedule(optim, step, self.total_steps, self.time_used)
+        return lr_schedule(self.config.optim, self.state.step, self.total_steps, self.time_used)
 
     @property
     def time_used(self) -> float:
@@ -157,7 +155,8 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
             # A run that has just been resumed did all this before it ended.
             if log_now and state.step > first_step:
                 report_metrics(run, run_log, bar)
-                # The clock ran while metrics waited for the device: that is time of training.
+                # Metrics waited for the device: that was time of training.
+                state.seconds += clock.lap()
                 with clock.paused():
                     scores = validate(run, test_set) if evaluate_now and test_set else {}
                     if scores:
@@ -208,10 +207,7 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         config.train.micro_batch_tokens,
         num_steps=config.arch.num_supervision_steps,
     )
-    dataset, factors = fingerprint(config.data.path, metadata), None
-    if config.arch.puzzle_embedding == "factored":
-        factors = puzzle_factors(config.data.path, metadata)
-        dataset[TASKS] = list(factors.task_names)
+    dataset, factors = identity_of(config.data.path, metadata, config.arch.is_factored)
     torch.manual_seed(config.seed)
     model = build_model(
         config.arch, metadata.vocab_size, metadata.seq_len, config.train, ranks.device, factors

@@ -214,6 +214,7 @@ STAGES = (
     Stage("dataset", 120, build),
     Stage("compact, cropped", 150, train("data.canvas=window")),
     Stage("CUDA tests", 240, run_tests),
+    Stage("record", 150, train("experiment=record")),
     Stage("compact, whole canvas", 150, train()),
     Stage("attention kernels", 120, attend),
     Stage(

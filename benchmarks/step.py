@@ -157,7 +157,7 @@ def measure_run(case: Case, seconds: float, peak: float) -> dict[str, Any]:
         "cells per example": sum(case.cells) / len(case.cells),
         "tokens at a time": run.loader.tokens_at_a_time,
         "filled up": case.filled_up,
-        "GPU-hours, whole run": run.total_steps * took / 3600,
+        "GPU-hours, whole run": run.total_steps * run.engine.steps_per_update * took / 3600,
         "peak memory, GB": peak_memory(device) / 1e9,
         "s to the first step": to_first_step,
         "recompiled": torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs,

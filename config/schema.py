@@ -27,7 +27,8 @@ Device = Annotated[
 class LoopConfig(ComputeConfig):
     """Length and rhythm of training.
 
-    A step is an optimizer step: a batch takes N_sup of them, with supervision.halting one.
+    A step is an optimizer step: a batch takes N_sup of them; with supervision.halting or
+    optim.update=batch, one.
     """
 
     max_steps: int | None = Field(
@@ -51,8 +52,9 @@ class LoopConfig(ComputeConfig):
     stop_after_minutes: float | None = Field(
         None,
         gt=0,
-        description="minutes since its start, everything included, after which this process ends "
-        "with a checkpoint, at the end of a batch; resume=auto goes on; null: it ends with the run",
+        description="minutes since the configuration was read, all else included, after which this "
+        "process ends with a checkpoint, at the end of a batch; resume=auto goes on; null: it ends "
+        "with the run",
     )
     global_batch_size: int = Field(512, gt=0, description="examples per batch, over all ranks")
     micro_batch_tokens: int = Field(

@@ -4,6 +4,7 @@ Every pair of a task is transformed alike, so the variant is a puzzle of its own
 `{task_id}|||t{dihedral}|||{the permutation as ten digits}`; the original keeps its bare id.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ DRAWING_ROUNDS = 4
 """Equal parts in which they are spent: the first suffices for most tasks, one more is seldom."""
 
 _SEPARATOR = "|||"
+_DIGITS = sorted("0123456789")
 _SUFFIX = f"{_SEPARATOR}t0{_SEPARATOR}0123456789"
 
 
@@ -95,18 +97,13 @@ def parse_variant_name(name: str) -> tuple[str, int, npt.NDArray[np.uint8]]:
     task_id, *parts = name.split(_SEPARATOR)
     if not parts:
         return task_id, 0, IDENTITY_PERMUTATION
-    try:
-        dihedral_part, digits = parts
-        dihedral = int(dihedral_part.removeprefix("t"))
-        permutation = np.array([int(digit) for digit in digits], dtype=np.uint8)
-    except ValueError:
-        dihedral, permutation = -1, IDENTITY_PERMUTATION
-    if not 0 <= dihedral < NUM_DIHEDRALS or sorted(permutation) != list(range(NUM_COLOURS)):
-        raise UserError(
-            f"puzzle name '{name}' is not of the form task|||t<0-7>|||<ten digits>: "
-            f"the dataset's identifiers.json comes from another kind of builder"
-        )
-    return task_id, dihedral, permutation
+    if len(parts) == 2 and re.fullmatch("t[0-7]", parts[0]) and sorted(parts[1]) == _DIGITS:
+        permutation = np.array([int(digit) for digit in parts[1]], dtype=np.uint8)
+        return task_id, int(parts[0][1]), permutation
+    raise UserError(
+        f"puzzle name '{name}' is not of the form task|||t<0-7>|||<ten digits>: "
+        f"the dataset's identifiers.json comes from another kind of builder"
+    )
 
 
 def parse_variant_names(names: Sequence[str]) -> tuple[list[str], Variants]:

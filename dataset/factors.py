@@ -1,43 +1,36 @@
 """Of which task each puzzle of a dataset is a variant, and which, by the puzzles' names."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from common.puzzles import NO_TASK, PuzzleFactors
-from dataset.augmentation import IDENTITY_PERMUTATION, parse_variant_names
+from dataset.augmentation import parse_variant_names
 from dataset.storage import (
     BLANK_NAME,
     IDENTIFIERS_FILE,
     DatasetMetadata,
+    fingerprint,
     load_identifiers,
-    require,
 )
 
 
 def puzzle_factors(dataset_path: Path, metadata: DatasetMetadata) -> PuzzleFactors:
     """The factors of a dataset's puzzles, whoever built it.
 
-    Where puzzles have no names, as boards, each is a task of its own.
+    Where no puzzle has a name, as of boards, each identifier is a task of its own.
 
     Raises:
         UserError: a name is of another form, or there are more or fewer than puzzles.
     """
     count = metadata.num_puzzle_identifiers
-    if not (dataset_path / IDENTIFIERS_FILE).is_file():
-        return PuzzleFactors(
-            tuple(str(identifier) for identifier in range(count)),
-            torch.arange(count),
-            torch.zeros(count, dtype=torch.int64),
-            torch.from_numpy(IDENTITY_PERMUTATION.astype(np.int64)).repeat(count, 1),
-        )
-    identifiers = load_identifiers(dataset_path)
-    require(
-        len(identifiers) == count,
-        f"{dataset_path}: {IDENTIFIERS_FILE} names {len(identifiers)} puzzles, dataset.json counts "
-        f"{count}",
-    )
+    identifiers = [BLANK_NAME] * count
+    if (dataset_path / IDENTIFIERS_FILE).is_file():
+        identifiers = load_identifiers(dataset_path, count)
+    if all(name == BLANK_NAME for name in identifiers):
+        identifiers = [str(identifier) for identifier in range(count)]
     task_ids, variants = parse_variant_names(identifiers)
     names = tuple(dict.fromkeys(task_id for task_id in task_ids if task_id != BLANK_NAME))
     place = {name: number for number, name in enumerate(names)} | {BLANK_NAME: NO_TASK}
@@ -47,3 +40,17 @@ def puzzle_factors(dataset_path: Path, metadata: DatasetMetadata) -> PuzzleFacto
         torch.from_numpy(variants.dihedrals.astype(np.int64)),
         torch.from_numpy(variants.permutations.astype(np.int64)),
     )
+
+
+def identity_of(
+    dataset_path: Path, metadata: DatasetMetadata, factored: bool
+) -> tuple[dict[str, Any], PuzzleFactors | None]:
+    """What a checkpoint's puzzle embeddings depend on, and for factored ones the factors.
+
+    The fingerprint of the dataset (see `dataset.storage`); with factors also its `tasks`, in order.
+    """
+    found = fingerprint(dataset_path, metadata)
+    if not factored:
+        return found, None
+    factors = puzzle_factors(dataset_path, metadata)
+    return found | {"tasks": list(factors.task_names)}, factors

@@ -174,13 +174,18 @@ def puzzles_file(split: str) -> str:
     return f"{split}_puzzles.json"
 
 
-def load_identifiers(dataset_path: Path) -> list[str]:
-    """Puzzle names by identifier."""
+def load_identifiers(dataset_path: Path, num_puzzles: int | None = None) -> list[str]:
+    """Puzzle names by identifier, as many as `num_puzzles` if that is known."""
     names = read_json(dataset_path / IDENTIFIERS_FILE, REBUILD)
     require(
         isinstance(names, list) and all(isinstance(name, str) for name in names),
         f"{dataset_path / IDENTIFIERS_FILE}: must be a list of puzzle names",
     )
+    if num_puzzles not in (None, len(names)):
+        raise UserError(
+            f"{dataset_path}: {IDENTIFIERS_FILE} names {len(names)} puzzles, dataset.json counts "
+            f"{num_puzzles}: the files are of different datasets"
+        )
     return names
 
 

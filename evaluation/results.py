@@ -18,6 +18,7 @@ from evaluation.boards import is_solved
 from evaluation.predict import Answers
 from evaluation.predictions import PREDICTIONS_FILE, Predictions
 from evaluation.report import Attempt, ReportCase, write_report
+from evaluation.summary import HEADLINES
 from evaluation.test_set import ArcTestSet, BoardTestSet
 from evaluation.voting import ATTEMPTS, Ranking, Votes, submission
 
@@ -28,18 +29,6 @@ BOARDS_FILE = "boards.npz"
 REPORT_FILE = "report.html"
 REPORTED_BOARDS = 100
 """How many boards the page shows: the first ones."""
-HEADLINES = (
-    "pass@1",
-    "pass@2",
-    "solved",
-    "valid",
-    "keeps_given",
-    "exact_accuracy",
-    "exact_ceiling",
-    "loss",
-)
-"""Metrics that the page and the log show."""
-
 Document = dict[str, Any]
 """What `metrics.json` holds."""
 Arrays = dict[str, npt.NDArray[Any]]

@@ -7,11 +7,21 @@ from evaluation.predictions import predictions_of
 from evaluation.test_set import ArcTestSet, BoardTestSet
 from evaluation.voting import count_votes, score
 
-HEADLINES = ("pass@1", "pass@2", "solved", "exact_accuracy", "loss")
+HEADLINES = (
+    "pass@1",
+    "pass@2",
+    "solved",
+    "valid",
+    "keeps_given",
+    "exact_accuracy",
+    "exact_ceiling",
+    "loss",
+)
+"""Metrics that say most: on the page, and in the log."""
 
 
 def headline(metrics: dict[str, float]) -> str:
-    """Those metrics that say most, in one line."""
+    """In one line."""
     shown = [f"{key} {metrics[key]:.3f}" for key in HEADLINES if key in metrics]
     return ", ".join(shown) or "no known solutions"
 

@@ -5,7 +5,7 @@
     f_L, f_H (HRM)   `blocks` for z and `answer_blocks` for y, with separate_networks
     x, y, z          embedded question, answer state, latent state
     n                num_latent_updates: times z is updated before y is
-    T                num_recursions: cycles, of which only the last has a gradient
+    T                num_recursions: cycles, of which the last ones have a gradient
     N_sup            num_supervision_steps
 
 - one supervision step is one `forward`: embed, recurse, read out
@@ -116,6 +116,11 @@ class ArchConfig(Settings):
         return self
 
     @property
+    def is_factored(self) -> bool:
+        """Whether puzzle embeddings are part of the model, and no table beside it."""
+        return self.puzzle_embedding == "factored"
+
+    @property
     def network_calls(self) -> int:
         """Evaluations of f until the last answer: N_sup * T * (n + 1)."""
         return self.num_supervision_steps * self.num_recursions * (self.num_latent_updates + 1)
@@ -180,9 +185,7 @@ class TinyRecursiveModel(nn.Module):
         self.register_buffer("z_init", torch.randn(width))
         self.seq_len = seq_len
         self.puzzle_embedding = (
-            FactoredPuzzleEmbedding(num_tasks, width)
-            if config.puzzle_embedding == "factored"
-            else None
+            FactoredPuzzleEmbedding(num_tasks, width) if config.is_factored else None
         )
 
     def _new_network(self) -> nn.ModuleList:

@@ -2,7 +2,8 @@
 
 For a batch, a target generator lays out y†_1 ... y†_S (`begin`); step s is trained towards y†_s
 (`step`: forward and backward pass), and an optimizer step follows each, so step s + 1 sees weights
-that step s has changed. Another scheme is another `Supervision`: see `models.halting`.
+that step s has changed (`optim.update=batch`: one follows all). Another scheme is another
+`Supervision`: see `models.halting`.
 
     paper                  here
     Phi                    `models.targets.TARGETS[config.targets].generate`

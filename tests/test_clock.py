@@ -97,6 +97,7 @@ def takes(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         (train_arc_tiny_corrupt, "open_batches", 30),
         (Engine, "prepare", 0),
         (Engine, "begin", 60),
+        (train_arc_tiny_corrupt, "report_metrics", 0),
         (train_arc_tiny_corrupt, "validate", 1000),
         (TrainingState, "save", 10_000),
     ]
@@ -205,8 +206,11 @@ def test_a_run_in_pieces_is_the_whole_run_bit_for_bit(
     batches: int,
     minutes: float,
 ) -> None:
-    """Of one batch, though the time is up before it begins; or of two."""
-    takes["validate"] = takes["save"] = 0.0
+    """Of one batch, though the time is up before it begins; or of two.
+
+    Metrics wait for the device, also those at the end of a piece.
+    """
+    takes.update(validate=0.0, save=0.0, report_metrics=5.0)
     whole = run_training(tiny_dataset, tmp_path / "whole", *length)
     stop = f"train.stop_after_minutes={minutes}"
     run_dir = tmp_path / "pieces"
@@ -296,7 +300,7 @@ def test_ranks_whose_clocks_differ_stop_and_end_together(
 ) -> None:
     """A second a reading on the main rank, an hour on the other: as one rank by the first.
 
-    A pause begins with a reading, so that laps of a process take 1, 2, 2 ... seconds.
+    A lap takes 1 s more if it begins with a pause, and another lap ends when metrics were read.
     """
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -313,8 +317,8 @@ def test_ranks_whose_clocks_differ_stop_and_end_together(
         run_training(tiny_dataset, alone, *given, *piece)
     for name in ("train/minutes", "train/lr"):
         assert column(together, name) == column(alone, name)
-    # Stopped 5 s after the start, when 3 s are counted; ended after 3 + 1 + 2 s.
-    minutes = {3: 1 / 60, 6: 3 / 60, 9: 4 / 60, 12: 6 / 60}
+    # Stopped 6 s after the start, when 1 + 1 + 2 s are counted; with 1 s more it ends after another.
+    minutes = {3: 1 / 60, 6: 4 / 60, 9: 6 / 60}
     assert column(together, "train/minutes") == pytest.approx(minutes)
     assert len(checkpoints.load_training_state(newest(together))["rng_states"]) == 2
     found = checkpoint_tensors(newest(together))

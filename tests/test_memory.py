@@ -43,9 +43,18 @@ def kept_bytes(arch: ArchConfig) -> float:
     return (sum(sizes.values()) - 2 * model.num_parameters) / num_tokens
 
 
-@pytest.mark.parametrize("preset", ["compact", "medium"])
-def test_activations_are_what_the_partitioner_keeps(preset: str) -> None:
-    arch = load_config("train", TrainConfig, "", [f"arch={preset}"]).arch
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("arch=compact",),
+        ("arch=medium",),
+        ("arch.short_convolution=true",),
+        ("arch.num_recursions=2", "arch.num_recursions_with_gradient=2"),
+    ],
+    ids=str,
+)
+def test_activations_are_what_the_partitioner_keeps(given: tuple[str, ...]) -> None:
+    arch = load_config("train", TrainConfig, "", given).arch
     assert bytes_per_token(arch, torch.bfloat16) == pytest.approx(kept_bytes(arch), rel=0.1)
 
 

@@ -10,16 +10,20 @@ import pytest
 import torch
 from arc_oracles import arc_options
 from runs import checkpoint_tensors, read_results, run_evaluation, run_training
-from tiny import random_table
+from tiny import CPU, random_table
 
 from common.errors import UserError
 from common.puzzles import NO_TASK, PuzzleFactors
+from config.schema import TrainConfig
+from dataset import build_nqueens_dataset
 from dataset.augmentation import Variants, parse_variant_name, parse_variant_names, variant_names
 from dataset.build_arc_dataset import build
 from dataset.factors import puzzle_factors
 from dataset.splits import open_split
 from dataset.storage import load_identifiers
+from evaluation.test_set import open_test_set
 from models.puzzle_embedding import FactoredPuzzleEmbedding
+from training.checkpoints import load_trained, stored_config
 
 FACTORED = ("arch.puzzle_embedding=factored", "optim.puzzle_lr=0.01", "data.canvas=window")
 
@@ -135,6 +139,12 @@ def test_the_factors_of_a_dataset_are_those_of_its_names_whatever_the_layout(
 def test_where_puzzles_have_no_names_each_is_a_task(tiny_dataset: Path, tmp_path: Path) -> None:
     """As the boards of a puzzle, which share one embedding."""
     metadata = open_split(tiny_dataset, "train").metadata
+    boards = tmp_path / "boards"
+    options = {"output_dir": boards, "num_train": 8, "num_test": 2}
+    build_nqueens_dataset.build(build_nqueens_dataset.BuildOptions(**options))
+    factors = puzzle_factors(boards, open_split(boards, "train").metadata)
+    assert factors.tasks.tolist() == [0] and factors.task_names == ("0",)
+    # Other builders write no names at all.
     factors = puzzle_factors(tmp_path, metadata.model_copy(update={"num_puzzle_identifiers": 2}))
     assert factors.tasks.tolist() == [0, 1] and factors.task_names == ("0", "1")
     assert factors.permutations.tolist() == [list(range(10))] * 2
@@ -169,16 +179,36 @@ def test_the_factors_are_saved_and_averaged_with_the_network(factored_run: Path)
 def test_variants_that_were_not_seen_in_training_are_scored(
     factored_run: Path, kaggle_prefix: str, tmp_path: Path, in_process: None
 ) -> None:
-    """On a dataset of other variants of the same tasks, fewer of them and in another order."""
+    """On a dataset of other variants, of fewer of the tasks, and in another order."""
     data = tmp_path / "other"
     options = {"num_aug": 9, "seed": 7, "canvas_side": 10, "layout": "compact"}
     build(arc_options(kaggle_prefix, data, subsets=("evaluation",), **options))
     out = run_evaluation(tmp_path / "out", f"checkpoint={factored_run}", f"data.path={data}")
-    assert read_results(out)["num_predictions"] > 0
+    test_set = open_test_set(data, None, "window")
+    assert read_results(out)["num_predictions"] == len(test_set)
+    path = factored_run / "checkpoints" / "step_00000012"
+    config = stored_config(path, TrainConfig)
+    trained, _ = load_trained(
+        path, config.arch, config.supervision, test_set.fingerprint, test_set.puzzle_factors,
+        "raw", config.train, CPU,
+    )  # fmt: skip
+    tensors = checkpoint_tensors(path)
+    task, dihedral, colour = (
+        tensors[f"model.safetensors:puzzle_embedding.{factor}.weight"]
+        for factor in ("task", "dihedral", "colour")
+    )
+    tasks = json.loads((path / "dataset.json").read_text())["tasks"]
+    names = load_identifiers(data)
+    for puzzle in (1, 5, len(names) - 1):
+        task_id, number, permutation = parse_variant_name(names[puzzle])
+        expected = task[tasks.index(task_id)] + dihedral[number]
+        expected = expected + sum(colour[10 * c + to] for c, to in enumerate(permutation))
+        vectors = trained.puzzle_embedding.lookup(torch.tensor([puzzle]))
+        torch.testing.assert_close(vectors[0].detach(), expected)
 
 
 def test_a_task_that_was_not_trained_on_is_refused(
-    factored_run: Path, tmp_path: Path, kaggle_prefix: str, in_process: None
+    factored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = shutil.copytree(factored_run, tmp_path / "run")
     path = run_dir / "checkpoints" / "step_00000012" / "dataset.json"
@@ -188,6 +218,7 @@ def test_a_task_that_was_not_trained_on_is_refused(
     with pytest.raises(SystemExit) as exit_info:
         run_evaluation(tmp_path / "out", f"checkpoint={run_dir}")
     assert exit_info.value.code == 2
+    assert "was not trained on task" in capsys.readouterr().err
 
 
 def test_a_new_run_starts_from_the_network_with_or_without_its_factors(
@@ -195,6 +226,16 @@ def test_a_new_run_starts_from_the_network_with_or_without_its_factors(
 ) -> None:
     name = "puzzle_embedding.task.weight"
     averaged = checkpoint_tensors(factored_run / "checkpoints" / "step_00000012")
+    unlike = ("arch.puzzle_embedding=table", "init_puzzle_embedding=false", "train.max_steps=3")
+    run_dir = run_training(
+        roomy_compact_dataset, tmp_path / "table", f"init_from={factored_run}", *unlike,
+        "optim.lr=1e-12", "train.eval_every=null",
+    )  # fmt: skip
+    tensors = checkpoint_tensors(run_dir / "checkpoints" / "step_00000003")
+    torch.testing.assert_close(
+        tensors["model.safetensors:readout.weight"],
+        averaged["model_ema.safetensors:readout.weight"],
+    )
     for taken in (True, False):
         run_dir = run_training(
             roomy_compact_dataset, tmp_path / str(taken), *FACTORED, f"init_from={factored_run}",

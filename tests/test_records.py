@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +170,11 @@ def test_a_record_in_two_pieces_leaves_one_row_of_what_was_scored(
     monkeypatch.setattr(command, "run", fake_run)
     monkeypatch.setattr(command, "START_MINUTES", 0.0)
     rows = tmp_path / "rows"
-    given = ("--minutes", "0.02", "--rows", str(rows), "--input-file-prefix", "any")
+    given = ("--minutes", "0.02", "--rows", str(rows), "--share-for-voting", "0")
     arguments(monkeypatch, folder, *given, "--stop-after-minutes", "0.001")
     command.main()
     assert not rows.exists() and words_run[-1][0] == "train_arc_tiny_corrupt.py"
+    assert command.trained_minutes(folder) < 0.02
     used = json.loads((folder / command.STATE_FILE).read_text())["minutes"]
     assert used > 0
     arguments(monkeypatch, folder, *given)
@@ -180,7 +183,9 @@ def test_a_record_in_two_pieces_leaves_one_row_of_what_was_scored(
     row = read_rows(rows)[1]
     assert row.minutes == pytest.approx(used + (time.monotonic() - started) / 60, abs=0.02)
     last = command.last_metrics(folder)
-    assert row.training_minutes == last["train/minutes"] >= 0.0 and row.track == "tiny"
+    budget = json.loads((folder / command.STATE_FILE).read_text())["training_minutes"]
+    assert row.training_minutes == last["train/minutes"] >= budget > 0
+    assert row.track == "tiny"
     assert row.examples == last["step"] // 3 * 8
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert row.score == pytest.approx(metrics["pass@2"])
@@ -190,15 +195,43 @@ def test_a_record_in_two_pieces_leaves_one_row_of_what_was_scored(
         command.main()  # It is done.
 
 
-def test_a_network_too_large_for_its_track_gets_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_network_too_large_for_its_track_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_compact_dataset: Path
 ) -> None:
-    folder = tmp_path / "record"
-    (folder / "evaluation").mkdir(parents=True)
-    checkpoint = {"network_parameters": 250_000, "puzzle_embedding_parameters": 50_001}
-    (folder / "evaluation" / "metrics.json").write_text(json.dumps({"checkpoints": [checkpoint]}))
-    with pytest.raises(UserError, match=r"up to 300,000 parameters.* this network has 300,001"):
-        command.record_of(folder, arguments(monkeypatch, folder), 1.0)
+    """And a table of puzzle embeddings counts."""
+    (tmp_path / "data").symlink_to(tiny_compact_dataset)
+    asked = arguments(monkeypatch, tmp_path)
+    config = command.require_recipe(asked)
+    network, of_puzzles = command.require_track(tmp_path, asked, config)
+    assert (network, of_puzzles) == (167_424, (9 + 108) * 128)
+    asked.overrides = ["arch.hidden_size=256"]
+    with pytest.raises(UserError, match=r"is for up to 300,000 parameters.* network has [4-9]"):
+        command.require_track(tmp_path, asked, command.require_recipe(asked))
+    asked.overrides = ["arch.puzzle_embedding=table"]
+    table = command.require_track(tmp_path, asked, command.require_recipe(asked))
+    assert table[1] % 128 == 0 and table[1] != of_puzzles
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--track", "small"], "--input-file-prefix .*there is no .*training_challenges.json"),
+        (["--input-file-prefix", "missing"], "--input-file-prefix missing: there is no"),
+        (["train.max_steps=9"], r"train\.max_steps, .* as long as its minutes"),
+        (["optim.muon_lr=0"], r"optim\.muon_lr=0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_noted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused_in_process: Callable[..., str],
+    more: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(command, "DEFAULT_PREFIX", str(tmp_path / "nowhere"))
+    words = ["--minutes", "5", "--track", "tiny", "--output-dir", str(tmp_path / "record"), *more]
+    assert re.search(message, refused_in_process(command.main, *words))
+    assert not (tmp_path / "record").exists()
 
 
 def test_a_digest_is_of_names_and_bytes(tmp_path: Path) -> None:

@@ -58,8 +58,6 @@ DATASET_FILE = "dataset.json"
 STATE_FILE = "training_state.pt"
 BEST_FILE = "best.json"
 REMEDY = "use another checkpoint"
-TASKS = "tasks"
-"""Key of the dataset's fingerprint: with factored puzzle embeddings, the tasks in their order."""
 
 REMOVED_KEYS = dict.fromkeys(
     ("eval.voting", "eval.voting_error", "eval.voting_min_share", "eval.voting_seed"), "0.2.0"
@@ -84,7 +82,7 @@ class Checkpoint:
     """The table; None: factored ones are among the model's weights."""
     config: dict[str, Any]
     dataset: dict[str, Any]
-    """Fingerprint of the dataset that the puzzle embeddings belong to."""
+    """Fingerprint of the dataset that the puzzle embeddings belong to; `tasks` of factored ones."""
 
 
 class Rating(NamedTuple):
@@ -210,9 +208,9 @@ def load_trained(
     source = f"checkpoint {path}"
     numbered: PuzzleFactors | None = None
     required = stored.dataset
-    if arch.puzzle_embedding == "factored":
+    if arch.is_factored:
         # Any variants of the tasks that it was trained on will do.
-        numbered = factors().numbered_as(tuple(stored.dataset[TASKS]), source)
+        numbered = factors().numbered_as(tuple(stored.dataset["tasks"]), source)
         required = {key: stored.dataset[key] for key in ("seq_len", "vocab_size")}
     require_same_dataset(required, dataset, source)
     if weights == "ema" and stored.ema is None:

@@ -47,8 +47,8 @@ def bytes_per_token(arch: ArchConfig, dtype: torch.dtype) -> int:
     calls = arch.num_latent_updates + 1
     # Of each block: its input, queries, keys and values before and after the rotation, what
     # attention gives, the sums that are normalised; gate and up of SwiGLU, their product, and its
-    # convolution.
-    inner = 4 if arch.short_convolution else 3
+    # convolution before and after SiLU.
+    inner = 5 if arch.short_convolution else 3
     kept = 11.5 * width + inner * swiglu_width(width, arch.expansion)
     cycles = arch.num_recursions_with_gradient
     return round(cycles * calls * arch.num_layers * kept * dtype.itemsize)
@@ -81,9 +81,7 @@ def estimate_memory(
     per_token = 2 * arch.hidden_size * dtype.itemsize + frames * 12 + 7 * 8
     return MemoryEstimate(
         weights=num_parameters * 4 * copies,
-        puzzle_embedding=puzzle_parameters
-        * 4
-        * (1 if arch.puzzle_embedding == "table" else copies),
+        puzzle_embedding=puzzle_parameters * 4 * (copies if arch.is_factored else 1),
         batch=2 * per_token * batch_tokens,
         activations=tokens_at_a_time * bytes_per_token(arch, dtype),
     )

@@ -28,6 +28,8 @@ FIXED_ON_RESUME = (
     "supervision.halting",
     "train.global_batch_size",
 )
+OF_PUZZLES = "puzzle_embedding."
+"""What the names of factored puzzle embeddings among a model's weights begin with."""
 NOT_WORTH_SAYING = ("run_dir", "resume", "init_from", "wandb")
 """Where a run is and how it was started: no news when it is resumed."""
 
@@ -154,10 +156,11 @@ class TrainingState:
         path = find_checkpoint(source, "init_from")
         stored = checkpoints.load_checkpoint(path)
         weights = stored.ema or stored.model
-        if self.model.puzzle_embedding is not None and not take_puzzle_embedding:
+        if not take_puzzle_embedding:
+            # Of either kind, whichever of the two runs has factored ones.
             own = self.model.state_dict()
-            weights = {k: own[k] if k.startswith("puzzle_embedding.") else v
-                       for k, v in weights.items()}  # fmt: skip
+            weights = {k: v for k, v in weights.items() if not k.startswith(OF_PUZZLES)}
+            weights |= {k: v for k, v in own.items() if k.startswith(OF_PUZZLES)}
         checkpoints.load_weights(self.model, weights, str(path))
         if take_puzzle_embedding:
             remedy = "init_puzzle_embedding=false leaves them at zero"
