@@ -238,7 +238,10 @@ def write_results(grid: Grid, records: Sequence[Record], facts: dict[str, Any]) 
     atomic_write(folder / "points.json", json.dumps(document))
     draw(grid, records, folder)
     texts = tables(grid, records) | {"machine": ", ".join(f"{k} {v}" for k, v in facts.items())}
-    atomic_write(RESULTS_PAGE, fill(RESULTS_PAGE.read_text(encoding="utf-8"), grid.name, texts))
+    page = RESULTS_PAGE.read_text(encoding="utf-8")
+    if f"<!-- begin {grid.name}: " not in page:
+        raise UserError(f"{RESULTS_PAGE.name} has no place for the tables of {grid.name}")
+    atomic_write(RESULTS_PAGE, fill(page, grid.name, texts))
 
 
 def read_results(grid: Grid) -> tuple[list[Record], dict[str, Any]]:

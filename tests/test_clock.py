@@ -317,7 +317,7 @@ def test_ranks_whose_clocks_differ_stop_and_end_together(
         run_training(tiny_dataset, alone, *given, *piece)
     for name in ("train/minutes", "train/lr"):
         assert column(together, name) == column(alone, name)
-    # Stopped 6 s after the start, when 1 + 1 + 2 s are counted; with 1 s more it ends after another.
+    # Stopped 6 s after the start, when 1 + 1 + 2 s are counted; 1 s more, and one more is the end.
     minutes = {3: 1 / 60, 6: 4 / 60, 9: 6 / 60}
     assert column(together, "train/minutes") == pytest.approx(minutes)
     assert len(checkpoints.load_training_state(newest(together))["rng_states"]) == 2

@@ -237,6 +237,11 @@ def test_results_are_written_and_reported_again_from_the_records_alone(results: 
     assert (results / "RESULTS.md").read_text() == text
 
 
+def test_results_without_a_place_on_the_page_are_not_lost_in_silence(results: Path) -> None:
+    with pytest.raises(UserError, match=r"RESULTS\.md has no place for the tables of another"):
+        command.write_results(small_grid(name="another"), [], {})
+
+
 def test_the_page_shows_what_the_records_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
