@@ -107,14 +107,7 @@ def main() -> None:
     is_voted = (folder / "evaluation").exists()
     if is_trained and not is_voted and has_time(state["voting_minutes"]):
         note()  # Should this piece be killed while it votes: a sign of life.
-        run(
-            *(
-                "evaluate.py",
-                f"checkpoint={folder / 'run'}",
-                f"eval.max_variants={arguments.votes}",
-            ),
-            f"output_dir={folder / 'evaluation'}",
-        )
+        vote(folder, arguments.votes)
         is_voted = True
     note(minutes=before + minutes(), started=None)
     if not is_voted:
@@ -250,6 +243,12 @@ def train(
         *(f"run_dir={folder / 'run'}", "resume=auto", f"train.max_minutes={budget}"),
         *([] if stop_after is None else [f"train.stop_after_minutes={stop_after}"]),
     )
+
+
+def vote(folder: Path, votes: int) -> None:
+    """Predict so many variants of each task, and score."""
+    words = [f"checkpoint={folder / 'run'}", f"output_dir={folder / 'evaluation'}"]
+    run("evaluate.py", *words, f"eval.max_variants={votes}")
 
 
 def trained_minutes(folder: Path) -> float:
