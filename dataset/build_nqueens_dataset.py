@@ -18,6 +18,9 @@ evenly over 1 to 7 queens but at most half of the boards that exist for a number
 queen), and training boards are drawn as above from the others. What is new about test boards are
 the given queens: all 92 solutions stand among training labels, and most test boards are a training
 board turned or reflected, which the summary counts.
+
+`--num-aug 7` adds every training board turned and reflected, as the rules hold for all eight forms.
+With `--split disjoint` a form that is a test board is not one of them.
 """
 
 import logging
@@ -165,6 +168,12 @@ class BuildOptions(build_boards.BuildOptions):
         description="paper: all boards drawn independently, so that most test boards are training "
         "boards too; disjoint: no test board is a training board",
     )
+    num_aug: int = Field(
+        0,
+        ge=0,
+        lt=NUM_DIHEDRALS,
+        description="turned or reflected forms of each training board besides itself",
+    )
 
 
 def build(options: BuildOptions) -> Summary:
@@ -197,9 +206,25 @@ def build(options: BuildOptions) -> Summary:
     train_half, test_half = (
         Half(boards.inputs[rows], boards.labels[rows]) for rows in (train, test)
     )
+    hidden = test_half.inputs if options.split == "disjoint" else test_half.inputs[:0]
+    train_half = _with_forms(train_half, options.num_aug, hidden)
     return write_dataset(
         options, "nqueens", VOCAB_SIZE, (train_half, test_half), _summarise(train_half, test_half)
     )
+
+
+def _with_forms(boards: Half, num_aug: int, hidden: Boards) -> Half:
+    """Each board followed by forms of it; in place of one that is `hidden` the board once more."""
+    dihedrals = range(num_aug + 1)
+    # Inputs and labels alike: [2, boards, forms, cells].
+    grids = np.stack([boards.inputs, boards.labels]).reshape(2, -1, SIDE, SIDE)
+    forms = np.stack([transform(grids, dihedral) for dihedral in dihedrals], axis=2)
+    forms = forms.reshape(*forms.shape[:3], CELLS)
+    known = {board.tobytes() for board in hidden}
+    is_hidden = np.array([[form.tobytes() in known for form in group] for group in forms[0]])
+    chosen = np.where(is_hidden, 0, dihedrals)[None, :, :, None]
+    inputs, labels = np.take_along_axis(forms, chosen, axis=2).reshape(2, -1, CELLS)
+    return Half(inputs, labels, num_aug + 1)
 
 
 def _summarise(train: Half, test: Half) -> Summary:

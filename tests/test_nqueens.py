@@ -242,8 +242,39 @@ def test_the_summary_describes_the_very_halves_and_is_kept(build_queens: Build, 
     assert among < turned < 100
     assert (among > 0) == (kind == "paper")
     kept = json.loads((folder / "build.json").read_text())
-    assert kept["options"] == {"split": kind, "num_train": 400, "num_test": 100, "seed": 42}
+    options = {"split": kind, "num_train": 400, "num_test": 100, "num_aug": 0, "seed": 42}
+    assert kept["options"] == options
     assert kept["summary"] == summary
+
+
+def test_forms_of_a_board_follow_it_but_for_those_to_test_on(
+    build_queens: Build, tmp_path: Path, kind: str
+) -> None:
+    sizes = {"split": kind, "num_train": 300, "num_test": 400}
+    plain, _ = build_queens(output_dir=tmp_path / "plain", **sizes)
+    folder, summary = build_queens(**sizes, num_aug=7)
+    assert boards_of(folder, "test") == boards_of(plain, "test")
+    train, single = open_split(folder, "train"), open_split(plain, "train")
+    assert summary["train_boards"] == len(train.inputs) == 2400
+    assert np.array_equal(np.diff(train.group_indices), np.full(300, 8))
+    tested = set(boards_of(folder, "test"))
+    num_left_out = 0
+    pairs = zip(single.inputs, single.labels, strict=True)
+    for number, (board, solution) in enumerate(pairs):
+        found = {
+            (train.inputs[row].tobytes(), train.labels[row].tobytes())
+            for row in range(8 * number, 8 * number + 8)
+        }
+        forms = {
+            tuple(np.rot90(look(grid.reshape(8, 8)), k).tobytes() for grid in (board, solution))
+            for look in (np.asarray, np.fliplr)
+            for k in range(4)
+        }
+        if kind == "disjoint":
+            num_left_out += sum(form[0] in tested for form in forms)
+            forms = {form for form in forms if form[0] not in tested}
+        assert found == forms
+    assert (num_left_out > 0) == (kind == "disjoint")
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.floats(0, 1))
