@@ -126,7 +126,9 @@ def tables(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
     texts = {"extent": extent}
     for key, comparison in grid.comparisons.items():
         for task in comparison.tasks:
-            texts[f"{key} on {task}"] = comparison_table(grid, comparison, task, records)
+            name = f"{key} on {task}"
+            texts[name] = comparison_table(grid, comparison, task, records)
+            texts[f"spread of {name}"] = pooled_spread(grid, comparison, task, records)
     for task, spec in grid.tasks.items():
         for variant in grid.variants:
             if not (found := diagnoses(records, task, variant)):
@@ -182,6 +184,22 @@ def comparison_table(
         }
         rows.append(row)
     return markdown(list(rows[0]), [list(row.values()) for row in rows]) if rows else "not run yet"
+
+
+def pooled_spread(grid: Grid, comparison: Comparison, task: str, records: Sequence[Record]) -> str:
+    """Standard deviation of the measure over seeds, from all variants together.
+
+    With few seeds it is better known than that of each variant alone.
+    """
+    measure = grid.tasks[task].measure
+    runs_of = (select(records, task, variant) for variant in comparison.variants)
+    values = [[run.final[measure] for run in runs] for runs in runs_of]
+    repeated = [of_variant for of_variant in values if len(of_variant) > 1]
+    freedom = sum(len(of_variant) - 1 for of_variant in repeated)
+    if not freedom:
+        return "not known, as no variant was run twice"
+    squares = sum(statistics.variance(v) * (len(v) - 1) for v in repeated)
+    return f"{(squares / freedom) ** 0.5:.3f} ({freedom} degrees of freedom)"
 
 
 def value_at(curve: Sequence[Row], axis: str, place: float, measure: str) -> float:

@@ -173,6 +173,13 @@ def test_a_table_by_hand() -> None:
                        "1,200", "3.0 (3.0)", "20"]  # fmt: skip
     assert rows[3] == ["TRM", "0.400 ± 0.424", "0.200 ± 0.212", "-0.100 ± 0.424", "2", "1,234",
                        "48", "1,000", "1,200", "12.0 (3.0)", "10"]  # fmt: skip
+    # Squares from the means: 2 * 0.3 ** 2, and those of 0.1, 0.4 and 0.7.
+    records.append(record("trm", 2, 0.4))
+    assert tables(small_grid(), records)["spread of methods on nqueens"] == (
+        f"{(0.36 / 3) ** 0.5:.3f} (3 degrees of freedom)"
+    )
+    spread = tables(small_grid(), records[:1])["spread of methods on nqueens"]
+    assert spread == "not known, as no variant was run twice"
 
 
 def test_diagnoses_become_tables_by_step_by_guidance_weight_and_by_votes() -> None:
@@ -182,6 +189,7 @@ def test_diagnoses_become_tables_by_step_by_guidance_weight_and_by_votes() -> No
     texts = tables(small_grid(), [*found, record("trm", 0, 0.5, 1800)])
     assert texts["extent"] == "3 runs, 1.5 hours of training on one thread in all"
     compared = {"methods on nqueens", "factor on nqueens"}
+    compared |= {f"spread of {name}" for name in compared}
     of_dis = {"guidance of dis on nqueens", "steps of dis on nqueens"}
     assert set(texts) == {"extent", *compared, *of_dis}
     guidance = texts["guidance of dis on nqueens"].splitlines()
