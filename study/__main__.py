@@ -77,11 +77,11 @@ def points_of(grid: Grid) -> list[Point]:
 
 def train_command(grid: Grid, point: Point, output: Path) -> list[str]:
     """Words after `python` that train the point; also what to type to run it alone."""
-    variant = grid.variants[point.variant]
-    steps = round(grid.tasks[point.task].steps / variant.cost)
+    task, variant = grid.tasks[point.task], grid.variants[point.variant]
+    steps = round(task.steps / variant.cost)
     return [
         "train_arc_tiny_corrupt.py",
-        f"experiment=study_{point.task}",
+        f"experiment={task.experiment}",
         *variant.overrides,
         f"train.max_steps={steps}",
         f"train.eval_every={steps // grid.evaluations}",

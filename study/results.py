@@ -27,6 +27,7 @@ class TaskSpec(Settings):
     """A dataset and its measure; `study.yaml` says what each key means, here and below."""
 
     title: str
+    experiment: str
     steps: int
     measure: str
     beside: list[str]

@@ -30,7 +30,13 @@ SHORT = [
 
 def small_grid(**changes: Any) -> Grid:
     """DIS against TRM on few 8-queens boards."""
-    task = {"title": "Queens", "steps": 4, "measure": "solved", "beside": ["exact_accuracy"]}
+    task = {
+        "title": "Queens",
+        "experiment": "study_nqueens",
+        "steps": 4,
+        "measure": "solved",
+        "beside": ["exact_accuracy"],
+    }
     methods = {"tasks": ["nqueens"], "variants": ["dis", "trm"], "curves": True}
     values = {
         "name": "small",
