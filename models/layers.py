@@ -65,26 +65,6 @@ class Embedding(nn.Module):
         return (index.unsqueeze(-1) == rows).to(self.weight.dtype) @ self.weight
 
 
-class PlaceEmbedding(nn.Module):
-    """A vector for each row of a canvas and one for each column, added."""
-
-    def __init__(self, side: int, width: int) -> None:
-        super().__init__()
-        self.side = side
-        self.row = Embedding(side, width)
-        self.column = Embedding(side, width)
-
-    def forward(self, cells: Tensor, origins: Tensor) -> Tensor:
-        """Vectors [N, D] of `cells` [N], counted from `origins` [N]; zero in prefixes."""
-        rows = cells // self.side - origins // self.side
-        columns = cells % self.side - origins % self.side
-        is_prefix = cells < 0
-        vectors: Tensor = self.row(rows.masked_fill(is_prefix, -1)) + self.column(
-            columns.masked_fill(is_prefix, -1)
-        )
-        return vectors
-
-
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines [N, 1, head_dim] that rotate tokens by their places."""
 

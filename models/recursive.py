@@ -38,7 +38,6 @@ from models.layers import (
     Embedding,
     HaltingHead,
     Linear,
-    PlaceEmbedding,
     RotaryEmbedding,
     Sequences,
     flat_angles,
@@ -95,11 +94,6 @@ class ArchConfig(Settings):
         "frequencies turn with the row, half with the column",
     )
     rope_base: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
-    place_embedding: bool = Field(
-        False,
-        description="add learned vectors for a cell's row and column, counted from the first cell "
-        "that is shown",
-    )
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMSNorm")
 
     @model_validator(mode="after")
@@ -181,10 +175,6 @@ class TinyRecursiveModel(nn.Module):
         self.step_embedding = (
             Embedding(config.num_supervision_steps, width) if config.step_embedding else None
         )
-        self.place_embedding = None
-        if config.place_embedding:
-            side = square_side(seq_len, "arch.place_embedding=false")
-            self.place_embedding = PlaceEmbedding(side, width)
         self.blocks = self._new_network()
         self.answer_blocks = self._new_network() if config.separate_networks else None
         self.readout = Linear(width, vocab_size)
@@ -272,7 +262,7 @@ class TinyRecursiveModel(nn.Module):
         # Where a sequence is empty, at the end of the batch, there is no first token; the last one
         # of all is then of a sequence that fills up, and what it holds makes no difference.
         starts = offsets[:-1].long().clamp(max=len(inputs) - 1)
-        x = self.embed(inputs, puzzle_vectors, supervision_step, cells, sequence, starts)
+        x = self.embed(inputs, puzzle_vectors, supervision_step, sequence, starts)
         rotation = self.rotary(cells + self.config.prefix_length)
         is_first = cells == -self.config.prefix_length
         sequences = Sequences(rotation, is_first, offsets, self.longest_sequence)
@@ -295,15 +285,11 @@ class TinyRecursiveModel(nn.Module):
         inputs: Tensor,
         puzzle_vectors: Tensor,
         supervision_step: Tensor,
-        cells: Tensor,
         sequence: Tensor,
         starts: Tensor,
     ) -> Tensor:
         """x [N, D]: prefixes (puzzle, then zeros) and cells, plus the step, times sqrt(D)."""
         x = self.token_embedding(inputs).index_add(0, starts, puzzle_vectors)
-        if self.place_embedding is not None:
-            first = (starts + self.config.prefix_length).clamp(max=len(cells) - 1)
-            x = x + self.place_embedding(cells, cells[first][sequence])
         if self.step_embedding is not None:
             step = supervision_step.clamp(max=self.config.num_supervision_steps) - 1
             # The same for all tokens, or each its sequence's.
@@ -334,23 +320,13 @@ def rotary_angles(config: ArchConfig, seq_len: int) -> Tensor:
     head_dim = config.hidden_size // config.num_heads
     if config.rotary == "flat":
         return flat_angles(head_dim, config.prefix_length + seq_len, config.rope_base)
-    side = square_side(seq_len, "arch.rotary=flat")
-    return grid_angles(head_dim, config.prefix_length, side, config.rope_base)
-
-
-def square_side(seq_len: int, remedy: str) -> int:
-    """Rows and columns of a canvas.
-
-    Raises:
-        UserError: it is no square.
-    """
     side = math.isqrt(seq_len)
     if side * side != seq_len:
         raise UserError(
-            f"the dataset's canvases have {seq_len} cells, which is no square: they have no rows "
-            f"and columns; use {remedy}"
+            f"arch.rotary=grid: the dataset's canvases have {seq_len} cells, which is no square; "
+            f"use arch.rotary=flat"
         )
-    return side
+    return grid_angles(head_dim, config.prefix_length, side, config.rope_base)
 
 
 def apply_network(blocks: nn.ModuleList, h: Tensor, sequences: Sequences) -> Tensor:

@@ -26,8 +26,7 @@ OVERRIDES = (
     "optim.lr=1e-2", "optim.puzzle_lr=1e-5", "optim.ema_decay=0.9", "train.diagnostics=true",
 )  # fmt: skip
 QUICK = (
-    "arch.puzzle_embedding=factored", "arch.rotary=grid", "arch.place_embedding=true",
-    "arch.short_convolution=true",
+    "arch.puzzle_embedding=factored", "arch.rotary=grid", "arch.short_convolution=true",
     "optim.update=batch",
 )  # fmt: skip
 HALTING = ("supervision=trm", "arch.halting_head=true", "data.canvas=whole")

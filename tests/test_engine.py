@@ -42,7 +42,6 @@ EXPECTED = {"targets": "expected", "objective": "dual"}
 QUICK = {
     "puzzle_embedding": "factored",
     "rotary": "grid",
-    "place_embedding": True,
     "short_convolution": True,
     "num_recursions": 2,
     "num_recursions_with_gradient": 2,

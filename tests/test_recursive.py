@@ -175,14 +175,6 @@ def written_out(
     tokens, cells = given.parts(given.batch.inputs)[row], given.parts(given.batch.cells)[row]
     prefix = [given.vectors[row]] + [torch.zeros(width)] * (config.prefix_length - 1)
     of_cells = [model.token_embedding.weight[token] for token in tokens[config.prefix_length :]]
-    if model.place_embedding is not None:
-        shown = cells[config.prefix_length :].tolist()
-        for index, cell in enumerate(shown):
-            down, right = cell // 4 - shown[0] // 4, cell % 4 - shown[0] % 4
-            if down >= 0:  # Nothing above the first cell, or to its left.
-                of_cells[index] = of_cells[index] + model.place_embedding.row.weight[down]
-            if right >= 0:
-                of_cells[index] = of_cells[index] + model.place_embedding.column.weight[right]
     x = torch.stack([p + step_vector for p in prefix + of_cells]) * math.sqrt(width)
     angles = angles_of(config, cells)
 
@@ -218,7 +210,6 @@ def written_out(
         {"separate_networks": True},
         {"step_embedding": False},
         {"rotary": "grid", "short_convolution": True},
-        {"place_embedding": True},
     ],
     ids=str,
 )
@@ -299,7 +290,7 @@ def test_a_sequences_answer_depends_neither_on_its_neighbours_nor_on_their_order
 
 def restless() -> TinyRecursiveModel:
     """A model whose halting logit depends on what it sees."""
-    model = tiny_model(halting_head=True, num_recursions=2, place_embedding=True)
+    model = tiny_model(halting_head=True, num_recursions=2)
     model.halting_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     return model
 
@@ -462,12 +453,8 @@ def test_every_block_attends_by_the_kernel_of_the_device(monkeypatch: pytest.Mon
 
 
 def test_rows_and_columns_take_a_square_canvas_and_a_head_of_four_numbers() -> None:
-    for key, value, remedy in (
-        ("rotary", "grid", "rotary=flat"),
-        ("place_embedding", True, "place_embedding=false"),
-    ):
-        with pytest.raises(UserError, match=rf"have 15 cells, .* no square.* use arch.{remedy}"):
-            TinyRecursiveModel(tiny_arch(**{key: value}), 12, 15)
+    with pytest.raises(UserError, match=r"arch\.rotary=grid: .* have 15 cells, which is no square"):
+        TinyRecursiveModel(tiny_arch(rotary="grid"), 12, 15)
     values = {**tiny_arch().model_dump(), "rotary": "grid", "num_heads": 8}
     with pytest.raises(UserError, match=r"rotary=grid: arch\.hidden_size=16 .*num_heads=8"):
         validate(ArchConfig, values, "a test")

@@ -47,7 +47,6 @@ WINDOW = ("data.canvas=window", "data.whole_canvas_share=0.2", *DIAGNOSTICS)
 QUICK = (
     "arch.puzzle_embedding=factored",
     "arch.rotary=grid",
-    "arch.place_embedding=true",
     "arch.short_convolution=true",
     "arch.num_recursions=2",
     "arch.num_recursions_with_gradient=2",

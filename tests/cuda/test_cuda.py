@@ -45,7 +45,6 @@ EAGER = ("train.compile=off", "train.graphs=off")
 QUICK = (
     "arch.puzzle_embedding=factored",
     "arch.rotary=grid",
-    "arch.place_embedding=true",
     "arch.short_convolution=true",
     "arch.num_recursions=2",
     "arch.num_recursions_with_gradient=2",
