@@ -43,7 +43,7 @@ from models.layers import (
     flat_angles,
     grid_angles,
 )
-from models.puzzle_embedding import FactoredPuzzleEmbedding
+from models.puzzle_embedding import NUM_COLOURS, FactoredPuzzleEmbedding
 
 
 class ArchConfig(Settings):
@@ -78,8 +78,8 @@ class ArchConfig(Settings):
     )
     puzzle_embedding: Literal["table", "factored"] = Field(
         "table",
-        description="table: a vector for each variant of each task; factored: the sum of vectors "
-        "for the task, the dihedral transform and the colours (models/puzzle_embedding.py)",
+        description="table: a vector for each variant of each task; factored: one for each task, "
+        "modulated by the dihedral transform and the colours (models/puzzle_embedding.py)",
     )
     short_convolution: bool = Field(
         False,
@@ -107,6 +107,11 @@ class ArchConfig(Settings):
             raise ValueError(
                 f"arch.rotary=grid: arch.hidden_size={self.hidden_size} must be a multiple of four "
                 f"times arch.num_heads={self.num_heads}, as rows and columns share the frequencies"
+            )
+        if self.is_factored and self.hidden_size < NUM_COLOURS:
+            raise ValueError(
+                f"arch.puzzle_embedding=factored: arch.hidden_size={self.hidden_size} must be at "
+                f"least {NUM_COLOURS}, a slot for each colour"
             )
         if self.num_recursions_with_gradient > self.num_recursions:
             raise ValueError(

@@ -1,8 +1,10 @@
-"""Factored puzzle embeddings: sums by hand, variants never seen, and the names they come from."""
+"""Factored puzzle embeddings: vectors by hand, unseen variants, and the names they come from."""
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from arc_oracles import arc_options
 from runs import checkpoint_tensors, read_results, run_evaluation, run_training
 from tiny import CPU, random_table
+from torch import Tensor
 
 from common.errors import UserError
 from common.puzzles import NO_TASK, PuzzleFactors
@@ -36,7 +39,7 @@ TWO_TASKS = PuzzleFactors(
 """The blank identifier, a variant of b, and a as it is."""
 
 
-def random_factors(num_tasks: int = 2, width: int = 4) -> FactoredPuzzleEmbedding:
+def random_factors(num_tasks: int = 2, width: int = 23) -> FactoredPuzzleEmbedding:
     embedding = FactoredPuzzleEmbedding(num_tasks, width)
     generator = torch.Generator().manual_seed(0)
     for parameter in embedding.parameters():
@@ -44,38 +47,62 @@ def random_factors(num_tasks: int = 2, width: int = 4) -> FactoredPuzzleEmbeddin
     return embedding
 
 
-def test_a_vector_is_the_sum_of_its_factors_by_hand() -> None:
+def dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return math.fsum(a * b for a, b in zip(one, other, strict=True))
+
+
+def by_hand(weights: dict[str, Tensor], task: int, dihedral: int, becomes: Sequence[int]) -> Tensor:
+    """(1 + gamma) * e + beta, number by number."""
+    e, variant = weights["task"][task].tolist(), weights["dihedral"][dihedral].tolist()
+    width, slot = len(e), len(e) // 10
+    for colour, to in enumerate(becomes):
+        for place in range(slot):
+            variant[slot * colour + place] += weights["colour"][to, place].item()
+    hidden = [dot(row, e + variant) for row in weights["down"].tolist()]
+    modulation = [dot(row, hidden) for row in weights["up"].tolist()]
+    return torch.tensor([(1 + modulation[d]) * e[d] + modulation[width + d] for d in range(width)])
+
+
+def test_a_vector_is_the_tasks_modulated_by_the_variants_by_hand() -> None:
     embedding = random_factors()
     embedding.use(TWO_TASKS)
-    vectors = embedding.lookup(torch.tensor([1, 2, 0]))
-    task, dihedral = embedding.task.weight, embedding.dihedral.weight
-    colour = embedding.colour.weight.view(10, 10, 4)
-    becomes = [(0, 0), (1, 2), (2, 1), *((c, c) for c in range(3, 10))]
-    expected = task[1] + dihedral[3] + sum(colour[c, to] for c, to in becomes)
+    with torch.no_grad():
+        vectors = embedding.lookup(torch.tensor([1, 2, 0]))
+    weights = {name.removesuffix(".weight"): w for name, w in embedding.named_parameters()}
+    expected = by_hand(weights, 1, 3, [0, 2, 1, *range(3, 10)])
     torch.testing.assert_close(vectors[0], expected)
-    torch.testing.assert_close(
-        vectors[1], task[0] + dihedral[0] + sum(colour[c, c] for c in range(10))
-    )
-    assert not vectors[2].any(), "the blank identifier has no factors"
+    torch.testing.assert_close(vectors[1], by_hand(weights, 0, 0, range(10)))
+    assert not vectors[2].any(), "the blank identifier is no puzzle"
 
 
 def test_each_factor_gets_the_gradient_of_the_puzzles_that_have_it() -> None:
-    embedding = random_factors()
+    embedding = random_factors(num_tasks=3)
     embedding.use(TWO_TASKS)
-    weight = torch.tensor([1.0, 10.0, 100.0])
-    (embedding.lookup(torch.tensor([1, 2, 1])) * weight.unsqueeze(1)).sum().backward()
-    assert embedding.task.weight.grad[:, 0].tolist() == [10, 101]
-    assert embedding.dihedral.weight.grad[:, 0].tolist() == [10, 0, 0, 101, 0, 0, 0, 0]
-    colour = embedding.colour.weight.grad[:, 0].view(10, 10)
-    assert colour[1, 2] == colour[2, 1] == 101 and colour[1, 1] == 10 and colour[5, 5] == 111
-    assert colour.sum() == 10 * 111
+    embedding.lookup(torch.tensor([1, 0, 1])).sum().backward()
+    assert embedding.task.weight.grad.any(dim=1).tolist() == [False, True, False]
+    assert embedding.dihedral.weight.grad.any(dim=1).nonzero().flatten().tolist() == [3]
+    assert embedding.colour.weight.grad.any(dim=1).all(), "a permutation has every colour"
+    assert embedding.down.weight.grad.any() and embedding.up.weight.grad.any()
+
+
+def test_a_permutation_of_colours_permutes_the_code_and_another_has_another_vector() -> None:
+    embedding = random_factors()
+    swapped = [0, 2, 1, *range(3, 10)]
+    embedding.use(TWO_TASKS._replace(permutations=torch.tensor([range(10), swapped, range(10)])))
+    before = embedding.lookup(torch.tensor([1]))
+    with torch.no_grad():
+        embedding.colour.weight.copy_(embedding.colour.weight[swapped])
+    embedding.use(TWO_TASKS._replace(permutations=torch.tensor([list(range(10))] * 3)))
+    torch.testing.assert_close(embedding.lookup(torch.tensor([1])), before)
+    embedding.use(TWO_TASKS)
+    assert not torch.allclose(embedding.lookup(torch.tensor([1])), before)
 
 
 def test_training_starts_as_with_the_table_all_vectors_are_zero() -> None:
-    embedding = FactoredPuzzleEmbedding(2, 4)
+    embedding = FactoredPuzzleEmbedding(2, 20)
     embedding.use(TWO_TASKS)
     assert not embedding.lookup(torch.arange(3)).any()
-    assert embedding.num_parameters == (2 + 8 + 100) * 4
+    assert embedding.num_parameters == (2 + 8) * 20 + 10 * 2 + 2 * 32 * 40
     assert random_table(num_puzzles=3, width=4).num_parameters == 12
 
 
@@ -193,16 +220,15 @@ def test_variants_that_were_not_seen_in_training_are_scored(
         "raw", config.train, CPU,
     )  # fmt: skip
     tensors = checkpoint_tensors(path)
-    task, dihedral, colour = (
-        tensors[f"model.safetensors:puzzle_embedding.{factor}.weight"]
-        for factor in ("task", "dihedral", "colour")
-    )
+    weights = {
+        factor: tensors[f"model.safetensors:puzzle_embedding.{factor}.weight"]
+        for factor in ("task", "dihedral", "colour", "down", "up")
+    }
     tasks = json.loads((path / "dataset.json").read_text())["tasks"]
     names = load_identifiers(data)
     for puzzle in (1, 5, len(names) - 1):
         task_id, number, permutation = parse_variant_name(names[puzzle])
-        expected = task[tasks.index(task_id)] + dihedral[number]
-        expected = expected + sum(colour[10 * c + to] for c, to in enumerate(permutation))
+        expected = by_hand(weights, tasks.index(task_id), number, permutation)
         vectors = trained.puzzle_embedding.lookup(torch.tensor([puzzle]))
         torch.testing.assert_close(vectors[0].detach(), expected)
 

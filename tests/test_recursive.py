@@ -460,6 +460,12 @@ def test_rows_and_columns_take_a_square_canvas_and_a_head_of_four_numbers() -> N
         validate(ArchConfig, values, "a test")
 
 
+def test_factored_puzzle_embeddings_take_a_width_with_a_slot_for_each_colour() -> None:
+    values = {**tiny_arch().model_dump(), "hidden_size": 8, "puzzle_embedding": "factored"}
+    with pytest.raises(UserError, match=r"puzzle_embedding=factored: arch\.hidden_size=8 .*10"):
+        validate(ArchConfig, values, "a test")
+
+
 @pytest.mark.parametrize("heads", [3, 16])
 def test_heads_must_divide_the_width_into_even_parts(heads: int) -> None:
     values = {**tiny_arch().model_dump(), "num_heads": heads}
