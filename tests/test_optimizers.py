@@ -287,7 +287,7 @@ def test_muon_takes_the_matrices_of_the_blocks_adamw_the_rest_and_puzzles_have_t
         f"{network}.0.{layer}.weight" for network in ("blocks", "answer_blocks") for layer in layers
     }
     assert of_puzzles == {
-        f"puzzle_embedding.{factor}.weight" for factor in ("task", "dihedral", "colour")
+        f"puzzle_embedding.{part}.weight" for part in ("task", "dihedral", "colour", "down", "up")
     }
     assert "blocks.0.swiglu.convolution.weight" in of_rest and "readout.weight" in of_rest
     assert not names

@@ -208,7 +208,7 @@ def test_a_network_too_large_for_its_track_is_refused_before_it_is_trained(
     asked = arguments(monkeypatch, tmp_path)
     config = command.require_recipe(asked)
     network, of_puzzles = command.require_track(tmp_path, asked, config)
-    assert (network, of_puzzles) == (167_424, (9 + 108) * 128)
+    assert (network, of_puzzles) == (167_424, (9 + 8) * 128 + 10 * 12 + 2 * 32 * 256)
     asked.overrides = ["arch.hidden_size=256"]
     with pytest.raises(UserError, match=r"is for up to 300,000 parameters.* network has [4-9]"):
         command.require_track(tmp_path, asked, command.require_recipe(asked))
