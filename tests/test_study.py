@@ -156,15 +156,17 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_at_equal_time_slower_variants_are_read_from_their_curves_by_hand() -> None:
-    """TRM takes 16 s for what DIS does in 10."""
-    records = [record("dis", 0, 0.8), record("trm", 0, 0.6, seconds=16)]
+    """TRM takes 16 s for what DIS does in 10, where nothing else slows it down."""
+    slowed = [record("dis", 1, 0.8, seconds=30), record("trm", 1, 0.6, seconds=80)]
+    records = [record("dis", 0, 0.8), record("trm", 0, 0.6, seconds=16), *slowed]
     methods = small_grid().comparisons["methods"].model_copy(update={"equal_time": True})
     head, _, dis, trm = cells(comparison_table(small_grid(), methods, "nqueens", records))
     column = head.index("solved after 10 s")
     early, late = (row["solved"] for row in records[1].curve)
-    assert dis[column] == "0.800"
+    assert dis[column] == "0.800 ± 0.000"
     # Evaluations at 8 and 16 s: a quarter of the way between them.
-    assert trm[column] == f"{0.75 * early + 0.25 * late:.3f}"
+    assert trm[column] == f"{0.75 * early + 0.25 * late:.3f} ± 0.000"
+    assert [row[-1] for row in (dis, trm)] == ["10", "16"]
 
 
 def test_a_table_by_hand() -> None:
@@ -176,7 +178,7 @@ def test_a_table_by_hand() -> None:
     rows = cells(comparison_table(small_grid(), methods, "nqueens", records))
     assert rows[0][:3] == ["variant", "solved", "exact accuracy"]
     assert rows[2] == ["DIS", "0.500 ± 0.424", "0.250 ± 0.212", "", "2", "1,234", "48", "1,000",
-                       "1,200", "3.0 (3.0)", "20"]  # fmt: skip
+                       "1,200", "3.0 (3.0)", "10"]  # fmt: skip
     assert rows[3] == ["TRM", "0.400 ± 0.424", "0.200 ± 0.212", "-0.100 ± 0.424", "2", "1,234",
                        "48", "1,000", "1,200", "12.0 (3.0)", "10"]  # fmt: skip
     # Squares from the means: 2 * 0.3 ** 2, and those of 0.1, 0.4 and 0.7.
