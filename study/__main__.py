@@ -68,7 +68,7 @@ def points_of(grid: Grid) -> list[Point]:
     points = [
         Point(task, variant, seed)
         for comparison in grid.comparisons.values()
-        for seed in comparison.seeds or grid.seeds
+        for seed in grid.seeds_of(comparison)
         for task in comparison.tasks
         for variant in comparison.variants
     ]
@@ -101,7 +101,8 @@ def run_grid(
     A run that fails (it may diverge) does not stop the others.
 
     Raises:
-        UserError: a point is no configuration of the trainer, or a dataset cannot be built.
+        UserError: a point is no configuration of the trainer, its folder is of another, or a
+            dataset cannot be built.
     """
     # All of them before the first is run: a mistake should show now, and not in an hour. And here,
     # as Hydra works in one thread at a time.
@@ -109,6 +110,8 @@ def run_grid(
         load_config("train", TrainConfig, "", train_command(grid, point, DEFAULT_OUTPUT)[1:])
         for point in points
     ]
+    for point, config in zip(points, configs, strict=True):
+        require_own(output / point.name, made_by(grid, point, config))
     for task in dict.fromkeys(point.task for point in points):
         build_dataset(grid, task, output)
     records, complaints = [], []
@@ -142,8 +145,7 @@ def run_point(grid: Grid, point: Point, config: TrainConfig, output: Path) -> Re
         UserError: a command failed, or what is there is of another configuration.
     """
     folder, variant = output / point.name, grid.variants[point.variant]
-    # The whole configuration, as a group's file may have changed while the command has not.
-    claim(folder, [config.model_dump(mode="json"), grid.tasks[point.task].build, variant.diagnose])
+    claim(folder, made_by(grid, point, config))
     if (folder / "point.json").is_file():
         return Record(**json.loads((folder / "point.json").read_text()))
     _run(train_command(grid, point, output), folder)
@@ -202,15 +204,31 @@ def read_curve(metrics_path: Path) -> list[Row]:
     return curve
 
 
+def made_by(grid: Grid, point: Point, config: TrainConfig) -> Any:
+    """What a point's run depends on."""
+    # The whole configuration, as a group's file may have changed while the command has not.
+    of_run = config.model_dump(mode="json")
+    return [of_run, grid.tasks[point.task].build, grid.variants[point.variant].diagnose]
+
+
 def claim(folder: Path, made_by: Any) -> None:
     """Note beside a folder what it is made by; UserError if it was made by something else."""
-    path, text = folder.with_name(f"{folder.name}.made_by.json"), json.dumps(made_by, indent=1)
-    if path.is_file() and path.read_text() != text:
+    require_own(folder, made_by)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(_note_of(folder), json.dumps(made_by, indent=1))
+
+
+def require_own(folder: Path, made_by: Any) -> None:
+    """Raise UserError if a folder was made by something else."""
+    note = _note_of(folder)
+    if note.is_file() and json.loads(note.read_text()) != made_by:
         raise UserError(
             f"{folder} is of another configuration: remove it, or choose another --output"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, text)
+
+
+def _note_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.made_by.json")
 
 
 def _run(words: Sequence[str], folder: Path) -> None:
@@ -232,16 +250,23 @@ def _run(words: Sequence[str], folder: Path) -> None:
 
 def write_results(grid: Grid, records: Sequence[Record], facts: dict[str, Any]) -> None:
     """Keep the records, draw the plots, and fill the page's tables; facts are of the machine."""
+    require_places(grid)
     folder = RESULTS_FOLDER / grid.name
     folder.mkdir(parents=True, exist_ok=True)
     document = {"machine": facts, "points": [asdict(record) for record in records]}
     atomic_write(folder / "points.json", json.dumps(document))
     draw(grid, records, folder)
     texts = tables(grid, records) | {"machine": ", ".join(f"{k} {v}" for k, v in facts.items())}
+    atomic_write(RESULTS_PAGE, fill(RESULTS_PAGE.read_text(encoding="utf-8"), grid.name, texts))
+
+
+def require_places(grid: Grid) -> None:
+    """Raise UserError unless the page has a place for the table of every comparison."""
     page = RESULTS_PAGE.read_text(encoding="utf-8")
-    if f"<!-- begin {grid.name}: " not in page:
-        raise UserError(f"{RESULTS_PAGE.name} has no place for the tables of {grid.name}")
-    atomic_write(RESULTS_PAGE, fill(page, grid.name, texts))
+    for key, comparison in grid.comparisons.items():
+        for task in comparison.tasks:
+            if (begin := f"<!-- begin {grid.name}: {key} on {task} -->") not in page:
+                raise UserError(f"{RESULTS_PAGE.name} has no place for a table: no '{begin}'")
 
 
 def read_results(grid: Grid) -> tuple[list[Record], dict[str, Any]]:
@@ -282,10 +307,13 @@ def main() -> None:
             words = train_command(grid, point, arguments.output)
             sys.stdout.write(f"{point.name}: python {' '.join(words)}\n")
         return
+    is_whole = prefixes == ("",)
+    if is_whole:
+        require_places(grid)
     if arguments.so_far:
         points = [point for point in points if (output / point.name / "point.json").is_file()]
     records, complaints = run_grid(grid, points, output, arguments.workers)
-    if prefixes == ("",):
+    if is_whole:
         facts = machine(torch.device("cpu"))
         facts |= {"threads": f"1 a run, {arguments.workers} runs at a time"}
         write_results(grid, records, facts)

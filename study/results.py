@@ -63,6 +63,9 @@ class Grid(Settings):
     variants: dict[str, Variant]
     comparisons: dict[str, Comparison]
 
+    def seeds_of(self, comparison: Comparison) -> list[int]:
+        return comparison.seeds or self.seeds
+
 
 @dataclass(frozen=True)
 class Record:
@@ -90,6 +93,11 @@ def select(records: Sequence[Record], task: str, variant: str) -> list[Record]:
     """The records of one variant, ordered by seed."""
     found = [r for r in records if (r.task, r.variant) == (task, variant)]
     return sorted(found, key=lambda record: record.seed)
+
+
+def within(grid: Grid, comparison: Comparison, records: Sequence[Record]) -> list[Record]:
+    """Those of a comparison's seeds: another may have run some of its variants more often."""
+    return [record for record in records if record.seed in grid.seeds_of(comparison)]
 
 
 def diagnoses(records: Sequence[Record], task: str, variant: str) -> list[dict[str, Any]]:
@@ -126,10 +134,11 @@ def tables(grid: Grid, records: Sequence[Record]) -> dict[str, str]:
     extent = f"{len(records)} runs, {hours:.1f} hours of training on one thread in all"
     texts = {"extent": extent}
     for key, comparison in grid.comparisons.items():
+        compared = within(grid, comparison, records)
         for task in comparison.tasks:
             name = f"{key} on {task}"
-            texts[name] = comparison_table(grid, comparison, task, records)
-            texts[f"spread of {name}"] = pooled_spread(grid, comparison, task, records)
+            texts[name] = comparison_table(grid, comparison, task, compared)
+            texts[f"spread of {name}"] = pooled_spread(grid, comparison, task, compared)
     for task, spec in grid.tasks.items():
         for variant in grid.variants:
             if not (found := diagnoses(records, task, variant)):
@@ -173,7 +182,7 @@ def comparison_table(
         if comparison.equal_time and of_first:
             seconds = quickest(of_first)
             until = steps * seconds / quickest(runs)
-            values = [value_at(run.curve, "step", until, spec.measure) for run in runs]
+            values = [value_at(run.curve, until, spec.measure) for run in runs]
             row[f"{spaced(spec.measure)} after {seconds:.0f} s"] = mean_and_spread(values)
         row |= {
             "seeds": str(len(runs)),
@@ -209,13 +218,13 @@ def quickest(runs: Sequence[Record]) -> float:
     return min(run.final["seconds"] for run in runs)
 
 
-def value_at(curve: Sequence[Row], axis: str, place: float, measure: str) -> float:
-    """The measure where a curve is at that place of an axis, between two evaluations on a line.
+def value_at(curve: Sequence[Row], step: float, measure: str) -> float:
+    """The measure at that step, between two evaluations on a line.
 
     Before the first evaluation it is that one's, after the last the last one's.
     """
-    places, values = ([row[name] for row in curve] for name in (axis, measure))
-    return float(np.interp(place, places, values))
+    steps, values = ([row[name] for row in curve] for name in ("step", measure))
+    return float(np.interp(step, steps, values))
 
 
 def diagnosis_table(
@@ -262,7 +271,8 @@ def draw(grid: Grid, records: Sequence[Record], folder: Path) -> None:
     panels = []
     for key, comparison in grid.comparisons.items():
         if comparison.curves:
-            draw_curves(grid, comparison, records, folder / f"{key}.png")
+            compared = within(grid, comparison, records)
+            draw_curves(grid, comparison, compared, folder / f"{key}.png")
         else:
             panels += [(key, task) for task in comparison.tasks]
     if panels:
@@ -298,7 +308,7 @@ def draw_curves(grid: Grid, comparison: Comparison, records: Sequence[Record], p
                 values = [[point[measure] for point in points] for points in evaluations]
                 steps = [points[0]["step"] for points in evaluations]
                 calls = [step * runs[0].calls_per_step for step in steps]
-                seconds = [statistics.mean(p["seconds"] for p in points) for points in evaluations]
+                seconds = [step * quickest(runs) / runs[0].final["step"] for step in steps]
                 means = [statistics.mean(v) for v in values]
                 low, high = [min(v) for v in values], [max(v) for v in values]
                 colour, title = f"C{index}", grid.variants[variant].title
@@ -322,9 +332,10 @@ def draw_factors(
         for plot in axes.flat[len(panels) :]:
             plot.set_axis_off()
         for plot, (key, task) in zip(axes.flat, panels, strict=False):
-            variants, measure = grid.comparisons[key].variants, grid.tasks[task].measure
+            comparison, measure = grid.comparisons[key], grid.tasks[task].measure
+            variants, compared = comparison.variants, within(grid, comparison, records)
             for row, variant in enumerate(variants):
-                values = [r.final[measure] for r in select(records, task, variant)]
+                values = [r.final[measure] for r in select(compared, task, variant)]
                 plot.plot(values, [row] * len(values), "o", color=f"C{row}", alpha=0.6)
                 if values:
                     plot.plot(statistics.mean(values), row, "|k", markersize=14)

@@ -16,7 +16,9 @@ from study import __main__ as command
 from study.__main__ import Point, points_of, read_curve, train_command
 from study.results import Grid, Record, comparison_table, fill, tables
 
-GRID = command.load_grid("study")
+GRIDS = {path.stem: command.load_grid(path.stem) for path in command.GRIDS.glob("*.yaml")}
+GRID = GRIDS["study"]
+KEPT = [name for name in GRIDS if (command.RESULTS_FOLDER / name / "points.json").is_file()]
 BUILD = "dataset.build_nqueens_dataset --output-dir {data} --num-train 16 --num-test 4"
 SHORT = [
     "arch.hidden_size=16",
@@ -91,34 +93,37 @@ def diagnosis(solved: float, votes: Any = ()) -> dict[str, Any]:
     }
 
 
-def config_of(point: Point, *more: str) -> TrainConfig:
-    arguments = [*train_command(GRID, point, Path("x"))[1:], *more]
+def config_of(point: Point, *more: str, grid: Grid = GRID) -> TrainConfig:
+    arguments = [*train_command(grid, point, Path("x"))[1:], *more]
     return load_config("train", TrainConfig, "", arguments)
 
 
 # ---- the grid --------------------------------------------------------------------------------
 
 
-def test_every_point_is_a_valid_configuration_and_differs_from_the_others() -> None:
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_point_is_a_valid_configuration_and_differs_from_the_others(name: str) -> None:
     """Two variants with the same configuration would be compared with themselves.
 
     Each is run once for each seed, and the first seeds come first.
     """
-    points = points_of(GRID)
+    grid = GRIDS[name]
+    points = points_of(grid)
     assert [point.seed for point in points] == sorted(point.seed for point in points)
-    assert len(GRID.seeds) >= 3
-    wanted = {
-        (task, variant)
-        for comparison in GRID.comparisons.values()
+    every = {
+        Point(task, variant, seed)
+        for comparison in grid.comparisons.values()
         for task in comparison.tasks
         for variant in comparison.variants
+        for seed in comparison.seeds or grid.seeds
     }
-    every = {Point(*pair, seed) for pair in wanted for seed in GRID.seeds}
     assert len(points) == len(every)
     assert set(points) == every
+    used = {variant for _, variant, _ in every}
+    assert used == set(grid.variants)
     seen = {}
-    for point in points[: len(wanted)]:  # The others differ by the seed alone.
-        config = config_of(point, "run_dir=x")
+    for point in (point for point in points if point.seed == grid.seeds[0]):
+        config = config_of(point, "run_dir=x", grid=grid)
         assert config.seed == point.seed
         assert config.train.eval_every is not None
         content = config.model_dump_json()
@@ -140,10 +145,11 @@ def test_every_method_has_the_same_compute() -> None:
 
 
 def test_an_experiment_alone_is_as_long_as_in_the_grid_and_arc_has_the_demos_tasks() -> None:
-    for name, task in GRID.tasks.items():
-        config = load_config("train", TrainConfig, "", [f"experiment=study_{name}"])
-        assert config.train.max_steps == task.steps
-        assert config.train.eval_every == task.steps // GRID.evaluations
+    for grid in GRIDS.values():
+        for task in grid.tasks.values():
+            config = load_config("train", TrainConfig, "", [f"experiment={task.experiment}"])
+            assert config.train.max_steps == task.steps
+            assert config.train.eval_every == task.steps // grid.evaluations
     (build,) = (c for c in GRID.tasks["arc"].build if "build_arc_dataset" in c)
     assert build.split("--task-ids ")[1].split() == load_config("demo", DemoConfig, "", []).task_ids
 
@@ -169,13 +175,28 @@ def test_at_equal_time_slower_variants_are_read_from_their_curves_by_hand() -> N
     assert [row[-1] for row in (dis, trm)] == ["10", "16"]
 
 
+def test_a_comparison_shows_its_own_seeds_though_another_has_run_more() -> None:
+    """Else seed 2, which one variant alone was run with, would be taken for its merit."""
+    factor = {"tasks": ["nqueens"], "variants": ["dis"], "seeds": [0, 1, 2]}
+    methods = small_grid().comparisons["methods"]
+    grid = small_grid(comparisons={"methods": methods, "factor": factor})
+    records = [record(variant, seed, 0.5) for variant in ("dis", "trm") for seed in (0, 1)]
+    texts = tables(grid, [*records, record("dis", 2, 0.2)])
+    _, _, dis, trm = cells(texts["methods on nqueens"])
+    assert dis[1] == "0.500 ± 0.000"
+    assert trm[3] == "+0.000 ± 0.000"
+    assert texts["spread of methods on nqueens"] == "0.000 (2 degrees of freedom)"
+    assert cells(texts["factor on nqueens"])[2][1] == "0.400 ± 0.173"
+
+
 def test_a_table_by_hand() -> None:
     """Standard deviation 0.3 * sqrt(2) of each, so a standard error of 0.3 * sqrt(2)."""
     solved = {("trm", 1): 0.7, ("dis", 0): 0.2, ("trm", 0): 0.1}
     records = [record(*run, value) for run, value in solved.items()]
     records.append(record("dis", 1, 0.8, seconds=30))
-    methods = small_grid().comparisons["methods"]
-    rows = cells(comparison_table(small_grid(), methods, "nqueens", records))
+    grid = small_grid(seeds=[0, 1, 2])
+    methods = grid.comparisons["methods"]
+    rows = cells(comparison_table(grid, methods, "nqueens", records))
     assert rows[0][:3] == ["variant", "solved", "exact accuracy"]
     assert rows[2] == ["DIS", "0.500 ± 0.424", "0.250 ± 0.212", "", "2", "1,234", "48", "1,000",
                        "1,200", "3.0 (3.0)", "10"]  # fmt: skip
@@ -183,10 +204,10 @@ def test_a_table_by_hand() -> None:
                        "48", "1,000", "1,200", "12.0 (3.0)", "10"]  # fmt: skip
     # Squares from the means: 2 * 0.3 ** 2, and those of 0.1, 0.4 and 0.7.
     records.append(record("trm", 2, 0.4))
-    assert tables(small_grid(), records)["spread of methods on nqueens"] == (
+    assert tables(grid, records)["spread of methods on nqueens"] == (
         f"{(0.36 / 3) ** 0.5:.3f} (3 degrees of freedom)"
     )
-    spread = tables(small_grid(), records[:1])["spread of methods on nqueens"]
+    spread = tables(grid, records[:1])["spread of methods on nqueens"]
     assert spread == "not known, as no variant was run twice"
 
 
@@ -225,14 +246,13 @@ def test_only_what_stands_between_markers_is_replaced() -> None:
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of results, whose RESULTS.md asks for machine and comparison of two grids."""
+    """An empty folder of results, whose RESULTS.md asks for the tables of two grids."""
     monkeypatch.setattr(command, "RESULTS_FOLDER", tmp_path / "results")
     monkeypatch.setattr(command, "RESULTS_PAGE", tmp_path / "RESULTS.md")
-    names = ("machine", "methods on nqueens")
     page = "\n".join(
-        f"<!-- begin {grid}: {name} -->\n<!-- end {grid}: {name} -->"
-        for grid in ("small", "study")
-        for name in names
+        f"<!-- begin {grid.name}: {name} -->\n<!-- end {grid.name}: {name} -->"
+        for grid in (small_grid(), GRID)
+        for name in ("machine", *tables(grid, []))
     )
     (tmp_path / "RESULTS.md").write_text(page)
     return tmp_path
@@ -254,24 +274,34 @@ def test_results_are_written_and_reported_again_from_the_records_alone(results: 
 
 
 def test_results_without_a_place_on_the_page_are_not_lost_in_silence(results: Path) -> None:
-    with pytest.raises(UserError, match=r"RESULTS\.md has no place for the tables of another"):
-        command.write_results(small_grid(name="another"), [], {})
+    page = results / "RESULTS.md"
+    page.write_text(page.read_text().replace("begin small: factor on nqueens", ""))
+    with pytest.raises(UserError, match=r"no '<!-- begin small: factor on nqueens -->'"):
+        command.write_results(small_grid(), [], {})
+    assert not (results / "results").exists()
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_page_has_a_place_for_every_comparison(name: str) -> None:
+    command.require_places(GRIDS[name])
+
+
+@pytest.mark.parametrize("name", KEPT)
 def test_the_page_shows_what_the_records_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """RESULTS.md and the records belong together: no table is typed by hand."""
-    page, kept = command.RESULTS_PAGE.read_text(), command.read_results(GRID)
+    grid = GRIDS[name]
+    page, kept = command.RESULTS_PAGE.read_text(), command.read_results(grid)
     monkeypatch.setattr(command, "RESULTS_FOLDER", tmp_path)
     monkeypatch.setattr(command, "RESULTS_PAGE", tmp_path / "RESULTS.md")
     (tmp_path / "RESULTS.md").write_text(
-        re.sub(r"(begin study: .*? -->\n).*?(<!--)", r"\1\2", page, flags=re.S)
+        re.sub(rf"(begin {name}: .*? -->\n).*?(<!--)", r"\1\2", page, flags=re.S)
     )
-    command.write_results(GRID, *kept)
+    command.write_results(grid, *kept)
     assert (tmp_path / "RESULTS.md").read_text() == page
-    linked = set(re.findall(r"\(docs/results/study/(.*?)\)", page))
-    assert linked == {path.name for path in tmp_path.glob("study/*.png")}
+    linked = set(re.findall(rf"\(docs/results/{name}/(.*?)\)", page))
+    assert linked == {path.name for path in tmp_path.glob(f"{name}/*.png")}
 
 
 # ---- runs ------------------------------------------------------------------------------------
@@ -314,9 +344,8 @@ def test_a_point_is_trained_diagnosed_and_recorded_once(tmp_path: Path) -> None:
     (again,), _ = command.run_grid(grid, points_of(grid), tmp_path, workers=1)
     assert (again, metrics.stat().st_mtime_ns) == (found, before)
     for changed in (grid_of_one("optim.lr=2e-3", diagnose=True), grid_of_one()):
-        records, (complaint,) = command.run_grid(changed, points_of(changed), tmp_path, workers=1)
-        assert records == []
-        assert "seed3 is of another configuration" in complaint
+        with pytest.raises(UserError, match="seed3 is of another configuration"):
+            command.run_grid(changed, points_of(changed), tmp_path, workers=1)
 
 
 def test_a_run_that_fails_says_where_its_log_is_and_stops_no_other(
