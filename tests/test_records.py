@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from itertools import count
@@ -16,6 +17,7 @@ from runs import run_evaluation, run_training
 from common.errors import UserError
 from config.loading import load_config
 from config.schema import TrainConfig
+from dataset.splits import open_split
 from models.recursive import TinyRecursiveModel
 from records import run as command
 from records.rows import (
@@ -143,6 +145,38 @@ def test_minutes_of_pieces_add_up_also_of_one_that_was_killed(
         command.claim(folder, arguments(monkeypatch, folder, "--seed", "1"))
 
 
+def test_a_piece_killed_before_its_first_checkpoint_has_trained_no_minutes(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert command.trained_minutes(tmp_path) == 0
+
+
+def test_a_piece_that_could_never_vote_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused_in_process: Callable[..., str],
+    tiny_compact_dataset: Path,
+) -> None:
+    """A fifth of an hour is for voting, less what it takes to start."""
+    (tmp_path / "data").symlink_to(tiny_compact_dataset)
+    words = ["--minutes", "60", "--track", "tiny", "--output-dir", str(tmp_path)]
+    said = refused_in_process(command.main, *words, "--stop-after-minutes", "12")
+    assert re.search(r"--stop-after-minutes 12: voting .* gets 11\.\d minutes", said)
+
+
+def test_rows_are_no_changes_of_the_commit_that_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path)
+    for name in ("README.md", "rows/0001.json"):
+        (tmp_path / "records" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "records" / name).write_text("new")
+    assert command.git(*command.CHANGES) == ""
+    (tmp_path / "records" / "run.py").write_text("new")
+    assert command.git(*command.CHANGES) != ""
+
+
 def test_a_record_in_two_pieces_leaves_one_row_of_what_was_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_compact_dataset: Path
 ) -> None:
@@ -175,16 +209,31 @@ def test_a_record_in_two_pieces_leaves_one_row_of_what_was_scored(
     monkeypatch.setattr(command, "START_MINUTES", 0.0)
     monkeypatch.setattr(clock, "perf_counter", count(0, 60).__next__)
     rows = tmp_path / "rows"
-    given = ("--minutes", "30", "--rows", str(rows), "--share-for-voting", "0")
+    given = ("--minutes", "30", "--rows", str(rows), "--share-for-voting", "0", "--num-aug", "7",
+             "--votes", "5", "optim.muon_lr=2e-3")  # fmt: skip
     arguments(monkeypatch, folder, *given, "--stop-after-minutes", "2")
     command.main()
-    assert not rows.exists() and words_run[-1][0] == "train_arc_tiny_corrupt.py"
-    assert command.trained_minutes(folder) == 1
+    imported, built, trained = words_run
+    assert imported[1] == "dataset.import_arc"
+    assert built[built.index("--num-aug") :] == [
+        "--num-aug", "7", "--layout", "compact", "--subsets", "training",
+        "--test-set-name", "training", "--canvas-side", "10",
+    ]  # fmt: skip
+    assert {"experiment=record_tiny", "seed=0", "optim.muon_lr=2e-3"} < set(trained)
+    assert not rows.exists()
+    assert command.trained_minutes(folder) == 2, "the batch, and waiting for its metrics"
     used = json.loads((folder / command.STATE_FILE).read_text())["minutes"]
     assert used > 0
+    # A line that a killed process has not finished is none.
+    with (folder / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step"')
     arguments(monkeypatch, folder, *given)
     started = time.monotonic()
     command.main()
+    assert words_run[-1] == [
+        "evaluate.py", f"checkpoint={folder / 'run'}", f"output_dir={folder / 'evaluation'}",
+        "eval.max_variants=5",
+    ]  # fmt: skip
     row = read_rows(rows)[1]
     assert used < row.minutes <= used + (time.monotonic() - started) / 60
     last = command.last_metrics(folder)
@@ -208,13 +257,14 @@ def test_a_network_too_large_for_its_track_is_refused_before_it_is_trained(
     asked = arguments(monkeypatch, tmp_path)
     config = command.require_recipe(asked)
     network, of_puzzles = command.require_track(tmp_path, asked, config)
-    assert (network, of_puzzles) == (167_424, (9 + 8) * 128 + 10 * 12 + 2 * 32 * 256)
-    asked.overrides = ["arch.hidden_size=256"]
+    assert (network, of_puzzles) == (113_600, (9 + 8) * 96 + 10 * 9 + 2 * 32 * 192)
+    asked.overrides = ["arch.hidden_size=192"]
     with pytest.raises(UserError, match=r"is for up to 300,000 parameters.* network has [4-9]"):
         command.require_track(tmp_path, asked, command.require_recipe(asked))
     asked.overrides = ["arch.puzzle_embedding=table"]
     table = command.require_track(tmp_path, asked, command.require_recipe(asked))
-    assert table[1] % 128 == 0 and table[1] != of_puzzles
+    num_puzzles = open_split(tiny_compact_dataset, "train").metadata.num_puzzle_identifiers
+    assert table == (network, num_puzzles * 96)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +272,11 @@ def test_a_network_too_large_for_its_track_is_refused_before_it_is_trained(
     [
         (["--track", "small"], "--input-file-prefix .*there is no .*training_challenges.json"),
         (["--input-file-prefix", "missing"], "--input-file-prefix missing: there is no"),
-        (["train.max_steps=9"], r"train\.max_steps, .* as long as its minutes"),
+        (["train.max_steps=9"], r"train\.max_steps: .* as long as its minutes"),
+        (["train.epochs=9"], r"train\.epochs: a record"),
+        (["init_from=elsewhere"], r"init_from: a record is from scratch"),
+        (["device=cpu"], "device: a record"),
+        (["--share-for-voting", "1"], "--share-for-voting.* 1 is not from 0 to below 1"),
         (["optim.muon_lr=0"], r"optim\.muon_lr=0"),
     ],
 )
