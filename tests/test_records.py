@@ -164,6 +164,21 @@ def test_a_piece_that_could_never_vote_is_refused(
     assert re.search(r"--stop-after-minutes 12: voting .* gets 11\.\d minutes", said)
 
 
+def test_several_processes_are_started_by_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(command, "run", lambda *words: started.append([str(w) for w in words]))
+    for processes in ("1", "2"):
+        asked = arguments(monkeypatch, tmp_path, "--processes", processes)
+        command.train(tmp_path, asked, budget=1.0, stop_after=None)
+        command.vote(tmp_path, asked)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert [words[: words.index(script)] for words, script in zip(
+        started, 2 * ("train_arc_tiny_corrupt.py", "evaluate.py"), strict=True
+    )] == [[], [], torchrun, torchrun]  # fmt: skip
+
+
 def test_rows_are_no_changes_of_the_commit_that_made_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
