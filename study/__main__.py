@@ -111,7 +111,7 @@ def run_grid(
         for point in points
     ]
     for point, config in zip(points, configs, strict=True):
-        require_own(output / point.name, made_by(grid, point, config))
+        require_own(output / point.name, inputs_of(grid, point, config))
     for task in dict.fromkeys(point.task for point in points):
         build_dataset(grid, task, output)
     records, complaints = [], []
@@ -145,7 +145,7 @@ def run_point(grid: Grid, point: Point, config: TrainConfig, output: Path) -> Re
         UserError: a command failed, or what is there is of another configuration.
     """
     folder, variant = output / point.name, grid.variants[point.variant]
-    claim(folder, made_by(grid, point, config))
+    claim(folder, inputs_of(grid, point, config))
     if (folder / "point.json").is_file():
         return Record(**json.loads((folder / "point.json").read_text()))
     _run(train_command(grid, point, output), folder)
@@ -204,7 +204,7 @@ def read_curve(metrics_path: Path) -> list[Row]:
     return curve
 
 
-def made_by(grid: Grid, point: Point, config: TrainConfig) -> Any:
+def inputs_of(grid: Grid, point: Point, config: TrainConfig) -> Any:
     """What a point's run depends on."""
     # The whole configuration, as a group's file may have changed while the command has not.
     of_run = config.model_dump(mode="json")
