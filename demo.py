@@ -11,13 +11,14 @@ import json
 import logging
 import re
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from common.children import run_child
 from common.errors import UserError, exit_cleanly
 from common.files import atomic_write, require_new_directory
+from common.locks import exclusive
 from config.loading import load_config
 from config.schema import DemoConfig
 
@@ -35,6 +36,12 @@ def main() -> None:
     folder = config.output_dir.resolve()
     if folder.is_relative_to(REPOSITORY):  # Where the commands run: short paths read better.
         folder = folder.relative_to(REPOSITORY)
+    with exclusive(REPOSITORY / folder, "output_dir"):
+        make(folder, config, started)
+
+
+def make(folder: Path, config: DemoConfig, started: float) -> None:
+    """All stages, into a folder that no other process uses."""
     claim(folder, config)
     prefix, data = folder / "kaggle" / "arc-agi", folder / "dataset"
     run_dir, results = folder / "run", folder / "evaluation"
@@ -95,10 +102,9 @@ def run(program: str, *arguments: object) -> None:
     module = [program] if program.endswith(".py") else ["-m", program]
     words = [*module, *map(str, arguments)]
     log.info("\n$ python %s", shlex.join(words))
-    process = subprocess.run([sys.executable, *words], cwd=REPOSITORY, check=False)
-    if process.returncode:
+    if exit_code := run_child([sys.executable, *words], cwd=REPOSITORY):
         log.info("\nThe demo stopped: %s failed, see above.", program)
-        sys.exit(process.returncode)
+        sys.exit(exit_code)
 
 
 def report(results: Path) -> None:

@@ -35,7 +35,7 @@ from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, open_test_set
 from evaluation.voting import Scores, count_votes, score
 from training.checkpoints import load_trained, stored_config
-from training.run_folder import default_output_dir, find_checkpoint, require_new_output
+from training.run_folder import default_output_dir, find_checkpoint, new_output
 from training.run_log import configure_logging
 
 Metrics = dict[str, float]
@@ -57,10 +57,18 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     assert config.checkpoint is not None, "the schema requires one"
     path = find_checkpoint(config.checkpoint, "checkpoint")
     trained_as = stored_config(path, TrainConfig)
+    split = config.eval.resolved(trained_as.data.canvas).split
+    output_dir = config.output_dir or default_output_dir([path], "diagnosis", split)
+    with new_output(output_dir, ranks):
+        measure(config, path, trained_as, output_dir, ranks)
+
+
+def measure(
+    config: DiagnoseConfig, path: Path, trained_as: TrainConfig, output_dir: Path, ranks: Ranks
+) -> None:
+    """Take all measurements of a checkpoint, trained as configured, and write them."""
     data_path = config.data.resolved(trained_as)
     shared = config.eval.resolved(trained_as.data.canvas)
-    output_dir = config.output_dir or default_output_dir([path], "diagnosis", shared.split)
-    ranks.from_main(lambda: require_new_output(output_dir))
     test_set = open_test_set(data_path, shared.max_variants, shared.canvas, shared.split)
     trained, facts = load_trained(
         path,

@@ -46,7 +46,7 @@ from evaluation.summary import answer_metrics, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, TestSet, open_test_set
 from evaluation.voting import count_votes, score
 from training.checkpoints import load_trained, stored_config
-from training.run_folder import default_output_dir, find_checkpoint, require_new_output
+from training.run_folder import default_output_dir, find_checkpoint, new_output
 from training.run_log import configure_logging
 
 log = logging.getLogger(__name__)
@@ -58,26 +58,37 @@ def main() -> None:
     with start_ranks(config.device) as ranks:
         configure_logging(ranks.is_main)
         if config.predictions is not None:
-            if ranks.is_main:  # Counting is quick; the other ranks have nothing to do.
-                recount_predictions(config, as_list(config.predictions))
+            recount_predictions(config, as_list(config.predictions), ranks)
         else:
             evaluate_checkpoints(config, as_list(config.checkpoint), ranks)
 
 
 def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: Ranks) -> None:
     """Predict with every checkpoint, pool their votes, and write the results."""
-    started = time.perf_counter()
     # A path or a configuration that is wrong should show before the first is predicted with.
     found = [find_checkpoint(path, "checkpoint") for path in paths]
     stored = [stored_config(path, TrainConfig) for path in found]
+    split = config.eval.resolved(stored[0].data.canvas).split
+    output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
+    with new_output(output_dir, ranks):
+        predict_and_write(config, found, stored, output_dir, ranks)
+
+
+def predict_and_write(
+    config: EvaluateConfig,
+    found: Sequence[Path],
+    stored: Sequence[TrainConfig],
+    output_dir: Path,
+    ranks: Ranks,
+) -> None:
+    """Predict with checkpoints, of which `stored` are the configurations, and write the results."""
+    started = time.perf_counter()
     data_path = config.data.resolved(stored[0])
     asked = [config.eval.resolved(trained_as.data.canvas) for trained_as in stored]
     split = asked[0].split
-    output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
-    ranks.from_main(lambda: require_new_output(output_dir))
     needed = "window" if "window" in {options.canvas for options in asked} else "whole"
     test_set = open_test_set(data_path, config.eval.max_variants, needed, split)
-    if isinstance(test_set, BoardTestSet) and len(paths) > 1:
+    if isinstance(test_set, BoardTestSet) and len(found) > 1:
         raise UserError("checkpoint: nothing votes on boards, so several cannot be pooled there")
     answered: list[Answers] = []
     checkpoints: list[dict[str, Any]] = []
@@ -177,8 +188,16 @@ def write_boards(
     write_board_results(output_dir, test_set, answers, document, config.report)
 
 
-def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
+def recount_predictions(config: EvaluateConfig, paths: Sequence[Path], ranks: Ranks) -> None:
     """Vote again on saved predictions; several files are pooled."""
+    output_dir = config.output_dir or paths[0].with_name("recount")
+    with new_output(output_dir, ranks):
+        if ranks.is_main:  # Counting is quick; the other ranks have nothing to do.
+            recount_and_write(config, paths, output_dir)
+
+
+def recount_and_write(config: EvaluateConfig, paths: Sequence[Path], output_dir: Path) -> None:
+    """Count the votes of saved predictions and write the results."""
     predictions = pool_predictions([load_predictions(path) for path in paths])
     if config.eval.max_variants is not None:
         predictions = first_variants(predictions, config.eval.max_variants)
@@ -190,8 +209,6 @@ def recount_predictions(config: EvaluateConfig, paths: Sequence[Path]) -> None:
     data_path = config.data.path or Path(recorded["dataset"])
     # Earlier versions predicted no other split, and did not record it.
     split = recorded.get("split", "test") if config.eval.split == "auto" else config.eval.split
-    output_dir = config.output_dir or paths[0].with_name("recount")
-    require_new_output(output_dir)
     tasks = load_tasks(data_path / puzzles_file(split))
     votes = count_votes(predictions, tasks)
     scores = score(votes, tasks)

@@ -11,11 +11,11 @@ The run folder receives config.yaml, metrics.jsonl, wandb/ and checkpoints/.
 import logging
 import math
 import sys
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -39,17 +39,20 @@ from models.build import (
     is_compiled,
     puzzle_embedding_of,
 )
+from models.randomness import batch_seed
 from models.steps import TrainedModel
 from models.targets import TARGETS
-from training.checkpoints import CheckpointFolder, Rating
+from training.checkpoints import CheckpointFolder
 from training.clock import Clock
 from training.engine import Engine, is_captured
-from training.memory import estimate_memory, require_memory
+from training.memory import check_memory
 from training.metrics import MetricSums, require_updates
 from training.optimizers import WeightAverage, build_optimizers, lr_schedule, weights_in_place
 from training.profiling import profiled_batches
 from training.run_folder import find_start, is_inside, write_run_config
 from training.run_log import NoLog, RunLog, configure_logging
+from training.scores import Score, read_score
+from training.signals import Request, SignalRequests
 from training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,14 @@ class Run:
     engine: Engine
     metrics: MetricSums
     total_steps: int
+    folder: CheckpointFolder
+    signals: SignalRequests
+    log: RunLog | NoLog = field(default_factory=NoLog)
+    """Of the main rank; the others have one that does nothing, so that none has to ask."""
+    first_step: int = 0
+    """Where this process starts."""
+    lacks_score: bool = False
+    """Whether an evaluation of the newest checkpoint is to be made up for."""
 
     @property
     def lr_factor(self) -> float:
@@ -96,8 +107,10 @@ class Run:
 @exit_cleanly
 def main() -> None:
     config = load_config("train", TrainConfig, __doc__ or "", sys.argv[1:])
-    with start_ranks(config.device) as ranks:
+    with start_ranks(config.device) as ranks, ExitStack() as owned:
         configure_logging(ranks.is_main)
+        if not config.train.dry_run:
+            owned.enter_context(ranks.exclusive(config.run_dir, "run_dir"))
         train(config, ranks)
 
 
@@ -117,10 +130,13 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
 
     run = build_run(config, ranks, batches)
     describe_run(run)
-    state, wandb_run_id = run.state, None
+    state, wandb_run_id, score = run.state, None, None
     if start is not None:
         run.loader.position, run.engine.carried, wandb_run_id = state.restore(start, ranks, config)
-        if not is_inside(start, config.run_dir):  # A fork is a run of its own.
+        if is_inside(start, config.run_dir):
+            score = ranks.from_main(partial(read_score, start))
+            run.lacks_score = score is None
+        else:  # A fork is a run of its own.
             wandb_run_id = None
     elif config.init_from is not None:
         state.start_from(config.init_from, config.init_puzzle_embedding)
@@ -129,52 +145,25 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         return
     resolved = config.model_dump(mode="json")
     ranks.from_main(lambda: write_run_config(config.run_dir, resolved))
-    first_step = state.step
+    run.first_step = state.step
 
-    # Only the main rank writes; the others have a log that does nothing, so none has to ask.
-    run_log: RunLog | NoLog = NoLog()
     if ranks.is_main:
         run_config = {**resolved, **describe(state.model, state.puzzle_embedding)}
-        run_log = RunLog(config.run_dir, config.wandb, run_config, state.step, wandb_run_id)
-    folder = CheckpointFolder(config.run_dir, loop.keep_checkpoints)
+        run.log = RunLog(config.run_dir, config.wandb, run_config, state.step, score, wandb_run_id)
     stream = iter(run.loader)
     bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
     profiling = profiled_batches(loop.profile if ranks.is_main else None, ranks.device)
-    with closing(run_log), logging_redirect_tqdm(), bar, profiling as end_of_batch:
-        while True:
-            # Decided once a batch, by the step and the main rank's clock: all ranks decide alike.
-            state.seconds += clock.lap()
-            is_done = run.is_done
-            # Never before a first batch, so that pieces get on however short they are.
-            stop_now = state.step > first_step and clock.is_past(loop.stop_after_minutes)
-            # Rare events stand before the batch, so that the end of the run takes the same path.
-            evaluate_now = loop.eval_every is not None and (is_done or run.is_due(loop.eval_every))
-            # What was scored is saved, so that the best weights are there to be kept.
-            save_now = evaluate_now or is_done or stop_now or run.is_due(loop.checkpoint_every)
-            log_now = save_now or run.is_due(loop.log_every)
-            # A run that has just been resumed did all this before it ended.
-            if log_now and state.step > first_step:
-                report_metrics(run, run_log, bar)
-                # Metrics waited for the device: that was time of training.
-                state.seconds += clock.lap()
-                with clock.paused():
-                    scores = validate(run, test_set) if evaluate_now and test_set else {}
-                    if scores:
-                        run_log.write(state.step, scores)
-                    if save_now:
-                        rating, position = rate(run, scores), run.loader.position
-                        under_way = run.engine.state_dict()
-                        wandb_id = run_log.wandb_run_id
-                        state.save(folder, ranks, config, position, under_way, rating, wandb_id)
-            if is_done or stop_now:
-                break
-            run.engine.begin(next(stream), batch_seed(run))
-            if state.step == first_step:
-                run.engine.prepare()
+    with run.signals, closing(run.log), logging_redirect_tqdm(), bar, profiling as end_of_batch:
+        # Rare events stand before the batch, so that the end of the run takes the same path.
+        while not finish_batch(run, test_set, clock, bar):
+            run.engine.begin(next(stream), batch_seed(config.seed, state.step))
+            if state.step == run.first_step:
+                with run.signals.interruptible():  # Compiling takes a minute.
+                    run.engine.prepare()
             run.metrics.begin_batch()
             take_steps(run)
             end_of_batch()
-    if is_done:
+    if run.is_done and not run.lacks_score:
         log.info("Done: %s", config.run_dir)
     else:
         log.info("Stopped at step %d; the same command with resume=auto goes on", state.step)
@@ -242,7 +231,9 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
     )
     # A batch is used for all its supervision steps, so a run ends at the end of one.
     total_steps = math.ceil(steps / engine.updates_per_batch) * engine.updates_per_batch
-    return Run(config, ranks, state, loader, engine, metrics, total_steps)
+    folder = CheckpointFolder(config.run_dir, config.train.keep_checkpoints)
+    signals = SignalRequests(ranks)
+    return Run(config, ranks, state, loader, engine, metrics, total_steps, folder, signals)
 
 
 def describe_run(run: Run) -> None:
@@ -251,33 +242,55 @@ def describe_run(run: Run) -> None:
     Raises:
         UserError: it takes more memory than the device has.
     """
-    config, ranks, loader, model = run.config, run.ranks, run.loader, run.state.model
+    config, ranks, loader = run.config, run.ranks, run.loader
     split, batch_size = loader.batches.split, config.train.global_batch_size
     # The two kinds of parameters are counted apart in every claim.
-    sizes = describe(model, run.state.puzzle_embedding)
+    sizes = describe(run.state.model, run.state.puzzle_embedding)
     log.info("arch %s: %s", config.arch.name, ", ".join(f"{k} {v:,}" for k, v in sizes.items()))
     log.info(
         "%s: %s examples an epoch, %s variants; up to %s tokens in a batch of %d on each rank",
         split.path, f"{split.examples_per_epoch:,.0f}", f"{len(split.puzzle_identifiers):,}",
         f"{loader.batch_tokens:,}", batch_size,
     )  # fmt: skip
-    estimate = estimate_memory(
-        config.arch,
-        model.compute_dtype,
-        num_parameters=model.num_parameters,
-        puzzle_parameters=run.state.puzzle_embedding.num_parameters,
-        is_averaged=run.state.average is not None,
-        batch_tokens=loader.batch_tokens,
-        tokens_at_a_time=loader.tokens_at_a_time,
+    check_memory(
+        run.state, loader.batch_tokens, loader.tokens_at_a_time, loader.maker.longest, ranks.device
     )
-    log.info("memory: %s, %s tokens at a time", estimate, f"{loader.tokens_at_a_time:,}")
-    if ranks.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(ranks.device)
-        held = torch.cuda.memory_allocated(ranks.device)  # The network and the table are there.
-        require_memory(estimate, loader.tokens_at_a_time, loader.maker.longest, free + held)
     steps, minutes = f"{run.total_steps} steps", config.train.max_minutes
     length = steps if minutes is None else f"{steps} or {minutes:g} minutes, whichever is first"
     log.info("%d rank(s) on %s, %s", ranks.world_size, ranks.device.type, length)
+
+
+def finish_batch(
+    run: Run, test_set: ArcTestSet | BoardTestSet | None, clock: Clock, bar: "tqdm[Any]"
+) -> bool:
+    """Log, save and score what is due after a batch; whether training is to end."""
+    loop, state = run.config.train, run.state
+    # By the step, the main rank's clock, and what any rank was asked for: all ranks decide alike.
+    state.seconds += clock.lap()
+    request, is_done, is_new = run.signals.agreed(), run.is_done, state.step > run.first_step
+    is_asked = request is Request.STOP
+    # Never before a first batch, so that pieces get on however short they are.
+    stop_now = is_new and (is_asked or clock.is_past(loop.stop_after_minutes))
+    evaluate_now = test_set is not None and (is_done or run.is_due(loop.eval_every))
+    # What is scored is saved, so that the best weights are there to be kept.
+    save_now = evaluate_now or is_done or stop_now or run.is_due(loop.checkpoint_every)
+    save_now |= request is Request.SAVE
+    # A run that has just been resumed did this before it ended ...
+    if is_new and (save_now or run.is_due(loop.log_every)):
+        report_metrics(run, bar)
+        # Metrics waited for the device: that was time of training.
+        state.seconds += clock.lap()
+        if save_now:
+            with clock.paused():
+                place, under_way = run.loader.position, run.engine.state_dict()
+                wandb_id = run.log.wandb_run_id
+                state.save(run.folder, run.ranks, run.config, place, under_way, wandb_id)
+    # ... but not always this, which comes last: an evaluation that fails costs no training.
+    run.lacks_score = evaluate_now and (is_new or run.lacks_score)
+    if test_set and run.lacks_score and not is_asked:
+        with clock.paused():
+            evaluate(run, test_set)
+    return is_done or stop_now
 
 
 def take_steps(run: Run) -> None:
@@ -289,14 +302,7 @@ def take_steps(run: Run) -> None:
         run.state.step += 1
 
 
-def batch_seed(run: Run) -> int:
-    """Seed of the next batch's targets: a function of seed and step, not of what came before."""
-    sequence = np.random.SeedSequence([run.config.seed, run.state.step])
-    # Torch's integers are signed.
-    return int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1)
-
-
-def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
+def report_metrics(run: Run, bar: "tqdm[Any]") -> None:
     """Log what was summed since the last time.
 
     Raises:
@@ -310,7 +316,7 @@ def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
         "train/minutes": run.state.seconds / 60,
         "train/peak_memory_gb": peak_memory(run.ranks.device) / 1e9,
     }
-    run_log.write(step, {**means.as_dict(), **more})
+    run.log.write(step, {**means.as_dict(), **more})
     bar.update(step - bar.n)
     bar.set_postfix_str(
         f"loss {means.loss:.3f}, exact {means.finished.get('exact_accuracy', 0.0):.3f}, "
@@ -318,31 +324,23 @@ def report_metrics(run: Run, run_log: RunLog | NoLog, bar: "tqdm[Any]") -> None:
     )
 
 
-def validate(run: Run, test_set: ArcTestSet | BoardTestSet) -> dict[str, float]:
-    """Score (some variants of) what is held out; metrics on the main rank, nothing elsewhere."""
+def evaluate(run: Run, test_set: ArcTestSet | BoardTestSet) -> None:
+    """Score (some variants of) what is held out, and record it with the checkpoint."""
     config, state = run.config.eval.resolved(run.config.data.canvas), run.state
     # What training fits into the device is what is predicted at a time, beside it.
-    tokens = min(config.batch_tokens, run.config.train.micro_batch_tokens)
-    config = config.model_copy(update={"batch_tokens": tokens})
+    config = config.at_most(run.config.train.micro_batch_tokens)
     trained = TrainedModel(state.model, state.puzzle_embedding, run.config.supervision)
     # The running mean generalises better, and it is what will be scored in the end.
-    with weights_in_place(state.model, state.average if run.scored_weights == "ema" else None):
+    average = state.average if run.scored_weights == "ema" else None
+    with weights_in_place(state.model, average), run.signals.interruptible():
         answers = predict(trained, test_set, config, run.ranks)
-    metrics = summarise(test_set, answers)
-    if answers is not None:
-        scored = f"{run.scored_weights} weights on the {test_set.split_name} split"
-        log.info("step %d, %s: %s", state.step, scored, headline(metrics))
-    return {f"eval/{key}": value for key, value in metrics.items()}
-
-
-def rate(run: Run, scores: dict[str, float]) -> Rating | None:
-    """What the best checkpoint is chosen by, then by exact accuracy; None if not scored.
-
-    For tasks that is pass@2, for boards the share solved.
-    """
-    exact = scores.get("eval/exact_accuracy")
-    first = scores.get("eval/pass@2", scores.get("eval/solved", exact))
-    return None if first is None else Rating((first, exact or 0.0), run.scored_weights)
+    found = summarise(test_set, answers)
+    score = Score(run.scored_weights, {f"eval/{key}": value for key, value in found.items()})
+    run.ranks.from_main(lambda: run.folder.rate(state.step, score))
+    run.log.write(state.step, score.metrics)
+    run.lacks_score = False
+    scored = f"{score.weights} weights on the {test_set.split_name} split"
+    log.info("step %d, %s: %s", state.step, scored, headline(found))
 
 
 if __name__ == "__main__":

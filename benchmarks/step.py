@@ -36,7 +36,8 @@ from common.packed import PackedBatch
 from config.loading import load_config
 from config.schema import TrainConfig
 from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
-from train_arc_tiny_corrupt import Run, batch_seed, build_run, open_batches, take_steps
+from models.randomness import batch_seed
+from train_arc_tiny_corrupt import Run, build_run, open_batches, take_steps
 
 
 class Change(NamedTuple):
@@ -76,7 +77,7 @@ class Case:
     def train_on_next_batch(self) -> None:
         """What the trainer does for a batch."""
         parts = next(self.stream)
-        self.run.engine.begin(parts, batch_seed(self.run))
+        self.run.engine.begin(parts, batch_seed(self.run.config.seed, self.run.state.step))
         take_steps(self.run)
         nothing = torch.zeros(0)
         self.seen += [
@@ -121,7 +122,7 @@ def warm_up(case: Case) -> float:
     """
     engine, device = case.run.engine, case.run.ranks.device
     started = time.perf_counter()
-    engine.begin(next(case.stream), batch_seed(case.run))
+    engine.begin(next(case.stream), batch_seed(case.run.config.seed, case.run.state.step))
     engine.prepare()
     engine.step(1.0)
     synchronize(device)

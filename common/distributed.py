@@ -8,8 +8,10 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.errors import UserError
+from common.locks import exclusive
+
+PATIENCE = timedelta(minutes=30)
+"""For so long a rank waits for another, which may be writing a checkpoint or predicting, before it
+takes it for dead."""
 
 Result = TypeVar("Result")
 
@@ -38,6 +45,14 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def max(self, value: int) -> int:
+        """The largest of all ranks' values; from host to host, without a wait for a device."""
+        if self.world_size == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def concatenate(self, tensor: Tensor) -> Tensor:
         """All ranks' tensors of one shape [N, ...], joined in rank order [N * world_size, ...]."""
@@ -76,6 +91,13 @@ class Ranks:
             raise error
         final: Result = result
         return final
+
+    @contextmanager
+    def exclusive(self, path: Path, what: str) -> Iterator[None]:
+        """Own a folder as `common.locks.exclusive`, all ranks together."""
+        with ExitStack() as owned:
+            self.from_main(lambda: owned.enter_context(exclusive(path, what)))
+            yield
 
 
 def peak_memory(device: torch.device) -> int:
@@ -117,8 +139,15 @@ def start_ranks(device: str) -> Iterator[Ranks]:
         yield Ranks(rank=0, world_size=1, device=chosen)
         return
     # Both backends, since collectives of Python objects and of CPU tensors go over gloo.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    try:
-        yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=chosen)
-    finally:
-        dist.destroy_process_group()
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    store, rank, world_size = next(iter(dist.rendezvous("env://")))
+    if local_world_size == world_size:
+        # The launcher's store outlives a restart, and addresses of the ranks before must not be
+        # taken for those of now. (Only here: each node counts its own restarts.)
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE
+    )
+    yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=chosen)
+    # Not after an error: it would wait for ranks that wait for this one.
+    dist.destroy_process_group()

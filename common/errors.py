@@ -8,13 +8,18 @@ import argparse
 import errno
 import functools
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 USER_ERROR_EXIT_CODE = 2
-OTHER_RANKS_WAIT_SECONDS = 3
+BUG_EXIT_CODE = 1
+TELLING_SECONDS = 30.0
+"""For so long a rank lets another one tell what is wrong."""
 
 
 class UserError(Exception):
@@ -37,11 +42,14 @@ class CommandParser(argparse.ArgumentParser):
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate an entry point: user errors become one line on stderr and exit code 2.
 
-    So does whatever the system says about a file: a full disk, a missing permission.
+    So does whatever the system says about a file: a full disk, a missing permission. SIGTERM ends
+    the process as Ctrl-C does, so that nothing half-written stays. Of several ranks one tells.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
+        # A rank ends right away: the launcher's SIGTERM finds it waiting for one that has failed.
+        handler = None if _is_launched() else signal.signal(signal.SIGTERM, _end)
         try:
             main()
             return
@@ -57,6 +65,13 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
                 raise
         except KeyboardInterrupt:
             sys.exit(130)
+        except Exception:
+            if not _is_launched():
+                raise
+            _fail_as_rank(traceback.format_exc(), BUG_EXIT_CODE)
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)
         # Only here is the exception gone, and with its frames an open progress bar, which ends its
         # line of the terminal as it goes.
         _fail(message)
@@ -64,12 +79,44 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
 def _fail(message: str) -> NoReturn:
-    rank = int(os.environ.get("RANK", "0"))
-    if rank:
-        # Under torchrun every rank may meet the same error, and the first to exit has the others
-        # killed: wait, so that the one line is rank 0's if it has one to say.
-        time.sleep(OTHER_RANKS_WAIT_SECONDS)
-    prefix = f"[rank {rank}] " if rank else ""
-    print(f"{prefix}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = f"error: {' '.join(message.split())}\n"
+    if _is_launched():
+        _fail_as_rank(line, USER_ERROR_EXIT_CODE)
+    sys.stderr.write(line)
     sys.exit(USER_ERROR_EXIT_CODE)
+
+
+# ---- ranks that torchrun has launched --------------------------------------------------------
+
+
+def _is_launched() -> bool:
+    return bool(os.environ.get("TORCHELASTIC_ERROR_FILE"))
+
+
+def _fail_as_rank(text: str, exit_code: int) -> NoReturn:
+    """End this rank, and say why unless another rank of this machine has.
+
+    All may meet the same error, or fail because one has failed; and the first to exit has the
+    others killed. So the first that fails tells, and the others wait until it has.
+    """
+    # The launcher makes a folder for the attempt, with one in it for each rank's error file.
+    attempt = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parent.parent
+    told = attempt / "told"
+    try:
+        (attempt / "telling").touch(exist_ok=False)
+    except FileExistsError:
+        deadline = time.monotonic() + TELLING_SECONDS
+        while not told.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    else:
+        rank = os.environ["RANK"]
+        sys.stderr.write(text if rank == "0" else f"[rank {rank}] {text}")
+        sys.stderr.flush()
+        told.touch()
+    # Not by way of an exit of Python's, which waits for collectives that never come.
+    os._exit(exit_code)

@@ -3,9 +3,9 @@
 A reader therefore sees either nothing or the whole thing, and an error leaves nothing behind.
 """
 
-import glob
 import json
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -61,9 +61,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
     # The process id keeps two writers of one folder apart: the first to end gets the name.
-    partial = _partial(path, os.getpid())
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)  # Of a killed process that had the same id.
     partial.mkdir()
     try:
         yield partial
@@ -79,31 +79,28 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 def remove_directory(path: Path) -> None:
     """Remove a folder so that, killed half-way, it leaves none that looks whole."""
-    doomed = _partial(path, os.getpid())
+    doomed = _partial(path)
+    shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
 
 
-def _partial(path: Path, process: int) -> Path:
-    return path.with_name(f"{path.name}.{process}{PARTIAL_SUFFIX}")
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Clear away what killed processes have left of `path`: by its name it was never complete."""
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
-        process = partial.name.removeprefix(f"{path.name}.").removesuffix(PARTIAL_SUFFIX)
-        if process.isdigit() and not _is_alive(int(process)):
+def remove_partials(path: Path) -> None:
+    """Clear away what killed processes have left of the folder `path`, and half-written in it.
+
+    For its owner alone, see `common.locks`: what another process is writing looks the same.
+    """
+    name = re.compile(rf"{re.escape(path.name)}\.\d+{re.escape(PARTIAL_SUFFIX)}")
+    beside = [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+    for partial in [*beside, *path.rglob(f"*{PARTIAL_SUFFIX}")]:
+        if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # Somebody else's.
-        pass
-    return True
+        else:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -112,7 +109,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Not if the block ends with an error: then the new file is removed and an old one stays.
     """
-    partial = _partial(path, os.getpid())
+    partial = _partial(path)
     try:
         with named_in_errors(partial):
             yield partial

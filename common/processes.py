@@ -1,6 +1,7 @@
 """Worker processes for the commands that build datasets."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -35,16 +36,20 @@ def worker_processes(workers: int) -> Iterator[Executor]:
         initializer=_end_with_parent,
     )
     try:
-        with executor:
-            yield executor
+        yield executor
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, most likely for want of memory: try fewer --workers"
         ) from error
+    finally:
+        # What has not begun is of no use after an error, and all is done without one.
+        executor.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """Let this worker end when its parent is killed.
+    """Let this worker end when its parent is killed, and not before.
+
+    Ctrl-C reaches all processes of a terminal: the parent alone decides what becomes of it.
 
     By itself it would wait for work forever: every worker has the writing end of the pipe that work
     comes through, too, so that none ever reads its end. A thread must watch, as the worker itself
@@ -57,4 +62,5 @@ def _end_with_parent() -> None:
         parent.join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from common.errors import exit_cleanly
 from common.files import atomic_directory
 from common.flags import parse_flags
+from common.locks import exclusive
 from common.processes import worker_processes
 from common.tokens import PAD
 from dataset.augmentation import (
@@ -81,6 +82,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
     started = time.monotonic()
     sources, met = load_sources(options)
     with (
+        exclusive(options.output_dir, "--output-dir"),
         worker_processes(options.workers) as executor,
         atomic_directory(options.output_dir) as folder,
     ):

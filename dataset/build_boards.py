@@ -15,6 +15,7 @@ from pydantic import Field, FilePath, model_validator
 from common.errors import UserError
 from common.files import atomic_directory
 from common.flags import NewFolder
+from common.locks import exclusive
 from common.settings import Settings
 from dataset.boards import Boards
 from dataset.storage import (
@@ -116,7 +117,10 @@ def write_dataset(
     summary: Summary,
 ) -> Summary:
     """Write the train and the test half, complete or not at all, and print the summary."""
-    with atomic_directory(options.output_dir) as folder:
+    with (
+        exclusive(options.output_dir, "--output-dir"),
+        atomic_directory(options.output_dir) as folder,
+    ):
         for name, half in zip(("train", "test"), halves, strict=True):
             (folder / name).mkdir()
             num_boards, cells = half.inputs.shape

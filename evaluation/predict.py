@@ -73,6 +73,10 @@ class PredictConfig(Settings):
         undecided = {key: choices[key] for key in choices if getattr(self, key) == "auto"}
         return self.model_copy(update=undecided)
 
+    def at_most(self, tokens: int) -> Self:
+        """With no more tokens at a time."""
+        return self.model_copy(update={"batch_tokens": min(self.batch_tokens, tokens)})
+
 
 class EvalConfig(PredictConfig):
     """What is predicted, and how."""

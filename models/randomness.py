@@ -6,6 +6,7 @@ micro-batches, on the cells that are shown, or on the device.
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 # The constants of SplitMix64 (Steele, Lea, Flood 2014), as the signed numbers that torch has.
@@ -15,6 +16,13 @@ _SECOND_FACTOR = 0x94D049BB133111EB - 2**64
 
 _CELL_BITS = 12
 _ROW_BITS = 24
+
+
+def batch_seed(seed: int, step: int) -> int:
+    """Seed of a batch's targets: a function of the run's seed and the step that it begins at."""
+    sequence = np.random.SeedSequence([seed, step])
+    # Torch's integers are signed.
+    return int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1)
 
 
 @dataclass(frozen=True)

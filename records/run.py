@@ -24,8 +24,10 @@ import torch
 import yaml
 
 from benchmarks.measure import REPOSITORY, machine, positive
+from common.children import run_child
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write, read_object
+from common.locks import exclusive
 from common.settings import select
 from config.loading import load_config
 from config.schema import TrainConfig
@@ -97,6 +99,18 @@ def main() -> None:
     # What is wrong with the command should show before anything is noted or built.
     config, prefix = require_recipe(arguments), require_tasks(arguments)
     folder = arguments.output_dir or Path(f"record_output/{arguments.track}-seed{arguments.seed}")
+    with exclusive(folder, "--output-dir"):
+        make(folder, arguments, config, prefix, started)
+
+
+def make(
+    folder: Path,
+    arguments: argparse.Namespace,
+    config: TrainConfig,
+    prefix: Path | None,
+    started: float,
+) -> None:
+    """All stages that there is time for, into a folder that no other process uses."""
     state = claim(folder, arguments)
 
     def minutes() -> float:
@@ -375,7 +389,7 @@ def run(*words: object) -> None:
     """
     arguments = [str(word) for word in words]
     log.info("$ python %s", " ".join(arguments))
-    if subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, check=False).returncode:
+    if run_child([sys.executable, *arguments], cwd=REPOSITORY):
         failed = next(word for word in arguments if not word.startswith("-"))
         raise UserError(f"{failed} failed, see above")
 

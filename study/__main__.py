@@ -15,7 +15,6 @@ docs/results/GRID/points.json, from which --report works on any machine.
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,10 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.measure import machine, positive
+from common.children import run_child
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write
+from common.locks import exclusive
 from common.settings import validate
 from config.loading import load_config
 from config.schema import TrainConfig
@@ -240,10 +241,10 @@ def _run(words: Sequence[str], folder: Path) -> None:
     log = folder.with_name(f"{folder.name}.log.txt")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("a", encoding="utf-8") as file:
-        process = subprocess.run(
+        exit_code = run_child(
             [sys.executable, *words], cwd=REPOSITORY, env=environment, stdout=file, stderr=file
         )
-    if process.returncode:
+    if exit_code:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise UserError(f"{' '.join(words)} failed, see {log}: {' '.join(last)}")
 
@@ -312,7 +313,8 @@ def main() -> None:
         require_places(grid)
     if arguments.so_far:
         points = [point for point in points if (output / point.name / "point.json").is_file()]
-    records, complaints = run_grid(grid, points, output, arguments.workers)
+    with exclusive(output, "--output"):
+        records, complaints = run_grid(grid, points, output, arguments.workers)
     if is_whole:
         facts = machine(torch.device("cpu"))
         facts |= {"threads": f"1 a run, {arguments.workers} runs at a time"}

@@ -100,13 +100,18 @@ def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def torchrun_command(ranks: int, *arguments: str) -> list[str]:
+    """The real launcher's."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [sys.executable, *launcher, *arguments]
+
+
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a script under the real launcher, one thread a rank."""
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return subprocess.run(
-        [sys.executable, *command, *arguments],
+        torchrun_command(ranks, *arguments),
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -36,6 +36,8 @@ from evaluation.results import board_cases
 from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set
 from models.steps import Improvement
+from training.run_folder import complete_checkpoints
+from training.scores import best_checkpoint, read_score
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -231,8 +233,12 @@ def test_boards_train_are_scored_and_evaluated_by_the_scripts(
     *_, scored = (line for line in read_metrics(run) if "eval/solved" in line)
     keys = {"eval/valid", "eval/keeps_given", "eval/exact_ceiling", "eval/margin_step2"}
     assert keys <= set(scored)
-    best = json.loads((run / "checkpoints" / "best.json").read_text())
-    assert best["score"][0] == max(line.get("eval/solved", 0) for line in read_metrics(run))
+    best = best_checkpoint(complete_checkpoints(run / "checkpoints"))
+    assert best is not None
+    score = read_score(best)
+    assert score is not None
+    assert score.rating is not None
+    assert score.rating[0] == max(line.get("eval/solved", 0) for line in read_metrics(run))
     results = run_evaluation(tmp_path / "results", f"checkpoint={run}")
     metrics = read_results(results)
     assert metrics["solved"] == scored["eval/solved"]

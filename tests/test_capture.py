@@ -16,8 +16,9 @@ from tiny import ALONE
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.loading import BatchLoader
+from models.randomness import batch_seed
 from models.supervision import Progress
-from train_arc_tiny_corrupt import Run, batch_seed, build_run, open_batches, take_steps
+from train_arc_tiny_corrupt import Run, build_run, open_batches, take_steps
 from training.engine import Engine
 
 OVERRIDES = (
@@ -66,7 +67,7 @@ def train(run: Run, batches: int) -> list[Any]:
     """Metrics of each batch."""
     measured = []
     for number, parts in enumerate(islice(iter(run.loader), batches)):
-        run.engine.begin(parts, batch_seed(run))
+        run.engine.begin(parts, batch_seed(run.config.seed, run.state.step))
         if number == 0:
             run.engine.prepare()
         run.metrics.begin_batch()

@@ -1,7 +1,6 @@
 """Checkpoints are whole or not there, and what cannot be used is refused before it is used."""
 
 import errno
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from common.errors import UserError
 from training.checkpoints import (
     Checkpoint,
     CheckpointFolder,
-    Rating,
     load_checkpoint,
     load_table,
     load_training_state,
@@ -25,6 +23,7 @@ from training.checkpoints import (
     require_same_dataset,
 )
 from training.run_folder import complete_checkpoints, find_checkpoint, find_start, write_run_config
+from training.scores import Score, best_checkpoint, read_score
 
 
 def checkpoint(ema: bool = False) -> Checkpoint:
@@ -37,14 +36,18 @@ def checkpoint(ema: bool = False) -> Checkpoint:
     )
 
 
+def score(pass_at_2: float, exact: float = 0.0) -> Score:
+    return Score("ema", {"eval/pass@2": pass_at_2, "eval/exact_accuracy": exact})
+
+
 def save(
     run_dir: Path, *steps: int, keep: int = 10, scores: dict[int, tuple[float, ...]] | None = None
 ) -> CheckpointFolder:
     folder = CheckpointFolder(run_dir, keep)
     for step in steps:
-        values = (scores or {}).get(step)
-        score = None if values is None else Rating(values, "ema")
-        folder.save(step, checkpoint(), {"step": step}, score)
+        folder.save(step, checkpoint(), {"step": step})
+        if values := (scores or {}).get(step):
+            folder.rate(step, score(*values))
     return folder
 
 
@@ -54,7 +57,7 @@ def save(
 @pytest.mark.parametrize("ema", [True, False])
 def test_what_was_saved_is_loaded_again(tmp_path: Path, ema: bool) -> None:
     """Without an average there is no file of it."""
-    path = CheckpointFolder(tmp_path, 3).save(1200, checkpoint(ema), {"a": [1]}, None)
+    path = CheckpointFolder(tmp_path, 3).save(1200, checkpoint(ema), {"a": [1]})
     assert path == tmp_path / "checkpoints" / "step_00001200"
     assert {file.name for file in path.iterdir()} == {
         "config.json",
@@ -98,18 +101,20 @@ def test_the_newest_are_kept_and_the_best(
     save(tmp_path, 400, 500, 600, keep=keep, scores=scores)
     kept = complete_checkpoints(tmp_path / "checkpoints")
     assert [path.name for path in kept] == [f"step_{step:08}" for step in left]
-    best = tmp_path / "checkpoints" / "best.json"
-    assert best.exists() == bool(scores)
-    if scores:
-        score = list(scores[left[0]])
-        expected = {"checkpoint": kept[0].name, "score": score, "weights": "ema"}
-        assert json.loads(best.read_text()) == expected
+    best = best_checkpoint(kept)
+    assert best == (kept[0] if scores else None)
+    if best is not None:
+        assert read_score(best) == score(*scores[left[0]])
 
 
-def test_a_damaged_best_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not valid JSON"), ('{"weights": "ema"}', "is not one that the trainer wrote")],
+)
+def test_a_damaged_score_is_named(tmp_path: Path, content: str, message: str) -> None:
     save(tmp_path, 100)
-    (tmp_path / "checkpoints" / "best.json").write_text("{")
-    with pytest.raises(UserError, match=r"best\.json is not valid JSON .*remove it and resume"):
+    (tmp_path / "checkpoints" / "step_00000100" / "score.json").write_text(content)
+    with pytest.raises(UserError, match=rf"score\.json {message}.*remove it"):
         save(tmp_path, 200)
 
 
@@ -144,7 +149,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(
     monkeypatch.setattr(f"training.checkpoints.{function}", fail)
     is_full = "No space" in str(error)
     with pytest.raises(OSError if is_full else type(error)) as caught:
-        folder.save(300, checkpoint(), {}, Rating((0.9,), "raw"))
+        folder.save(300, checkpoint(), {})
     assert getattr(caught.value, "errno", None) == (errno.ENOSPC if is_full else None)
     assert contents(tmp_path) == before
 
@@ -167,7 +172,7 @@ def test_a_training_state_that_does_not_fit_is_an_os_error_with_its_file(tmp_pat
     folder = save(tmp_path, 100)
     before = contents(tmp_path)
     with pytest.raises(OSError, match=r"File too large.*training_state\.pt"):
-        folder.save(200, checkpoint(), {"state": torch.zeros(100_000)}, None)
+        folder.save(200, checkpoint(), {"state": torch.zeros(100_000)})
     assert contents(tmp_path) == before
 
 
@@ -177,7 +182,7 @@ def test_a_training_state_that_does_not_fit_is_an_os_error_with_its_file(tmp_pat
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
     """A good checkpoint, to be damaged."""
-    return CheckpointFolder(tmp_path, 1).save(100, checkpoint(ema=True), {"step": 100}, None)
+    return CheckpointFolder(tmp_path, 1).save(100, checkpoint(ema=True), {"step": 100})
 
 
 WEIGHTS = (load_checkpoint, "is damaged .*use the checkpoint before", "does not exist")

@@ -3,8 +3,9 @@
 import copy
 import errno
 import os
-import subprocess
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from common.files import (
     read_arrays,
     read_json,
     read_object,
+    remove_directory,
     require_creatable,
     require_new_directory,
 )
@@ -74,17 +76,85 @@ def test_bugs_and_what_the_system_says_of_no_file_keep_their_traceback(error: Ex
         raising(error)()
 
 
-def test_only_rank_0_may_start_the_line_with_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def as_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Take the place of a rank that torchrun has launched."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
+
+    def take_place(rank: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        error_file = tmp_path / str(rank) / "error.json"
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(error_file))
+
+    return take_place
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [(UserError("bad"), 2, "error: bad\n"), (ValueError("a bug"), 1, "ValueError: a bug\n")],
+)
+@pytest.mark.parametrize("first", [0, 3])
+def test_of_several_ranks_the_first_that_fails_says_why(
+    as_rank: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    text: str,
+    first: int,
 ) -> None:
-    """And the others wait, for the launcher ends all ranks when the first one ends."""
-    monkeypatch.setenv("RANK", "3")
+    """Whichever it is: the launcher ends all ranks when it ends. The others have the same to say,
+    or fail because it has failed.
+    """
+    as_rank(first)
+    with pytest.raises(SystemExit) as exit_info:
+        raising(error)()
+    assert exit_info.value.code == code
+    told = capsys.readouterr().err
+    assert told.endswith(text)
+    assert told.startswith("[rank 3] ") == (first == 3)
+    as_rank(1)
+    with pytest.raises(SystemExit) as exit_info:
+        raising(RuntimeError("connection closed by peer"))()
+    assert exit_info.value.code == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_rank_does_not_end_before_another_has_said_why(
+    as_rank: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "telling").touch()
     waits: list[float] = []
-    monkeypatch.setattr("time.sleep", waits.append)
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            (tmp_path / "told").touch()
+
+    monkeypatch.setattr("time.sleep", wait)
+    as_rank(0)
     with pytest.raises(SystemExit):
         raising(UserError("bad"))()
-    assert capsys.readouterr().err == "[rank 3] error: bad\n"
-    assert waits
+    assert len(waits) == 3
+
+
+def test_sigterm_ends_an_entry_point_as_an_exception_does() -> None:
+    """So that what it has begun is undone; and the handler is that of before afterwards."""
+    undone = []
+
+    @exit_cleanly
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            undone.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 128 + signal.SIGTERM
+    assert undone == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_open_progress_bar_ends_its_line_before_the_error_is_printed(
@@ -283,18 +353,19 @@ def test_an_error_leaves_nothing_of_a_folder_behind(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_leftovers_of_a_killed_run_are_cleared_away(tmp_path: Path) -> None:
-    """Of a process that is gone; what another one is writing just now is left alone."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for name in (f"out.{gone.pid}.partial", f"out.{os.getppid()}.partial", "out.mine.partial"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "old").write_text("half")
-    with atomic_directory(tmp_path / "out") as folder:
-        (folder / "file").write_text("whole")
-    left = {"out", f"out.{os.getppid()}.partial", "out.mine.partial"}
-    assert set(os.listdir(tmp_path)) == left
-    assert os.listdir(tmp_path / "out") == ["file"]
+def test_what_a_killed_process_of_the_same_id_has_left_is_no_obstacle(tmp_path: Path) -> None:
+    """In a container every restart has the same process id."""
+    left = tmp_path / f"out.{os.getpid()}.partial"
+    for write in (True, False):
+        left.mkdir()
+        (left / "old").write_text("half")
+        if write:
+            with atomic_directory(tmp_path / "out") as folder:
+                (folder / "file").write_text("whole")
+            assert os.listdir(tmp_path / "out") == ["file"]
+        else:
+            remove_directory(tmp_path / "out")
+            assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_finished_demo_only_says_what_came_out(
     options = DemoConfig().model_dump_json(exclude={"output_dir"}, indent=1)
     (tmp_path / "demo.json").write_text(options)
     monkeypatch.setattr("sys.argv", ["demo.py", f"output_dir={tmp_path}"])
-    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: pytest.fail("a stage was run"))
+    monkeypatch.setattr(demo, "run_child", lambda *_, **__: pytest.fail("a stage was run"))
     with caplog.at_level("INFO"):
         demo.main()
     assert "5 of 8 unseen test inputs are right in two attempts" in caplog.text

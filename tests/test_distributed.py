@@ -1,5 +1,7 @@
 """Ranks: alone without a launcher, and together under torchrun."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,11 @@ def test_what_the_main_rank_meets_is_raised(error: Exception) -> None:
         ALONE.from_main(fail)
 
 
+def told(stderr: str) -> list[str]:
+    """The lines in which ranks say what is wrong; the launcher's own report says other things."""
+    return [line for line in stderr.splitlines() if re.match(r"(\[rank \d+\] )?error: ", line)]
+
+
 def test_an_error_that_only_the_main_rank_can_see_ends_all_ranks(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -40,8 +47,45 @@ def test_an_error_that_only_the_main_rank_can_see_ends_all_ranks(
     (tmp_path / "thesis.txt").write_text("mine")
     process = torchrun(2, "train_arc_tiny_corrupt.py", *train_arguments(tiny_dataset, tmp_path))
     assert process.returncode != 0
-    (line,) = [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    (line,) = told(process.stderr)
     assert "exists already" in line
+
+
+LONELY = """
+import sys
+from common.distributed import start_ranks
+from common.errors import UserError, exit_cleanly
+
+@exit_cleanly
+def main():
+    with start_ranks("cpu") as ranks:
+        if ranks.rank == int(sys.argv[1]):
+            raise {"mine": UserError("my data is bad"), "bug": ValueError("a bug")}[sys.argv[2]]
+        ranks.max(1)
+
+main()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", ["mine", "bug"])
+def test_what_one_rank_meets_ends_the_job_within_seconds_and_is_told_once(
+    tmp_path: Path, rank: int, kind: str
+) -> None:
+    """While the others wait for it in a collective, and fail because it has."""
+    script = tmp_path / "lonely.py"
+    script.write_text(LONELY)
+    started = time.monotonic()
+    process = torchrun(2, str(script), str(rank), kind)
+    assert time.monotonic() - started < 60
+    assert process.returncode != 0
+    prefix = "[rank 1] " if rank else ""
+    if kind == "mine":
+        assert told(process.stderr) == [f"{prefix}error: my data is bad"]
+    else:
+        assert process.stderr.count("ValueError: a bug") == 1
+        assert f"{prefix}Traceback" in process.stderr
+    assert "closed by peer" not in process.stderr.lower()
 
 
 def test_peak_memory_is_that_of_the_process_in_bytes() -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -34,9 +33,9 @@ from config.schema import TrainConfig
 from dataset.build_arc_dataset import build
 from models.supervision import DeepImprovementSupervision, Progress, StepResult
 from training import checkpoints
-from training.checkpoints import Rating
 from training.engine import Engine
-from training.run_folder import complete_checkpoints
+from training.run_folder import complete_checkpoints, step_of
+from training.scores import best_checkpoint, read_score
 
 UNSCORED = ("train.max_steps=3", "train.eval_every=null")
 DIAGNOSTICS = ("train.diagnostics=true", "eval.diagnostics=true")
@@ -134,6 +133,7 @@ def test_a_run_leaves_config_metrics_and_whole_checkpoints(finished_run: Path) -
         "config.json",
         "dataset.json",
         "training_state.pt",
+        "score.json",
     }
     config = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert TrainConfig.model_validate(config).arch.name == "tiny"
@@ -161,25 +161,6 @@ def test_metrics_are_recorded_at_their_steps(finished_run: Path) -> None:
     assert rates[0] / rates[1] == pytest.approx(8 / 3)
 
 
-@pytest.mark.parametrize(
-    ("found", "score"),
-    [
-        ({"pass@2": 0.5, "exact_accuracy": 0.25, "cell_accuracy": 0.9}, (0.5, 0.25)),
-        ({"pass@2": 0.5}, (0.5, 0.0)),
-        ({"solved": 0.75, "exact_accuracy": 0.25}, (0.75, 0.25)),
-        ({"exact_accuracy": 0.25}, (0.25, 0.25)),
-        ({"whole_canvas_again": 1.0}, None),
-    ],
-    ids=["tasks", "votes alone", "boards", "boards without rules", "hidden solutions"],
-)
-def test_checkpoints_are_rated_by_what_matters_most(
-    found: dict[str, float], score: tuple[float, float] | None
-) -> None:
-    run: Any = SimpleNamespace(scored_weights="ema")
-    rated = train_arc_tiny_corrupt.rate(run, {f"eval/{k}": v for k, v in found.items()})
-    assert rated == (None if score is None else Rating(score, "ema"))
-
-
 def test_what_was_scored_is_saved_and_the_newest_and_the_best_are_kept(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -187,10 +168,15 @@ def test_what_was_scored_is_saved_and_the_newest_and_the_best_are_kept(
     every = ("train.eval_every=3", "train.checkpoint_every=1000", "train.keep_checkpoints=2")
     run_dir = run_training(tiny_dataset, tmp_path / "run", *every)
     assert list(scores(run_dir)) == [3, 6, 9, 12]
-    best = json.loads((run_dir / "checkpoints" / "best.json").read_text())
-    assert best["weights"] == "ema"
-    step = int(best["checkpoint"].removeprefix("step_"))
-    assert set(saved_in(run_dir)) == {9, 12, step}
+    kept = complete_checkpoints(run_dir / "checkpoints")
+    best = best_checkpoint(kept)
+    assert best is not None
+    assert set(saved_in(run_dir)) == {9, 12, step_of(best)}
+    for path in kept:
+        score = read_score(path)
+        assert score is not None
+        assert score.weights == "ema"
+        assert score.metrics == scores(run_dir)[step_of(path)]
 
 
 def diagnosed(run_dir: Path, prefix: str) -> list[dict[str, float]]:
@@ -327,8 +313,9 @@ def test_a_run_is_scored_on_validation_tasks_if_there_are_any_unless_test_is_ask
     )
     for key, value in found.items():
         assert value == pytest.approx(read_results(predicted)[key.removeprefix("eval/")]), key
-    best = json.loads((run / "checkpoints" / "best.json").read_text())
-    assert best["score"] == [found["eval/pass@2"], found["eval/exact_accuracy"]]
+    score = read_score(run / "checkpoints" / "step_00000003")
+    assert score is not None
+    assert score.rating == (found["eval/pass@2"], found["eval/exact_accuracy"])
 
 
 @pytest.mark.parametrize(
@@ -535,7 +522,7 @@ def test_a_hidden_test_set_trains_and_is_not_scored(
     run_dir = run_training(data, tmp_path / "run", "train.max_steps=3")
     assert any("eval/whole_canvas_again" in line for line in read_metrics(run_dir))
     assert scores(run_dir) == {}
-    assert not (run_dir / "checkpoints" / "best.json").exists()
+    assert best_checkpoint(complete_checkpoints(run_dir / "checkpoints")) is None
 
 
 # ---- what goes wrong ----

@@ -7,7 +7,7 @@
         config.json                   the run's resolved configuration
         dataset.json                  which dataset the puzzle embeddings belong to
         training_state.pt             optimizer, place in the data, RNG of every rank, W&B run, ...
-    RUN/checkpoints/best.json         which checkpoint and weights scored best in validation
+        score.json                    what its evaluation found, once there was one
 
 A folder is written aside, flushed and renamed, so any folder of that name is complete.
 """
@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import torch
@@ -32,7 +32,6 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import (
     atomic_directory,
-    atomic_write,
     named_in_errors,
     read_object,
     remove_directory,
@@ -50,13 +49,13 @@ from training.run_folder import (
     STEP_PREFIX,
     complete_checkpoints,
 )
+from training.scores import Score, best_checkpoint, write_score
 
 EMA_FILE = "model_ema.safetensors"
 PUZZLE_EMBEDDING_FILE = "puzzle_embedding.safetensors"
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
 STATE_FILE = "training_state.pt"
-BEST_FILE = "best.json"
 REMEDY = "use another checkpoint"
 
 REMOVED_KEYS = dict.fromkeys(
@@ -85,38 +84,20 @@ class Checkpoint:
     """Fingerprint of the dataset that the puzzle embeddings belong to; `tasks` of factored ones."""
 
 
-class Rating(NamedTuple):
-    """How good a checkpoint is."""
-
-    values: tuple[float, ...]
-    """Compared one after the other; higher is better."""
-    weights: str
-    """Which of its weights were scored: "raw" or "ema"."""
-
-
 class CheckpointFolder:
-    """The checkpoints of one run: writes, prunes and finds them."""
+    """The checkpoints of one run, of which the newest `keep` are kept, and the best."""
 
     def __init__(self, run_dir: Path, keep: int) -> None:
         self.path = run_dir / CHECKPOINTS_FOLDER
         self.keep = keep
 
-    def save(
-        self,
-        step: int,
-        checkpoint: Checkpoint,
-        training_state: dict[str, Any],
-        rating: Rating | None,
-    ) -> Path:
-        """Write the checkpoint of `step`, keep the newest `keep` and the best, drop the rest.
-
-        Args:
-            rating: by validation; None if it was not scored.
+    def save(self, step: int, checkpoint: Checkpoint, training_state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`, and drop those that need not be kept.
 
         Raises:
             OSError: the disk is full; the checkpoints that were there before are untouched.
         """
-        path = self.path / f"{STEP_PREFIX}{step:08d}"
+        path = self._path_of(step)
         with atomic_directory(path) as folder:
             (folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config, indent=1))
             (folder / DATASET_FILE).write_text(json.dumps(checkpoint.dataset, indent=1))
@@ -130,18 +111,23 @@ class CheckpointFolder:
             torch.save(training_state, state_bytes)
             with named_in_errors(folder / STATE_FILE):
                 (folder / STATE_FILE).write_bytes(state_bytes.getbuffer())
-        best = self._best()
-        if rating is not None and (best is None or rating.values > tuple(best["score"])):
-            best = {"checkpoint": path.name, "score": rating.values, "weights": rating.weights}
-            atomic_write(self.path / BEST_FILE, json.dumps(best))
-        for old in complete_checkpoints(self.path)[: -self.keep]:
-            if best is None or old.name != best["checkpoint"]:
-                remove_directory(old)
+        self._prune()
         return path
 
-    def _best(self) -> dict[str, Any] | None:
-        path = self.path / BEST_FILE
-        return read_object(path, "remove it and resume") if path.is_file() else None
+    def rate(self, step: int, score: Score) -> None:
+        """Record the score of the checkpoint of `step`; a former best one need not be kept now."""
+        write_score(self._path_of(step), score)
+        self._prune()
+
+    def _path_of(self, step: int) -> Path:
+        return self.path / f"{STEP_PREFIX}{step:08d}"
+
+    def _prune(self) -> None:
+        checkpoints = complete_checkpoints(self.path)
+        best = best_checkpoint(checkpoints)
+        for old in checkpoints[: -self.keep]:
+            if old != best:
+                remove_directory(old)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -10,6 +10,7 @@ An activation is counted as the compiler's partitioner keeps them; tests/test_me
 there. Libraries, the CUDA context and what is free between blocks are not counted.
 """
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ import torch
 from common.errors import UserError
 from models.layers import swiglu_width
 from models.recursive import ArchConfig
+from training.state import TrainingState
+
+log = logging.getLogger(__name__)
 
 USABLE = 0.92
 """Of a device's free memory: the rest goes to what is not counted."""
@@ -85,6 +89,42 @@ def estimate_memory(
         batch=2 * per_token * batch_tokens,
         activations=tokens_at_a_time * bytes_per_token(arch, dtype),
     )
+
+
+def check_memory(
+    state: TrainingState,
+    batch_tokens: int,
+    tokens_at_a_time: int,
+    longest: int,
+    device: torch.device,
+) -> None:
+    """Say what training takes on a device.
+
+    Args:
+        state: what is trained.
+        batch_tokens: see `estimate_memory`.
+        tokens_at_a_time: see there.
+        longest: see `require_memory`.
+        device: where the state lies already.
+
+    Raises:
+        UserError: it is a GPU that has not so much.
+    """
+    model = state.model
+    estimate = estimate_memory(
+        model.config,
+        model.compute_dtype,
+        num_parameters=model.num_parameters,
+        puzzle_parameters=state.puzzle_embedding.num_parameters,
+        is_averaged=state.average is not None,
+        batch_tokens=batch_tokens,
+        tokens_at_a_time=tokens_at_a_time,
+    )
+    log.info("memory: %s, %s tokens at a time", estimate, f"{tokens_at_a_time:,}")
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_allocated(device)  # The network and the table are there.
+        require_memory(estimate, tokens_at_a_time, longest, free + held)
 
 
 def require_memory(

@@ -5,12 +5,14 @@
 - RUN/checkpoints/step_00001200/: see `training.checkpoints`
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.distributed import Ranks
 from common.errors import UserError
 from common.files import atomic_write, require_new_directory
 
@@ -109,6 +111,14 @@ def default_output_dir(found: Sequence[Path], kind: str, split: str) -> Path:
     return run_dir / f"{kind}{other_split}_{found[0].name}{pooled}"
 
 
-def require_new_output(output_dir: Path) -> None:
-    """Raise UserError if there is something where results are to go."""
-    require_new_directory(output_dir, "output_dir", "remove it or set output_dir=...")
+@contextmanager
+def new_output(output_dir: Path, ranks: Ranks) -> Iterator[None]:
+    """Own the folder where results are to go; all ranks must call this.
+
+    Raises:
+        UserError: there is something, or another process is about to write it.
+    """
+    remedy = "remove it or set output_dir=..."
+    with ranks.exclusive(output_dir, "output_dir"):
+        ranks.from_main(lambda: require_new_directory(output_dir, "output_dir", remedy))
+        yield

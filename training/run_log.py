@@ -9,7 +9,7 @@ import importlib
 import json
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from common.files import atomic_write
 from common.settings import Settings
+from training.scores import Score
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_TIMEOUT_SECONDS = 30
@@ -49,6 +50,7 @@ class RunLog:
         config: W&B options.
         run_config: the resolved configuration, as shown in W&B.
         resume_step: optimizer step that the run goes on from; lines of later steps are dropped.
+        score: what the evaluation at that step found, which is recorded anew.
         wandb_run_id: id of the W&B run to go on with, from the checkpoint.
     """
 
@@ -58,14 +60,18 @@ class RunLog:
         config: WandbConfig,
         run_config: dict[str, Any],
         resume_step: int = 0,
+        score: Score | None = None,
         wandb_run_id: str | None = None,
     ) -> None:
         self.path = run_dir / METRICS_FILE
         if self.path.exists():
-            _drop_lines_after(self.path, resume_step)
+            _drop_lines_after(self.path, resume_step, set() if score is None else score.metrics)
         self._file = self.path.open("a", encoding="utf-8")
         self.wandb_run_id = wandb_run_id
         self._run = self._start_wandb(run_dir, config, run_config)
+        # The process that found it may have been lost before it could record it.
+        if score is not None:
+            self.write(resume_step, score.metrics)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of one optimizer step."""
@@ -149,10 +155,17 @@ class NoLog:
         pass
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Forget what a lost run recorded after the checkpoint it is resumed from."""
+def _drop_lines_after(path: Path, step: int, scored: Collection[str]) -> None:
+    """Forget what a lost run recorded after the checkpoint it is resumed from.
+
+    And at its step, where a line holds metrics that are `scored`.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     # The last line of a killed process may be cut short.
     whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    atomic_write(path, "".join(line + "\n" for line in kept))
+    kept = []
+    for line in whole:
+        metrics = json.loads(line)
+        if metrics["step"] < step or (metrics["step"] == step and not metrics.keys() & scored):
+            kept.append(line + "\n")
+    atomic_write(path, "".join(kept))

@@ -14,7 +14,7 @@ from common.settings import Settings, fields_of, select
 from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from models.recursive import TinyRecursiveModel
 from training import checkpoints
-from training.checkpoints import Checkpoint, CheckpointFolder, Rating
+from training.checkpoints import Checkpoint, CheckpointFolder
 from training.optimizers import WeightAverage
 from training.run_folder import find_checkpoint
 
@@ -63,7 +63,6 @@ class TrainingState:
         config: Settings,
         position: tuple[int, int],
         under_way: dict[str, Tensor],
-        rating: Rating | None,
         wandb_run_id: str | None,
     ) -> None:
         """Write a checkpoint from the main rank; every rank must call this.
@@ -74,7 +73,6 @@ class TrainingState:
             config: the resolved configuration.
             position: of the batch to come, see `dataset.batches`.
             under_way: what the next batch depends on, see `Engine.state_dict`.
-            rating: by validation; None if it was not scored.
             wandb_run_id: the W&B run that a resumed run should go on with.
         """
         rng_states = ranks.gather_objects(_rng_state(ranks.device))
@@ -101,7 +99,7 @@ class TrainingState:
             "rng_states": rng_states,
             "wandb_run_id": wandb_run_id,
         }
-        ranks.from_main(lambda: folder.save(self.step, checkpoint, rest, rating))
+        ranks.from_main(lambda: folder.save(self.step, checkpoint, rest))
 
     def restore(
         self, path: Path, ranks: Ranks, config: Settings

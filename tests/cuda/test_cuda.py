@@ -25,8 +25,9 @@ from evaluation.test_set import open_test_set
 from models.attention import grouped, varlen
 from models.build import build_model
 from models.puzzle_embedding import PuzzleTable
+from models.randomness import batch_seed
 from models.steps import TrainedModel
-from train_arc_tiny_corrupt import Run, batch_seed, build_run, open_batches, take_steps
+from train_arc_tiny_corrupt import Run, build_run, open_batches, take_steps
 from training.memory import estimate_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -74,7 +75,7 @@ def train(run: Run, batches: int) -> list[float]:
     """Losses, each the mean over one batch's steps."""
     losses = []
     for number, parts in enumerate(islice(iter(run.loader), batches)):
-        run.engine.begin(parts, batch_seed(run))
+        run.engine.begin(parts, batch_seed(run.config.seed, run.state.step))
         if number == 0:
             run.engine.prepare()
         run.metrics.begin_batch()
@@ -223,11 +224,11 @@ def test_a_step_never_waits_for_the_device(
     watched = ("train.diagnostics=true", "optim.grad_clip=1.0")
     run = start(small_compact_dataset, *EAGER, *watched, *more)
     batches = list(islice(iter(run.loader), 2))
-    run.engine.begin(batches[0], batch_seed(run))
+    run.engine.begin(batches[0], batch_seed(run.config.seed, run.state.step))
     run.engine.prepare()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    run.engine.begin(batches[1], batch_seed(run))
+    run.engine.begin(batches[1], batch_seed(run.config.seed, run.state.step))
     take_steps(run)
 
 

@@ -1,0 +1,68 @@
+"""The score of a checkpoint, `score.json` in its folder, and which checkpoint is the best.
+
+A checkpoint is written before it is evaluated: an evaluation that fails costs no training, and one
+that is missing is made up for when the run is resumed.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import UserError
+from common.files import atomic_write, read_object
+
+SCORE_FILE = "score.json"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation while training found."""
+
+    weights: Literal["raw", "ema"]
+    """Which were scored."""
+    metrics: dict[str, float]
+    """Under the names of the log."""
+
+    @property
+    def rating(self) -> tuple[float, float] | None:
+        """What the best checkpoint is chosen by, higher is better; None without known solutions.
+
+        For tasks that is pass@2, for boards the share solved; then exact accuracy.
+        """
+        exact = self.metrics.get("eval/exact_accuracy")
+        first = self.metrics.get("eval/pass@2", self.metrics.get("eval/solved", exact))
+        return None if first is None else (first, exact or 0.0)
+
+
+def write_score(checkpoint: Path, score: Score) -> None:
+    """Put the score into the checkpoint's folder."""
+    atomic_write(checkpoint / SCORE_FILE, json.dumps(asdict(score), indent=1))
+
+
+def read_score(checkpoint: Path) -> Score | None:
+    """The score of a checkpoint; None if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = checkpoint / SCORE_FILE
+    if not path.is_file():
+        return None
+    remedy = "remove it; a resumed run scores its newest checkpoint again"
+    stored: dict[str, Any] = read_object(path, remedy)
+    if stored.keys() != Score.__dataclass_fields__.keys():
+        raise UserError(f"{path} is not one that the trainer wrote: {remedy}")
+    return Score(**stored)
+
+
+def best_checkpoint(checkpoints: Sequence[Path]) -> Path | None:
+    """The one with the highest rating, the first of several; None if none is rated."""
+    best, highest = None, None
+    for path in checkpoints:
+        score = read_score(path)
+        rating = None if score is None else score.rating
+        if rating is not None and (highest is None or rating > highest):
+            best, highest = path, rating
+    return best
