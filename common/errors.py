@@ -64,6 +64,11 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
+def _printable(text: str) -> str:
+    """The text with escapes in place of what a terminal would obey, or cannot show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _fail(message: str) -> NoReturn:
     rank = int(os.environ.get("RANK", "0"))
     if rank:
@@ -71,5 +76,6 @@ def _fail(message: str) -> NoReturn:
         # killed: wait, so that the one line is rank 0's if it has one to say.
         time.sleep(OTHER_RANKS_WAIT_SECONDS)
     prefix = f"[rank {rank}] " if rank else ""
-    print(f"{prefix}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = _printable(" ".join(message.split()))
+    print(f"{prefix}error: {line}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR_EXIT_CODE)

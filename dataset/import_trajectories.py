@@ -36,8 +36,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from common.errors import UserError, exit_cleanly
-from common.files import atomic_file, read_arrays, read_object, require_creatable
+from common.files import atomic_file, read_arrays, require_creatable
 from common.flags import parse_flags
+from common.json_files import read_object
 from common.settings import Settings
 from common.tokens import MISSING, PAD
 from dataset.augmentation import augment, parse_variant_name

@@ -30,7 +30,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
-from common.files import named_in_errors, read_json
+from common.files import named_in_errors
+from common.json_files import read_json
 from common.settings import validate
 from common.tokens import MISSING, PAD
 

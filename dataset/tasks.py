@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
-from common.files import atomic_write, read_object
+from common.files import atomic_write
+from common.json_files import read_object
 
 MAX_GRID_SIDE = 30
 NUM_COLOURS = 10

@@ -25,7 +25,8 @@ import yaml
 
 from benchmarks.measure import REPOSITORY, machine, positive
 from common.errors import CommandParser, UserError, exit_cleanly
-from common.files import atomic_write, read_object
+from common.files import atomic_write
+from common.json_files import read_object
 from common.settings import select
 from config.loading import load_config
 from config.schema import TrainConfig
