@@ -21,7 +21,7 @@ from common.errors import UserError, exit_cleanly
 from common.files import atomic_write, require_creatable
 from common.flags import parse_flags
 from common.json_files import existing, read_json, read_object
-from common.settings import Settings
+from common.settings import AnyPath, PathText, Settings
 from dataset.tasks import Task, parse_task, subset_files
 
 Subset = Literal["training", "evaluation", "training2", "evaluation2", "concept"]
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class ImportOptions(Settings):
     """The command's flags."""
 
-    output_prefix: str = Field(
+    output_prefix: PathText = Field(
         title="PREFIX",
         description="writes PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json",
     )
@@ -48,7 +48,7 @@ class ImportOptions(Settings):
         title="SUBSET",
         description="subsets to write",
     )
-    conceptarc: Path | None = Field(
+    conceptarc: AnyPath | None = Field(
         None,
         title="PATH",
         description="a clone of the ConceptARC repository; adds the subset concept",
