@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
-from common.files import read_object
+from common.json_files import read_object
 from config.loading import load_config
 from config.schema import EvaluateConfig, TrainConfig
 from dataset.storage import puzzles_file
-from dataset.tasks import load_tasks
+from dataset.task_files import load_tasks
 from evaluation.predict import Answers, predict
 from evaluation.predictions import (
     first_variants,

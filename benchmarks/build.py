@@ -32,6 +32,7 @@ import torch
 
 from benchmarks.measure import machine, positive, run_python, write_results
 from common.errors import CommandParser, exit_cleanly
+from common.settings import expanded, expanded_path
 from dataset.storage import BUILD_FILE
 
 PUBLISHED_LINE = (["training", "evaluation", "concept"], 1000)
@@ -124,14 +125,14 @@ def rows(cases: list[Case], published: bool) -> list[dict[str, Any]]:
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m benchmarks.build", description=__doc__)
     add = parser.add_argument
-    add("--input-file-prefix", required=True, metavar="PREFIX",
+    add("--input-file-prefix", type=expanded, required=True, metavar="PREFIX",
         help="reads PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")  # fmt: skip
     add("--subsets", nargs="+", default=PUBLISHED_LINE[0])
     add("--test-set-name", default="evaluation")
     add("--num-aug", type=int, default=PUBLISHED_LINE[1], help="variants per task")
     add("--workers", type=positive, help="of the case with several; default: the cores here")
     add("--repeats", type=positive, default=3, help="builds of each case; medians are reported")
-    add("--output", type=Path, default=Path("benchmark_output/build.json"),
+    add("--output", type=expanded_path, default=Path("benchmark_output/build.json"),
         help="file of results; the datasets stand beside it until they are measured")  # fmt: skip
     add("--tiny", action="store_true", help="8 variants, once: shows that it works, in seconds")
     arguments = parser.parse_args()

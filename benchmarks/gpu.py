@@ -43,6 +43,7 @@ from benchmarks.step import build_case, measure_run
 from common.distributed import Ranks, start_ranks
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write
+from common.settings import expanded, expanded_path
 from config.loading import load_config
 from config.schema import DemoConfig, TrainConfig
 from evaluation.predict import EvalConfig, Predictor
@@ -336,14 +337,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m benchmarks.gpu", description=__doc__)
     add, names = parser.add_argument, [stage.name for stage in STAGES]
     add("--minutes", type=positive, default=8, help="for everything, at least 4")
-    add("--output-dir", type=Path, default=Path("gpu_report"))
-    add("--data", type=Path, help="dataset in the compact layout; built if it is not there")
-    add("--input-file-prefix", metavar="PREFIX", help="what a dataset is built from")
+    add("--output-dir", type=expanded_path, default=Path("gpu_report"))
+    add(
+        "--data", type=expanded_path, help="dataset in the compact layout; built if it is not there"
+    )
+    add("--input-file-prefix", type=expanded, metavar="PREFIX", help="what a dataset is built from")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--tiny", action="store_true", help="shows that it works, on a CPU too")
     add("--only", nargs="+", choices=names, metavar="STAGE", help=f"of: {', '.join(names)}")
     add("--stage", choices=names, help=argparse.SUPPRESS)
-    add("--stage-output", type=Path, help=argparse.SUPPRESS)
+    add("--stage-output", type=expanded_path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.minutes < MIN_MINUTES:
         parser.error(f"argument --minutes: {arguments.minutes} is less than {MIN_MINUTES}")

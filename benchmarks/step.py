@@ -33,6 +33,7 @@ from benchmarks.measure import (
 from common.distributed import Ranks, peak_memory, start_ranks
 from common.errors import CommandParser, exit_cleanly
 from common.packed import PackedBatch
+from common.settings import expanded_path
 from config.loading import load_config
 from config.schema import TrainConfig
 from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
@@ -205,11 +206,11 @@ def rows(cases: dict[str, Case], repeats: int) -> list[dict[str, Any]]:
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m benchmarks.step", description=__doc__)
     add = parser.add_argument
-    add("--data", required=True, type=Path, help="dataset folder in the compact layout")
+    add("--data", required=True, type=expanded_path, help="dataset folder in the compact layout")
     add("--batch-size", type=positive, default=16)
     add("--repeats", type=positive, default=8, help="timed batches")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--output", type=Path, default=Path("benchmark_output/step.json"))
+    add("--output", type=expanded_path, default=Path("benchmark_output/step.json"))
     add("overrides", nargs="*", help="the trainer's key=value, for all rows")
     return parser.parse_intermixed_args()
 

@@ -21,11 +21,13 @@ import torch
 
 from benchmarks.measure import machine, run_python, write_results
 from common.errors import CommandParser, exit_cleanly
+from common.settings import expanded, expanded_path
 from config.schema import DemoConfig
 from dataset.build_arc_dataset import build
 from dataset.build_plan import BuildOptions
 from dataset.storage import puzzles_file
-from dataset.tasks import Task, load_subset, load_tasks
+from dataset.task_files import load_subset, load_tasks
+from dataset.tasks import Task
 from evaluation.predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from evaluation.results import METRICS_FILE
 from evaluation.voting import OUTSIDE, count_votes, invert_canvases, score
@@ -123,8 +125,8 @@ def share_of_right_sizes(predictions: Predictions, tasks: Sequence[Task]) -> flo
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(prog="python -m benchmarks.windows", description=__doc__)
     add = parser.add_argument
-    add("--input-file-prefix", required=True, metavar="PREFIX")
-    add("--output-dir", type=Path, default=Path("benchmark_output/windows"))
+    add("--input-file-prefix", type=expanded, required=True, metavar="PREFIX")
+    add("--output-dir", type=expanded_path, default=Path("benchmark_output/windows"))
     add("--max-side", type=int, default=6, help="of the tasks' grids")
     add("--canvas-side", type=int, default=12)
     add("--num-aug", type=int, default=31)

@@ -83,8 +83,13 @@ def _end(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _printable(text: str) -> str:
+    """The text with escapes in place of what a terminal would obey, or cannot show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _fail(message: str) -> NoReturn:
-    line = f"error: {' '.join(message.split())}\n"
+    line = f"error: {_printable(' '.join(message.split()))}\n"
     if _is_launched():
         _fail_as_rank(line, USER_ERROR_EXIT_CODE)
     sys.stderr.write(line)

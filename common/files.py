@@ -3,7 +3,6 @@
 A reader therefore sees either nothing or the whole thing, and an error leaves nothing behind.
 """
 
-import json
 import os
 import re
 import shutil
@@ -124,26 +123,6 @@ def atomic_write(path: Path, content: str) -> None:
     """Replace the file `path` by `content` in one step."""
     with atomic_file(path) as partial:
         partial.write_text(content, encoding="utf-8")
-
-
-def read_json(path: Path, remedy: str) -> Any:
-    """Parse a JSON file; UserError, with the remedy, if it is missing, unreadable or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: {remedy}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): {remedy}") from error
-
-
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """As `read_json`, of a file that must hold an object."""
-    value = read_json(path, remedy)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(value).__name__}: {remedy}")
-    return value
 
 
 def read_arrays(

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from common.errors import CommandParser, UserError
 from common.files import require_new_directory
-from common.settings import SettingsType
+from common.settings import AnyPath, SettingsType
 
 
 def parse_flags(
@@ -64,10 +64,12 @@ def _behaviour(field: FieldInfo) -> dict[str, Any]:
         metavar = f"{{{','.join(members)}}}"
     if get_origin(kind) is not tuple:
         return {"metavar": metavar, "help": text}
-    count = "+" if Ellipsis in members else len(members)
-    if metavar and count == len(metavar.split()):
+    if Ellipsis in members:
+        # Given again, a flag adds to what it was given before, which is not lost.
+        return {"nargs": "+", "action": "extend", "metavar": metavar, "help": text}
+    if metavar and len(members) == len(metavar.split()):
         metavar = tuple(metavar.split())
-    return {"nargs": count, "metavar": metavar, "help": text}
+    return {"nargs": len(members), "metavar": metavar, "help": text}
 
 
 def _sentence(problem: Any) -> str:
@@ -85,6 +87,6 @@ def _require_new(path: Path) -> Path:
 
 
 NewFolder = Annotated[
-    Path, AfterValidator(_require_new), Field(description="folder to create; must not exist")
+    AnyPath, AfterValidator(_require_new), Field(description="folder to create; must not exist")
 ]
 """Of the field `output_dir`: refused where something is already."""

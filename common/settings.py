@@ -6,11 +6,19 @@ before a field existed can still be read: it takes the default.
 
 import copy
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FilePath,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from common.errors import UserError
@@ -37,9 +45,36 @@ class Settings(BaseModel):
         return values
 
 
-# A folder may be named by a number, which a command line hands over as one.
-AnyPath = Annotated[Path, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v)]
+def expanded(value: Any) -> Any:
+    """A path's text, or each of a list, with `~` and `$NAME` replaced by what they stand for.
 
+    Raises:
+        ValueError: there is no such home folder or variable, which is a folder's name by mistake.
+    """
+    if isinstance(value, list):
+        return [expanded(each) for each in value]
+    # A folder may be named by a number, which a command line hands over as one.
+    if not isinstance(value, str | Path | int | float):
+        return value
+    text = os.path.expandvars(os.path.expanduser(str(value)))
+    if text.startswith("~") or "$" in text:
+        raise ValueError(
+            "'~' and '$' stand for a home folder and for environment variables, and there is none "
+            "of that name"
+        )
+    return text
+
+
+def expanded_path(text: str) -> Path:
+    """For `argparse`: see `expanded`."""
+    return Path(expanded(text))
+
+
+AnyPath = Annotated[Path, BeforeValidator(expanded)]
+InputFile = Annotated[FilePath, BeforeValidator(expanded)]
+"""A file that exists."""
+PathText = Annotated[str, BeforeValidator(expanded)]
+"""The beginning of paths, or a path among other choices."""
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
 _ABSENT = object()

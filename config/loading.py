@@ -5,6 +5,7 @@ are plain `key=value`. What is wrong with them becomes one sentence.
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def load_config(
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(help_text(name, schema, description))
         sys.exit(0)
+    arguments = [_quote_home(argument) for argument in arguments]
     groups = groups_of(name)
     known = [key for key, _ in fields_of(schema)]
     for argument in arguments:
@@ -46,8 +48,8 @@ def load_config(
     except OverrideParseException as error:
         reason = str(error).partition("See https")[0].strip()
         raise UserError(
-            f"'{error.override}': {reason}; a value with '=', ',' or blanks needs quotes, as in "
-            f"'key=\"...\"'"
+            f"'{error.override}': {reason}; a value with '=', ',', '~' or blanks needs quotes, as "
+            f"in 'key=\"...\"'"
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
         reason = str(error).partition("Config search path")[0].partition("See https")[0]
@@ -64,6 +66,14 @@ def _compose(name: str, schema: type[BaseModel], overrides: Sequence[str]) -> Di
     ConfigStore.instance().store(store_as, defaults)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose(name, overrides=list(overrides))
+
+
+def _quote_home(argument: str) -> str:
+    """With quotes around paths that begin with ~, which Hydra takes for no value without them."""
+    key, equals, value = argument.partition("=")
+    if not re.search("[\"']", value):
+        value = re.sub(r"^~.*|(?<=[\[,])~[^,\]]*", r'"\g<0>"', value)
+    return f"{key}{equals}{value}"
 
 
 def _check_override(argument: str, known: list[str], groups: dict[str, list[str]]) -> None:

@@ -24,7 +24,7 @@ def reference() -> str:
         "# Configuration",
         "",
         "Made from the schema by `python -m config.reference`; `--help` of each script says the "
-        "same. Overrides are `key=value`.",
+        "same. Overrides are `key=value`. In paths `~` and `$NAME` mean what they do in a shell.",
     ]
     for name, script, schema in ENTRY_POINTS:
         lines += ["", f"## {script}", ""]

@@ -6,9 +6,9 @@ Defaults stand in the classes, beside what they mean; the YAML files hold what a
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from common.settings import AnyPath, Settings
+from common.settings import AnyPath, PathText, Settings, expanded
 from dataset.batches import DataConfig
 from evaluation.predict import EvalConfig, PredictConfig
 from models.build import ComputeConfig
@@ -18,7 +18,9 @@ from models.targets import TARGETS
 from training.optimizers import OptimConfig
 from training.run_log import WandbConfig
 
-Paths = Annotated[list[AnyPath], Field(min_length=1)]
+PathOrPaths = Annotated[
+    Path | Annotated[list[Path], Field(min_length=1)], BeforeValidator(expanded)
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="auto: CUDA if there is any; cpu; cuda")
 ]
@@ -112,7 +114,7 @@ class TrainConfig(Settings):
         0, ge=0, lt=2**63, description="of the weights, the order of the data and the targets"
     )
     device: Device = "auto"
-    resume: str = Field(
+    resume: PathText = Field(
         "none",
         description="none; auto: go on from run_dir's newest checkpoint, or start if there is "
         "none; or the path of a checkpoint or run folder",
@@ -188,12 +190,12 @@ class EvaluateConfig(CheckpointConfig):
     """`evaluate.py`."""
 
     eval: EvalConfig = EvalConfig()
-    checkpoint: AnyPath | Paths | None = Field(
+    checkpoint: PathOrPaths | None = Field(
         None,
         description="run folder (its newest checkpoint), checkpoint, or a [list,of,them] whose "
         "votes are pooled",
     )
-    predictions: AnyPath | Paths | None = Field(
+    predictions: PathOrPaths | None = Field(
         None, description="predictions.npz, or a [list,of,them], to vote on again without a model"
     )
     report: bool = Field(True, description="also write report.html")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
-from dataset.tasks import NUM_COLOURS, Grid, Task
+from dataset.tasks import NUM_COLOURS, SEPARATOR, Grid, Task
 
 NUM_DIHEDRALS = 8
 DIHEDRALS = (
@@ -33,9 +33,8 @@ DRAWS_PER_VARIANT = 5
 DRAWING_ROUNDS = 4
 """Equal parts in which they are spent: the first suffices for most tasks, one more is seldom."""
 
-_SEPARATOR = "|||"
 _DIGITS = sorted("0123456789")
-_SUFFIX = f"{_SEPARATOR}t0{_SEPARATOR}0123456789"
+_SUFFIX = f"{SEPARATOR}t0{SEPARATOR}0123456789"
 
 
 class Variants(NamedTuple):
@@ -81,7 +80,7 @@ def invert(grid: Grid, dihedral: int, permutation: npt.NDArray[np.uint8]) -> Gri
 def variant_names(task_id: str, variants: Variants) -> list[str]:
     """The puzzles' names in `identifiers.json`; the bare id for row 0, the original."""
     characters = np.tile(np.frombuffer(_SUFFIX.encode(), np.uint8), (len(variants.dihedrals), 1))
-    characters[:, len(_SEPARATOR) + 1] += variants.dihedrals
+    characters[:, len(SEPARATOR) + 1] += variants.dihedrals
     characters[:, -NUM_COLOURS:] = ord("0") + variants.permutations
     # Rows of bytes read as strings: a million names in a moment, where a loop takes seconds.
     suffixes = characters.view(f"S{len(_SUFFIX)}")[:, 0].astype(str).tolist()
@@ -94,7 +93,7 @@ def parse_variant_name(name: str) -> tuple[str, int, npt.NDArray[np.uint8]]:
     Raises:
         UserError: the name has the separator but not this form.
     """
-    task_id, *parts = name.split(_SEPARATOR)
+    task_id, *parts = name.split(SEPARATOR)
     if not parts:
         return task_id, 0, IDENTITY_PERMUTATION
     if len(parts) == 2 and re.fullmatch("t[0-7]", parts[0]) and sorted(parts[1]) == _DIGITS:
@@ -112,7 +111,7 @@ def parse_variant_names(names: Sequence[str]) -> tuple[list[str], Variants]:
     Raises:
         UserError: see `parse_variant_name`.
     """
-    task_ids = [name.partition(_SEPARATOR)[0] for name in names]
+    task_ids = [name.partition(SEPARATOR)[0] for name in names]
     suffixes = [
         name[len(task_id) :] or _SUFFIX for name, task_id in zip(names, task_ids, strict=True)
     ]
@@ -121,10 +120,10 @@ def parse_variant_names(names: Sequence[str]) -> tuple[list[str], Variants]:
             parse_variant_name(name)  # Says what is wrong with it.
     letters = np.array(suffixes, dtype="S").view(np.uint8).reshape(len(names), len(_SUFFIX))
     variants = Variants(
-        letters[:, len(_SEPARATOR) + 1] - ord("0"), letters[:, -NUM_COLOURS:] - ord("0")
+        letters[:, len(SEPARATOR) + 1] - ord("0"), letters[:, -NUM_COLOURS:] - ord("0")
     )
     frame = letters.copy()
-    frame[:, len(_SEPARATOR) + 1] = frame[:, -NUM_COLOURS:] = ord("0")
+    frame[:, len(SEPARATOR) + 1] = frame[:, -NUM_COLOURS:] = ord("0")
     expected = np.frombuffer(_SUFFIX.encode(), np.uint8).copy()
     expected[-NUM_COLOURS:] = ord("0")
     is_right = (

@@ -2,12 +2,14 @@
 
 A file has a header with the columns `source, question, answer, rating`, of which question and
 answer are read, by these names or others: a puzzle and its solution, one character per cell, row by
-row. Which character means which token is the puzzle's `ALPHABET`.
+row. Which character means which token is the puzzle's `ALPHABET`. A file without a header, as RRN's
+Sudokus have none, is read too: its first row then is a puzzle and its solution.
 """
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from dataset.boards import Rules, keeps_given
 from dataset.build_boards import TEST, TRAIN, Half, PuzzleOptions
 
 ROWS_AT_ONCE = 1 << 12
+
+log = logging.getLogger(__name__)
 
 Alphabet = dict[str, int]
 """The token of each character; of several characters for a token the first is written."""
@@ -92,7 +96,7 @@ def _read_files(
     tokens = np.array([alphabet.get(chr(code), PAD) for code in range(256)], dtype=np.uint8)
     parts: list[Half] = []
     for path in paths:
-        num_parts, rows = len(parts), _read_rows(path, options, cells)
+        num_parts, rows = len(parts), _read_rows(path, options, alphabet, cells)
         progress = iter(tqdm(rows, desc=f"reading {path.name}", unit="row"))
         while chunk := list(islice(progress, ROWS_AT_ONCE)):
             lines, *texts = zip(*chunk, strict=True)
@@ -114,26 +118,25 @@ def _read_files(
 
 
 def _read_rows(
-    path: Path, options: PuzzleOptions, cells: int | None
+    path: Path, options: PuzzleOptions, alphabet: Alphabet, cells: int | None
 ) -> Iterator[tuple[int, str, str]]:
     """Line number, puzzle and solution of every row, the latter two of one length."""
     # Undecodable bytes become characters that no board can have, and so an error with its line.
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)
         try:
-            header = next(reader, [])
-            columns = {"puzzle": options.puzzle_column, "solution": options.solution_column}
-            for name, column in columns.items():
-                if column not in header:
-                    raise UserError(
-                        f"{path}: no column '{column}' in its header, which has "
-                        f"'{','.join(header)}'; name it with --{name}-column"
-                    )
-            for row in filter(None, reader):  # Without blank lines.
-                if len(row) != len(header):
-                    problem = f"{len(row)} columns, but the header has {len(header)}"
+            first = next(reader, [])
+            if boards := _board_columns(first, alphabet, cells):
+                log.info("%s has no header: column %d is read as the puzzle, %d as its solution.",
+                         path, *(column + 1 for column in boards))  # fmt: skip
+            rows = chain([first] if boards else [], filter(None, reader))  # Without blank lines.
+            columns = boards or _named_columns(first, options, path)
+            for row in rows:
+                if len(row) != len(first):
+                    what = "first row" if boards else "header"
+                    problem = f"{len(row)} columns, but the {what} has {len(first)}"
                     raise _row_error(path, reader.line_num, problem)
-                puzzle, solution = (row[header.index(column)] for column in columns.values())
+                puzzle, solution = (row[column] for column in columns)
                 cells = cells or max(1, round(len(puzzle) ** 0.5) ** 2)
                 if not len(puzzle) == len(solution) == cells:
                     problem = (
@@ -146,6 +149,29 @@ def _read_rows(
             raise UserError(
                 f"{path}, line {reader.line_num}: {error}; is it a CSV file?"
             ) from error
+
+
+def _board_columns(row: list[str], alphabet: Alphabet, cells: int | None) -> list[int]:
+    """Where a puzzle and its solution stand in a row; none if it is no such row but a header."""
+    length = cells or max(map(len, row), default=0)
+    boards = [
+        column
+        for column, text in enumerate(row)
+        if len(text) == length and set(text) <= set(alphabet)
+    ]
+    return boards if length and len(boards) == 2 else []
+
+
+def _named_columns(header: list[str], options: PuzzleOptions, path: Path) -> list[int]:
+    """Where puzzle and solution stand by the header; UserError if it lacks one of them."""
+    columns = {"puzzle": options.puzzle_column, "solution": options.solution_column}
+    for name, column in columns.items():
+        if column not in header:
+            raise UserError(
+                f"{path}: no column '{column}' in its header, which has "
+                f"'{','.join(header)}'; name it with --{name}-column"
+            )
+    return [header.index(column) for column in columns.values()]
 
 
 def _require_puzzles(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
-from common.files import read_object
+from common.json_files import read_object
 from dataset.canvas import COLOUR_OFFSET
 from dataset.storage import BUILD_FILE, REBUILD
 

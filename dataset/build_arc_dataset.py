@@ -61,7 +61,8 @@ from dataset.storage import (
     write_index,
     write_rows,
 )
-from dataset.tasks import Pair, Task, save_tasks
+from dataset.task_files import FILLERS_KEY, hidden_places, save_tasks
+from dataset.tasks import Pair, Task
 
 CHUNK_VARIANTS = 1024
 """Variants rendered at a time: bounds a worker's memory whatever --num-aug is."""
@@ -81,6 +82,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
     """
     started = time.monotonic()
     sources, met = load_sources(options)
+    fill_in = options.hidden_solutions == "filler"
     with (
         exclusive(options.output_dir, "--output-dir"),
         worker_processes(options.workers) as executor,
@@ -93,7 +95,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
         for split in options.splits:
             (folder / split).mkdir()
             if split != "train":
-                save_tasks(folder / puzzles_file(split), tasks_of(sources, split))
+                save_tasks(folder / puzzles_file(split), tasks_of(sources, split), fill_in)
             write_split_index(folder, split, sources, options)
             if options.layout == "compact":
                 write_originals(folder, split, sources, options)
@@ -102,6 +104,8 @@ def build(options: BuildOptions) -> dict[str, Any]:
         summary = count(sources, options) | met
         summary["bytes"] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         record = {"options": options.model_dump(mode="json"), "summary": summary}
+        if fill_in:
+            record[FILLERS_KEY] = hidden_places(tasks_of(sources, "test"))
         (folder / BUILD_FILE).write_text(json.dumps(record, indent=1))
     return summary | {"seconds": round(time.monotonic() - started, 1)}
 
@@ -271,8 +275,8 @@ def main() -> None:
     summary = build(options)
     log.info("Built %s:", options.output_dir)
     for key, value in summary.items():
-        if isinstance(value, dict):  # By subset.
-            value = [f"{number:,} of {name}" for name, number in value.items()]
+        if isinstance(value, dict):  # By subset, or by reason.
+            value = [f"{number:,} ({name})" for name, number in value.items()]
         text = ", ".join(value) or "none" if isinstance(value, list) else f"{value:,}"
         log.info("  %s: %s", key.replace("_", " "), text)
     for split in options.splits[1:]:

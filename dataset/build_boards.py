@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
-from pydantic import Field, FilePath, model_validator
+from pydantic import Field, model_validator
 
 from common.errors import UserError
 from common.files import atomic_directory
 from common.flags import NewFolder
 from common.locks import exclusive
-from common.settings import Settings
+from common.settings import InputFile, Settings
 from dataset.boards import Boards
 from dataset.storage import (
     BLANK_IDENTIFIER,
@@ -60,8 +60,8 @@ class PuzzleOptions(BuildOptions):
     """Of a builder that varies training puzzles and reads CSV files."""
 
     num_aug: int = Field(100, ge=0, description="variants per training puzzle besides itself")
-    csv: tuple[FilePath, ...] = Field((), title="FILE", description="import these files' puzzles")
-    test_csv: FilePath | None = Field(
+    csv: tuple[InputFile, ...] = Field((), title="FILE", description="import these files' puzzles")
+    test_csv: InputFile | None = Field(
         None,
         title="FILE",
         description="take the test half from this file, all of it if it has fewer than --num-test; "

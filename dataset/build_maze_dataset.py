@@ -11,10 +11,11 @@ solution is checked: it must mark one shortest path.
 
 import logging
 
-from pydantic import Field, FilePath
+from pydantic import Field
 
 from common.errors import exit_cleanly
 from common.flags import parse_flags
+from common.settings import InputFile
 from dataset import maze
 from dataset.board_csv import draw_halves
 from dataset.build_boards import PuzzleOptions, Summary, build_from_puzzles
@@ -29,7 +30,7 @@ class BuildOptions(PuzzleOptions):
         le=maze.MOST_VARIANTS,
         description="variants per training maze besides itself",
     )
-    csv: tuple[FilePath, ...] = Field(title="FILE", description="import these files' mazes")
+    csv: tuple[InputFile, ...] = Field(title="FILE", description="import these files' mazes")
 
 
 def build(options: BuildOptions) -> Summary:

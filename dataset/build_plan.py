@@ -10,10 +10,11 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.flags import NewFolder
 from common.processes import num_cpus
-from common.settings import Settings
+from common.settings import PathText, Settings
 from dataset.augmentation import ORIGINAL, Variants
 from dataset.canvas import CANVAS_SIDE
-from dataset.tasks import Pair, Task, load_subset
+from dataset.task_files import load_subset
+from dataset.tasks import LeftOut, Pair, Task, count_left_out
 
 FOR_VARIANTS, FOR_ORIGINS, FOR_VALIDATION = range(3)
 """Independent streams of random numbers; of the first two each task has its own."""
@@ -22,7 +23,7 @@ FOR_VARIANTS, FOR_ORIGINS, FOR_VALIDATION = range(3)
 class BuildOptions(Settings):
     """The command's flags; what the bytes do not depend on is excluded from `build.json`."""
 
-    input_file_prefix: str = Field(
+    input_file_prefix: PathText = Field(
         exclude=True,
         title="PREFIX",
         description="reads PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json",
@@ -41,7 +42,7 @@ class BuildOptions(Settings):
         description="side of the canvas in cells; tasks with larger grids are left out",
     )
     task_ids: tuple[str, ...] = Field((), description="build only these tasks")
-    # The next two are recorded only where they are used: other datasets keep their bytes.
+    # The next four are recorded only where they are used: other datasets keep their bytes.
     validation_tasks: int = Field(
         0,
         ge=0,
@@ -55,6 +56,17 @@ class BuildOptions(Settings):
         title="SUBSET",
         description="leave out of every other subset the tasks whose id stands in one of these, "
         "which need not be among --subsets, e.g. evaluation with --subsets training2 evaluation2",
+    )
+    skip_invalid: bool = Field(
+        False,
+        exclude_if=lambda skips: not skips,
+        description="leave out tasks that cannot be used, and count them by what is wrong",
+    )
+    hidden_solutions: Literal["omit", "filler"] = Field(
+        "omit",
+        exclude_if=lambda choice: choice == "omit",
+        description="what test_puzzles.json holds in place of a hidden solution: omit: nothing; "
+        "filler: the grid [[0]], as other code bases read it",
     )
     allow_leakage: bool = Field(
         False, description="accept subsets that contain tasks of the test set"
@@ -108,9 +120,21 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
         UserError: bad input files, a test task in another subset, no test task left, or fewer tasks
             than are to be held out for validation.
     """
-    subsets, excluded = _read_subsets(options)
-    test_sets = {task.task_id: name for name in options.test_set_names for task in subsets[name]}
+    subsets, excluded, left_out = _read_subsets(options)
+    test_sets = {
+        task_id: name
+        for name in options.test_set_names
+        for task_id in (*(task.task_id for task in subsets[name]), *left_out[name])
+    }
     wanted = set(options.task_ids)
+    invalid = count_left_out(
+        [
+            error
+            for name in options.subsets
+            for task_id, error in left_out[name].items()
+            if not wanted or task_id in wanted
+        ]
+    )
     sources: dict[str, Source] = {}
     too_large = met_again = 0
     for name, tasks in subsets.items():
@@ -146,6 +170,8 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
             and any(pair.output is None for task in subsets[name] for pair in task.test)
         ],
     }
+    if options.skip_invalid:
+        met["tasks_left_out_as_invalid"] = invalid
     if options.exclude_tasks_of:
         met["tasks_left_out_as_excluded"] = excluded
     if validation_ids:
@@ -155,18 +181,29 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
     return list(sources.values()), met
 
 
-def _read_subsets(options: BuildOptions) -> tuple[dict[str, list[Task]], dict[str, int]]:
-    """Each subset without the tasks that are excluded; and of which how many are, if any.
+def _read_subsets(
+    options: BuildOptions,
+) -> tuple[dict[str, list[Task]], dict[str, int], dict[str, LeftOut]]:
+    """Each subset without the tasks that are excluded; of which how many are, if any.
+
+    And of each subset that is read the tasks that cannot be used, if these are to be left out.
 
     Raises:
         UserError: bad input files, or a task that is asked for is in none of the subsets.
     """
     named = dict.fromkeys(options.subsets + options.exclude_tasks_of)
+    left_out: dict[str, LeftOut] = {name: {} for name in named}
     read = {
-        name: load_subset(options.input_file_prefix, name)
+        name: load_subset(
+            options.input_file_prefix,
+            name,
+            is_test=name in options.test_set_names,
+            left_out=left_out[name] if options.skip_invalid else None,
+        )
         for name in tqdm(named, desc="reading", unit="subset")
     }
     others = {task.task_id for name in options.exclude_tasks_of for task in read[name]}
+    others.update(*(left_out[name] for name in options.exclude_tasks_of))
     wanted = set(options.task_ids)
     subsets: dict[str, list[Task]] = {}
     excluded: dict[str, int] = {}
@@ -177,10 +214,13 @@ def _read_subsets(options: BuildOptions) -> tuple[dict[str, list[Task]], dict[st
         if count := len(found & wanted if wanted else found):
             excluded[name] = count
     if missing := wanted - {task.task_id for tasks in subsets.values() for task in tasks}:
-        names = " ".join(options.exclude_tasks_of)
-        or_excluded = f", or left out by --exclude-tasks-of {names}" if names else ""
-        raise UserError(f"--task-ids: '{min(missing)}' is in none of the subsets{or_excluded}")
-    return subsets, excluded
+        reasons = ["is in none of the subsets"]
+        if options.exclude_tasks_of:
+            reasons.append(f"left out by --exclude-tasks-of {' '.join(options.exclude_tasks_of)}")
+        if options.skip_invalid:
+            reasons.append("cannot be used")
+        raise UserError(f"--task-ids: '{min(missing)}' {', or '.join(reasons)}")
+    return subsets, excluded, left_out
 
 
 def _leakage(subset: str, task_id: str, test_set: str) -> UserError:
@@ -197,8 +237,8 @@ def _hold_out(
 ) -> list[str]:
     """Move the test pairs of some tasks from training to validation, and return their ids.
 
-    They are drawn of those `outside` the test sets whose test outputs are known: by the seed and
-    the ids of these alone. Fewer are always among more.
+    They are drawn of those `outside` the test sets that have train pairs, and test pairs with known
+    outputs: by the seed and the ids of these alone. Fewer are always among more.
 
     Raises:
         UserError: there are not so many.
@@ -206,13 +246,16 @@ def _hold_out(
     eligible = sorted(
         task_id
         for task_id in outside
-        if all(pair.output is not None for pair in sources[task_id].task.test)
+        if (task := sources[task_id].task).train
+        and task.test
+        and all(pair.output is not None for pair in task.test)
     )
     count = options.validation_tasks
     if count > len(eligible):
         raise UserError(
             f"--validation-tasks {count}: only {len(eligible)} of the tasks outside the test sets "
-            f"have known test outputs; hold out at most {len(eligible)} or add subsets"
+            f"have train pairs and known test outputs; hold out at most {len(eligible)} or add "
+            f"subsets"
         )
     order = np.random.default_rng([options.seed, FOR_VALIDATION]).permutation(len(eligible))
     drawn = sorted(eligible[place] for place in order[:count])

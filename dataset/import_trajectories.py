@@ -36,9 +36,10 @@ from pydantic import Field
 from tqdm import tqdm
 
 from common.errors import UserError, exit_cleanly
-from common.files import atomic_file, read_arrays, read_object, require_creatable
+from common.files import atomic_file, read_arrays, require_creatable
 from common.flags import parse_flags
-from common.settings import Settings
+from common.json_files import read_object
+from common.settings import AnyPath, Settings
 from common.tokens import MISSING, PAD
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import COLOUR_OFFSET, EOS, VOCAB_SIZE, Canvases, canvas_side, place, read_back
@@ -56,14 +57,14 @@ log = logging.getLogger(__name__)
 class ImportOptions(Settings):
     """The command's flags."""
 
-    trajectories: Path = Field(
+    trajectories: AnyPath = Field(
         title="STEPS.json",
         description="for each task its pairs in order, for each pair its grids, or null",
     )
-    dataset: Path = Field(
+    dataset: AnyPath = Field(
         title="PATH", description="the dataset folder to train on, in either layout"
     )
-    output: Path = Field(title="PATH.npz", description="the file to write")
+    output: AnyPath = Field(title="PATH.npz", description="the file to write")
 
 
 def import_trajectories(

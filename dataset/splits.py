@@ -2,9 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from common.errors import UserError
+from dataset.canvas import VOCAB_SIZE, canvas_side, place
 from dataset.compact import CompactSplit, open_compact
-from dataset.storage import ORIGINALS, PuzzleSplit, open_canvases, open_index, read_metadata
+from dataset.storage import (
+    ORIGINALS,
+    PuzzleSplit,
+    SplitIndex,
+    open_canvases,
+    open_index,
+    read_metadata,
+)
+from dataset.task_files import FILLER
 
 Split = PuzzleSplit | CompactSplit
 
@@ -29,11 +41,25 @@ def open_split(dataset_path: Path, split: str, option: str = "data.path=") -> Sp
         return open_compact(path, metadata)
     inputs, labels = open_canvases(path, metadata)
     index = open_index(path, metadata, len(inputs))
-    return PuzzleSplit(**vars(index), inputs=inputs, labels=labels)
+    are_hidden = split != "train" and _are_fillers(index, labels)
+    return PuzzleSplit(**vars(index), inputs=inputs, labels=labels, are_hidden=are_hidden)
+
+
+def _are_fillers(index: SplitIndex, labels: npt.NDArray[np.integer]) -> bool:
+    """Whether every task's original has FILLER for all its solutions, as `hide_fillers` has it."""
+    cells, originals = index.metadata.seq_len, index.group_indices[:-1]
+    if index.metadata.vocab_size != VOCAB_SIZE or not _is_square(cells):
+        return False
+    filler = place(np.array([FILLER], dtype=np.uint8), canvas_side(cells))
+    spans = zip(index.puzzle_indices[originals], index.puzzle_indices[originals + 1], strict=True)
+    return all((labels[start:end] == filler).all() for start, end in spans)
 
 
 def require_square(split: Split, why: str) -> None:
     """Raise UserError, with `why` it matters, if the split's canvases are no squares."""
-    cells = split.metadata.seq_len
-    if round(cells**0.5) ** 2 != cells:
+    if not _is_square(cells := split.metadata.seq_len):
         raise UserError(f"{why}: {split.path} has canvases of {cells} cells, which is no square")
+
+
+def _is_square(cells: int) -> bool:
+    return round(cells**0.5) ** 2 == cells

@@ -30,7 +30,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
-from common.files import named_in_errors, read_json
+from common.files import named_in_errors
+from common.json_files import read_json
 from common.settings import validate
 from common.tokens import MISSING, PAD
 
@@ -96,6 +97,8 @@ class PuzzleSplit(SplitIndex):
     """[examples, cells], memory-mapped."""
     labels: npt.NDArray[np.uint8]
     """[examples, cells], memory-mapped; all PAD where a test output is hidden."""
+    are_hidden: bool = False
+    """Whether the labels only stand in for hidden test outputs: they are read as PAD."""
 
     def read(
         self, examples: npt.NDArray[np.int64]
@@ -108,6 +111,8 @@ class PuzzleSplit(SplitIndex):
         """
         inputs, labels = self.inputs[examples], self.labels[examples]
         require_tokens(self.path, self.metadata.vocab_size, inputs, labels)
+        if self.are_hidden:
+            labels = np.zeros_like(labels)
         # Another builder's arrays may be of a wider type.
         return inputs.astype(np.uint8, copy=False), labels.astype(np.uint8, copy=False)
 

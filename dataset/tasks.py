@@ -1,22 +1,33 @@
-"""ARC tasks in the Kaggle ARC Prize format: read, checked cell by cell, and written.
+"""ARC tasks: grids, pairs and what a task is in JSON, checked cell by cell.
 
-One subset is a pair of files, `{prefix}_{subset}_challenges.json` and
-`{prefix}_{subset}_solutions.json`. A subset without solutions is a hidden test set and is legal.
+A task is an object with `train` and `test`, or a list of pairs, as RE-ARC and ARC-GEN have them:
+all of these are to train on.
 """
 
-import json
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
-from common.files import atomic_write, read_object
+from dataset.storage import BLANK_NAME
 
 MAX_GRID_SIDE = 30
 NUM_COLOURS = 10
+SEPARATOR = "|||"
+"""Stands between a task's id and the rest in the names of its variants."""
+MAX_ID_LENGTH = 100
+"""Characters. In arrays of ids each takes as much room as the longest."""
+MAX_REPORTED = 20
+"""Tasks left out that are named; those beyond are only counted."""
+
+log = logging.getLogger(__name__)
 
 Grid = npt.NDArray[np.uint8]
 """[rows, columns], colours 0-9, at most 30 a side."""
@@ -52,127 +63,126 @@ class Task:
         return [grid for pair in (*self.train, *self.test) for grid in pair.grids()]
 
 
-def subset_paths(prefix: str, subset: str) -> tuple[Path, Path]:
-    """The challenges file and the solutions file."""
-    return Path(f"{prefix}_{subset}_challenges.json"), Path(f"{prefix}_{subset}_solutions.json")
+class TaskError(UserError):
+    """A task that cannot be used: the message says where and why, `kind` why in a few words."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
-def load_subset(prefix: str, subset: str) -> list[Task]:
-    """Read one subset, in the file's order.
-
-    Raises:
-        UserError: a file is missing or is no JSON, a grid is not a grid, a task has no train pairs,
-            or the solutions do not match the challenges; the message says where.
-    """
-    path, solutions_path = subset_paths(prefix, subset)
-    challenges = read_object(
-        path,
-        "check --input-file-prefix and the subset's name, or write the file with "
-        "'python -m dataset.import_arc' (ConceptARC needs --conceptarc)",
-    )
-    if not solutions_path.is_file():
-        return [parse_task(task_id, raw, None, str(path)) for task_id, raw in challenges.items()]
-    solutions = read_object(solutions_path, "use the two files of one release")
-    if different := sorted(set(challenges) ^ set(solutions)):
-        raise UserError(
-            f"{solutions_path} does not match {path}: task '{different[0]}' is in only one of them "
-            f"({len(different)} such in all); use the two files of one release"
-        )
-    return [
-        # An empty entry is no hidden solution: it counts as none, and is refused.
-        parse_task(task_id, raw, solutions[task_id] or [], str(path))
-        for task_id, raw in challenges.items()
-    ]
+LeftOut = dict[str, TaskError]
+"""Task id -> why it could not be used."""
 
 
-def subset_files(prefix: str, subset: str, tasks: list[Task]) -> dict[Path, str]:
-    """A subset's two files and what they contain; no solutions file if an output is hidden."""
-    challenges_path, solutions_path = subset_paths(prefix, subset)
-    challenges = _to_json(tasks)
-    outputs = {
-        task_id: [pair.pop("output", None) for pair in challenge["test"]]
-        for task_id, challenge in challenges.items()
-    }
-    files = {challenges_path: json.dumps(challenges)}
-    if all(output is not None for solution in outputs.values() for output in solution):
-        files[solutions_path] = json.dumps(outputs)
-    return files
+@contextmanager
+def leaving_out(task_id: str, left_out: LeftOut | None) -> Iterator[None]:
+    """Enter an invalid task into `left_out`; UserError if that is None."""
+    try:
+        yield
+    except TaskError as error:
+        if left_out is None:
+            raise UserError(f"{error}; --skip-invalid leaves such tasks out") from error
+        left_out[task_id] = error
 
 
-def save_tasks(path: Path, tasks: list[Task]) -> None:
-    """Write `tasks` as one JSON file in Kaggle form, known outputs filled in."""
-    atomic_write(path, json.dumps(_to_json(tasks)))
-
-
-def _to_json(tasks: list[Task]) -> dict[str, Any]:
-    def pairs_to_json(pairs: tuple[Pair, ...]) -> list[dict[str, Any]]:
-        known = [{"input": p.input, "output": p.output} for p in pairs]
-        return [{k: g.tolist() for k, g in p.items() if g is not None} for p in known]
-
-    return {
-        task.task_id: {"train": pairs_to_json(task.train), "test": pairs_to_json(task.test)}
-        for task in tasks
-    }
-
-
-def load_tasks(path: Path) -> list[Task]:
-    """Read a file that `save_tasks` (or another code base's builder) wrote."""
-    tasks = read_object(path, "it holds the tasks to score; rebuild the dataset")
-    return [parse_task(task_id, raw, None, str(path)) for task_id, raw in tasks.items()]
+def count_left_out(errors: Collection[TaskError]) -> dict[str, int]:
+    """How many tasks were left out by reason; the first ones are named in the log."""
+    for error, _ in zip(errors, range(MAX_REPORTED), strict=False):
+        log.warning("Left out: %s", error)
+    return dict(Counter(error.kind for error in errors))
 
 
 def parse_grid(value: Any, where: str) -> Grid:
     """Check a JSON value and return it as a grid.
 
     Raises:
-        UserError: not 1-30 rows of 1-30 equal-length colours 0-9; the message starts with `where`.
+        TaskError: not 1-30 rows of 1-30 equal-length colours 0-9; the message starts with
+            `where`.
     """
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        raise UserError(f"{where}: a grid must be a list of rows, got {_shorten(value)}")
-    if not 1 <= len(value) <= MAX_GRID_SIDE:
-        raise UserError(f"{where}: {len(value)} rows, a grid has 1 to {MAX_GRID_SIDE}")
+        raise TaskError(f"{where}: a grid must be a list of rows, got {shorten(value)}", "no grid")
     lengths = sorted({len(row) for row in value})
+    for count, what in ((len(value), "rows"), (lengths[-1] if lengths else 0, "columns")):
+        if not 1 <= count <= MAX_GRID_SIDE:
+            kind = "grid without cells" if not count else f"grid over {MAX_GRID_SIDE} cells a side"
+            raise TaskError(f"{where}: {count} {what}, a grid has 1 to {MAX_GRID_SIDE}", kind)
     if len(lengths) > 1:
-        raise UserError(f"{where}: ragged rows of {lengths[0]} and {lengths[-1]} cells")
-    if not 1 <= lengths[0] <= MAX_GRID_SIDE:
-        raise UserError(f"{where}: {lengths[0]} columns, a grid has 1 to {MAX_GRID_SIDE}")
-    for row in value:
-        for cell in row:
-            if type(cell) is not int or not 0 <= cell < NUM_COLOURS:
-                raise UserError(f"{where}: colour {_shorten(cell)}, colours are 0 to 9")
-    return np.array(value, dtype=np.uint8)
+        message = f"{where}: ragged rows of {lengths[0]} and {lengths[-1]} cells"
+        raise TaskError(message, "ragged grid")
+    cells = list(chain.from_iterable(value))
+    if set(map(type, cells)) != {int} or not 0 <= min(cells) <= max(cells) < NUM_COLOURS:
+        odd = next(c for c in cells if type(c) is not int or not 0 <= c < NUM_COLOURS)
+        raise TaskError(f"{where}: colour {shorten(odd)}, colours are 0 to 9", "no colour")
+    return np.array(cells, dtype=np.uint8).reshape(len(value), -1)
 
 
-def parse_task(task_id: str, raw: Any, solutions: Any, source: str) -> Task:
-    """Check a task's JSON value; `solutions` are the test outputs, None where `raw` has them.
+def parse_task(task_id: str, raw: Any, solutions: Any, source: str, is_test: bool = False) -> Task:
+    """Check a task's JSON value.
+
+    Args:
+        task_id: checked too: variants are named after it, and arrays hold it.
+        raw: an object with `train` and `test`, of which one may be missing or empty, or a list of
+            pairs to train on.
+        solutions: the test outputs; None where `raw` has them.
+        source: what it is read from, for messages.
+        is_test: whether it is of a test set, where neither may be missing or empty.
 
     Raises:
-        UserError: the message starts with `source` and the task, and says what is wrong where.
+        TaskError: the message starts with `source` and the task, and says what is wrong where.
     """
-    where = f"{source}: task '{task_id}'"
-    if not isinstance(raw, dict) or not {"train", "test"} <= set(raw):
-        raise UserError(f"{where}: must be an object with 'train' and 'test'")
-    train = _parse_pairs(raw["train"], f"{where}, train pair")
-    test = _parse_pairs(raw["test"], f"{where}, test pair")
-    if not train or not test:
-        raise UserError(f"{where}: has no {'test' if train else 'train'} pairs")
+    where = f"{source}: task {task_id[:MAX_ID_LENGTH]!r}"
+    _require_usable_id(task_id, where)
+    pairs = {"train": raw} if isinstance(raw, list) else raw
+    if not isinstance(pairs, dict) or not {"train", "test"} & set(pairs):
+        message = f"{where}: must be an object with 'train' and 'test', or a list of pairs"
+        raise TaskError(message, "no task")
+    train = _parse_pairs(pairs.get("train", []), f"{where}, train pair")
+    test = _parse_pairs(pairs.get("test", []), f"{where}, test pair")
     for index, pair in enumerate(train):
         if pair.output is None:
-            raise UserError(f"{where}, train pair {index}: has no output")
+            message = f"{where}, train pair {index}: has no output"
+            raise TaskError(message, "train pair without output")
     if solutions is not None:
         if not isinstance(solutions, list) or len(solutions) != len(test):
-            count = len(solutions) if isinstance(solutions, list) else _shorten(solutions)
-            raise UserError(f"{where}: {len(test)} test inputs but solutions for {count}")
+            count = len(solutions) if isinstance(solutions, list) else shorten(solutions)
+            message = f"{where}: {len(test)} test inputs but solutions for {count}"
+            raise TaskError(message, "solutions that do not fit")
         test = [
             Pair(pair.input, parse_grid(solution, f"{where}, solution {index}"))
             for index, (pair, solution) in enumerate(zip(test, solutions, strict=True))
         ]
+    if is_test and not (train and test):
+        missing = "test" if train else "train"
+        form = "is a list of pairs (RE-ARC, ARC-GEN), all to train on, and " if pairs != raw else ""
+        message = f"{where}: {form}has no {missing} pairs, which a task of a test set needs"
+        raise TaskError(message, f"no {missing} pairs")
+    if all(pair.output is None for pair in (*train, *test)):
+        raise TaskError(f"{where}: has no pair with an output", "no pair with an output")
     return Task(task_id, tuple(train), tuple(test))
+
+
+def _require_usable_id(task_id: str, where: str) -> None:
+    """What is built under an id is found again under it: in names, arrays and lines of text."""
+    problems = {
+        "is empty": not task_id,
+        f"has more than {MAX_ID_LENGTH} characters": len(task_id) > MAX_ID_LENGTH,
+        f"is '{BLANK_NAME}', which means no puzzle": task_id == BLANK_NAME,
+        # One at the end would run into the separator that follows it.
+        f"contains '{SEPARATOR}' or ends in '{SEPARATOR[0]}', and '{SEPARATOR}' separates an id "
+        "from the rest of a variant's name": SEPARATOR in task_id + SEPARATOR[1:],
+        "begins or ends with a space": task_id != task_id.strip(),
+        "has characters that cannot be printed": not task_id.isprintable(),
+    }
+    for problem, applies in problems.items():
+        if applies:
+            raise TaskError(f"{where}: its id {problem}; rename the task", "id that cannot be used")
 
 
 def _parse_pairs(raw: Any, where: str) -> list[Pair]:
     if not isinstance(raw, list) or not all(isinstance(p, dict) and "input" in p for p in raw):
-        raise UserError(f"{where}s: must be a list of objects with 'input'")
+        message = f"{where}s: must be a list of objects with 'input'"
+        raise TaskError(message, "no pairs of grids")
     return [
         Pair(
             parse_grid(pair["input"], f"{where} {index}, input"),
@@ -184,6 +194,7 @@ def _parse_pairs(raw: Any, where: str) -> list[Pair]:
     ]
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """The value as Python writes it, cut to 40 characters."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.files import atomic_directory, read_object
+from common.files import atomic_directory
+from common.json_files import read_object
 from common.tokens import PAD
 from dataset.canvas import canvas_side, read_back
 from dataset.storage import BUILD_FILE, REBUILD

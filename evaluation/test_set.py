@@ -19,7 +19,8 @@ from dataset.compact import CompactSplit
 from dataset.factors import puzzle_factors
 from dataset.splits import open_split, require_square
 from dataset.storage import fingerprint, load_identifiers, puzzles_file
-from dataset.tasks import NUM_COLOURS, Task, load_tasks
+from dataset.task_files import load_tasks
+from dataset.tasks import NUM_COLOURS, Task
 from dataset.windows import Boxes, boxes_around
 
 Rows = npt.NDArray[np.int64]

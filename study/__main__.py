@@ -31,7 +31,7 @@ from common.children import run_child
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write
 from common.locks import exclusive
-from common.settings import validate
+from common.settings import expanded_path, validate
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.splits import open_split
@@ -282,7 +282,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     names = sorted(path.stem for path in GRIDS.glob("*.yaml"))
     add("grid", nargs="?", choices=names, default="study", help="which runs")
-    add("--output", type=Path, default=DEFAULT_OUTPUT, help="datasets and runs")
+    add("--output", type=expanded_path, default=DEFAULT_OUTPUT, help="datasets and runs")
     add("--workers", type=positive, default=2, help="runs at a time, each on one thread")
     add("--only", nargs="+", metavar="PREFIX", default=[""],
         help="only runs whose name starts so; writes no results")  # fmt: skip

@@ -24,7 +24,8 @@ from dataset.augmentation import (
     transformed_sizes,
     variant_names,
 )
-from dataset.tasks import Pair, Task, load_subset
+from dataset.task_files import load_subset
+from dataset.tasks import Pair, Task
 
 grids = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
     lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 9))

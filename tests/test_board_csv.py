@@ -1,5 +1,6 @@
 """CSV files of Sudokus and mazes: what is written is read, what is no puzzle is named by line."""
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,29 @@ def test_columns_go_by_the_names_given(kind: Kind, tmp_path: Path) -> None:
         kind.draw(renamed)
     with pytest.raises(UserError, match=r"no column 'answer' .*--solution-column"):
         kind.draw(renamed, puzzle_column="quizzes")
+
+
+@pytest.mark.parametrize("columns", [slice(1, 3), slice(None)], ids=["two", "all four"])
+def test_a_file_without_header_is_read_from_its_first_row_on(
+    kind: Kind, columns: slice, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, bare = kind.write(tmp_path / "all.csv"), tmp_path / "bare.csv"
+    rows = [line.split(",")[columns] for line in path.read_text().splitlines()]
+    bare.write_text("\n".join(map(",".join, rows[1:])))
+    with caplog.at_level(logging.INFO):
+        halves = kind.draw(bare, num_train=40, num_test=20)
+    assert solution_of(*halves) == solution_of(kind.puzzles)
+    first = 1 if columns.start else 2
+    said = f"bare.csv has no header: column {first} is read as the puzzle, {first + 1} as its"
+    assert said in caplog.messages[0]
+    # A row is still checked, and named by its line.
+    bare.write_text("\n".join(",".join(row) for row in [rows[1], rows[2][-1:]]))
+    with pytest.raises(UserError, match=r"bare\.csv, line 2: 1 columns, but the first row has"):
+        kind.draw(bare)
+    # Solution and puzzle exchanged are no puzzle with its solution.
+    bare.write_text(",".join(reversed(rows[1])))
+    with pytest.raises(UserError, match=r"bare\.csv, line 1: "):
+        kind.draw(bare)
 
 
 def test_all_mazes_have_the_size_of_the_first(mazes: Kind, tmp_path: Path) -> None:

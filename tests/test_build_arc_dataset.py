@@ -29,6 +29,7 @@ from dataset.build_arc_dataset import main
 from dataset.build_plan import BuildOptions, load_sources
 from dataset.splits import open_split
 from dataset.storage import load_identifiers
+from dataset.task_files import hidden_places, load_tasks
 
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 
@@ -280,6 +281,82 @@ def test_a_hidden_test_set_is_built_with_empty_labels(
     assert scored == json.loads(Path(f"{hidden_prefix}_evaluation_challenges.json").read_text())
 
 
+def test_fillers_in_place_of_hidden_solutions_are_recorded_and_still_hidden(
+    build_small: Build, hidden_prefix: str, tmp_path: Path
+) -> None:
+    """Besides `build.json`, only the tasks to score are other; what is black is no filler."""
+    options = {"input_file_prefix": hidden_prefix, "test_set_name2": "training"}
+    plain, _ = build_small(**options)
+    filled, summary = build_small(
+        **options, output_dir=tmp_path / "filled", hidden_solutions="filler"
+    )
+    before, after = contents(plain), contents(filled)
+    assert {path for path in before if before[path] != after[path]} == {
+        "build.json", "test_puzzles.json",
+    }  # fmt: skip
+    written = json.loads(after["test_puzzles.json"])
+    assert all("output" in pair for task in written.values() for pair in task["test"])
+    assert all(
+        pair["output"] == [[0]] for name in SUBSETS["evaluation"] for pair in written[name]["test"]
+    )
+    assert summary["hidden_test_sets"] == ["evaluation"]
+    ours, theirs = (load_tasks(folder / "test_puzzles.json") for folder in (filled, plain))
+    assert hidden_places(ours) == hidden_places(theirs) != {}
+    kept = json.loads(after["build.json"])
+    assert kept["fillers"].keys() == set(SUBSETS["evaluation"])
+    assert kept["options"]["hidden_solutions"] == "filler"
+    assert "fillers" not in json.loads(before["build.json"])
+
+
+def test_a_task_of_a_training_subset_may_have_no_train_or_no_test_pairs(
+    build_small: Build, tmp_path: Path
+) -> None:
+    """All known pairs go to training; such a task is never held out for validation."""
+    pairs = [{"input": [[1, n]], "output": [[n]]} for n in range(2, 6)]
+    more = {"test only": {"train": [], "test": pairs[:2]}, "list": pairs, "train": {"train": pairs}}
+    write_kaggle(tmp_path / "arc", "more", more | {"both": {"train": pairs, "test": pairs[:1]}})
+    write_kaggle(tmp_path / "arc", "held", {"t": {"train": pairs[:1], "test": pairs[1:2]}})
+    options = {"subsets": ("more", "held"), "test_set_name": "held", "num_aug": 0}
+    out, _ = build_small(str(tmp_path / "arc"), **options)
+    sizes = {name: len(inputs) for name, inputs, _ in puzzles(out, "train")}
+    assert sizes == {"test only": 2, "list": 4, "train": 4, "both": 5, "t": 1}
+    held = build_small(str(tmp_path / "arc"), tmp_path / "held", validation_tasks=1, **options)[1]
+    assert held["validation_task_ids"] == ["both"]
+    with pytest.raises(UserError, match="--validation-tasks 2: only 1 of the tasks"):
+        build_small(str(tmp_path / "arc"), tmp_path / "two", validation_tasks=2, **options)
+
+
+def test_tasks_that_cannot_be_used_are_left_out_only_when_asked_for(
+    build_small: Build, tmp_path: Path
+) -> None:
+    """Their ids still count: they are excluded from other subsets, and training on them leaks."""
+    pair = {"input": [[1, 2]], "output": [[3]]}
+    good, wide = {"train": [pair], "test": [pair]}, {"train": [{"input": [[1] * 31]}], "test": []}
+    write_kaggle(tmp_path / "arc", "held", {"t": good, "odd": wide, "list": [pair]})
+    write_kaggle(tmp_path / "arc", "more", {"a": good, "list": [pair], "b|||": good, "z": wide})
+    prefix, options = str(tmp_path / "arc"), {"subsets": ("held",), "test_set_name": "held"}
+    with pytest.raises(UserError, match=r"task 'odd', .* 31 columns, .*; --skip-invalid leaves"):
+        build_small(prefix, **options)
+    out, summary = build_small(prefix, skip_invalid=True, **options)
+    assert (summary["tasks"], summary["test_tasks"]) == (1, 1)
+    counted = {"grid over 30 cells a side": 1, "no test pairs": 1}
+    assert summary["tasks_left_out_as_invalid"] == counted
+    kept = json.loads((out / "build.json").read_text())
+    assert kept["summary"]["tasks_left_out_as_invalid"] == counted
+    assert kept["options"]["skip_invalid"] is True
+    both = {"subsets": ("more", "held"), "test_set_name": "held", "skip_invalid": True}
+    with pytest.raises(UserError, match="task 'list' of more is also in the test set"):
+        build_small(prefix, tmp_path / "leaky", **both)
+    out, summary = build_small(prefix, tmp_path / "both", exclude_tasks_of=("held",), **both)
+    assert summary["tasks_left_out_as_invalid"] == {
+        "grid over 30 cells a side": 2, "no test pairs": 1, "id that cannot be used": 1,
+    }  # fmt: skip
+    assert summary["tasks_left_out_as_excluded"] == {"more": 1}
+    assert set(load_identifiers(out)[1::4]) == {"a", "t"}
+    with pytest.raises(UserError, match="--task-ids: 'z' is in none of the subsets, or cannot be"):
+        build_small(prefix, tmp_path / "ids", task_ids=("z", "t"), **both)
+
+
 def test_a_task_with_too_few_distinct_variants_is_counted_once(
     build_own: Build, tmp_path: Path
 ) -> None:
@@ -310,8 +387,10 @@ def test_the_summary_counts_what_was_built_and_is_kept_beside_it(build_small: Bu
     assert kept["summary"] == {key: value for key, value in summary.items() if key != "seconds"}
     assert not {"input_file_prefix", "output_dir", "workers"} & set(kept["options"])
     # Nor what was added later and is not used: the bytes are those of the versions before.
-    assert not {"validation_tasks", "exclude_tasks_of"} & set(kept["options"])
-    assert not [key for key in kept["summary"] if "validation" in key or "excluded" in key]
+    later = {"validation_tasks", "exclude_tasks_of", "skip_invalid", "hidden_solutions"}
+    assert not later & set(kept["options"])
+    assert not [key for key in kept["summary"] if re.search("validation|excluded|invalid", key)]
+    assert set(kept) == {"options", "summary"}
     assert set(os.listdir(out)) == {
         "build.json", "identifiers.json", "test_puzzles.json", "train", "test",
     }  # fmt: skip
@@ -546,12 +625,13 @@ def test_defaults_and_flags_are_the_published_ones() -> None:
     flags = (
         "--test-set-name2 t --num-aug 5 --seed 6 --puzzle-identifiers-start 7 --canvas-side 8 "
         "--workers 9 --task-ids x y --allow-leakage --layout compact --validation-tasks 8 "
-        "--exclude-tasks-of u v"
+        "--exclude-tasks-of u v --skip-invalid --hidden-solutions filler"
     )
     assert options_of(flags) == BuildOptions(
         **required, test_set_name2="t", num_aug=5, seed=6, puzzle_identifiers_start=7,
         canvas_side=8, workers=9, task_ids=("x", "y"), allow_leakage=True, layout="compact",
-        validation_tasks=8, exclude_tasks_of=("u", "v"),
+        validation_tasks=8, exclude_tasks_of=("u", "v"), skip_invalid=True,
+        hidden_solutions="filler",
     )  # fmt: skip
 
 
@@ -573,6 +653,7 @@ def test_defaults_and_flags_are_the_published_ones() -> None:
         ("--canvas-side 2", "no test task is left: check --task-ids, --canvas-side"),
         ("--validation-tasks -1", r"validation.tasks\W+1\b.*\b0\b"),
         ("--validation-tasks 7", r"--validation-tasks 7: only 6 of the tasks outside the test"),
+        ("--hidden-solutions zero", "--hidden-solutions zero: must be 'omit' or 'filler'"),
         ("--exclude-tasks-of none", r"arc_none_challenges\.json does not exist"),
     ],
 )

@@ -20,8 +20,6 @@ from common.files import (
     atomic_file,
     atomic_write,
     read_arrays,
-    read_json,
-    read_object,
     remove_directory,
     require_creatable,
     require_new_directory,
@@ -51,6 +49,8 @@ FREE = "free some space or choose another folder"
             2,
             f"error: the disk is full while writing a.npy: {FREE}\n",
         ),
+        # What a terminal would obey, and bytes that are no text, are shown and not sent.
+        (UserError("no file '\x1b[31mé\udcff'"), 2, "error: no file '\\x1b[31mé\\udcff'\n"),
         (OSError(errno.EDQUOT, "Quota exceeded"), 2, f"error: the disk is full: {FREE}\n"),
         (
             FileNotFoundError(errno.ENOENT, "No such file or directory", "a.npy"),
@@ -441,24 +441,6 @@ def test_an_error_while_a_file_is_written_leaves_the_old_one(
         assert raised.value.filename == f"{old_file}.{os.getpid()}.partial"
     assert os.listdir(old_file.parent) == ["file"]
     assert old_file.read_text() == "old"
-
-
-def test_a_json_file_is_parsed_or_refused_with_its_name_and_the_remedy(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    path.write_text('{"a": [1, "é"]}', encoding="utf-8")
-    assert read_json(path, "") == read_object(path, "") == {"a": [1, "é"]}
-    path.write_text("[1]")
-    assert read_json(path, "") == [1]
-    with pytest.raises(UserError, match=r"file\.json must hold a JSON object, not a list: again"):
-        read_object(path, "again")
-    for content in (b"", b"{", b"\xff\xfe{}"):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"file\.json is not valid JSON \(.*\): again"):
-            read_json(path, "again")
-    with pytest.raises(UserError, match=r"other\.json does not exist: again"):
-        read_json(tmp_path / "other.json", "again")
-    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\): again"):
-        read_json(tmp_path, "again")
 
 
 def test_an_npz_file_is_read_or_refused_by_the_key_that_names_it(tmp_path: Path) -> None:

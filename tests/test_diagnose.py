@@ -16,7 +16,7 @@ from dataset.augmentation import transform
 from dataset.build_nqueens_dataset import BuildOptions, build
 from dataset.canvas import place
 from dataset.storage import puzzles_file
-from dataset.tasks import load_tasks
+from dataset.task_files import load_tasks
 from evaluation.predictions import load_predictions
 
 SWEEP = ("device=cpu", "eval.batch_tokens=2048", "guidance_weights=[0,1,2]")

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,19 @@ def test_every_other_command_parses(
                 Path(file).touch()
         parsed = parse_flags(options, program, None, arguments)
         assert {key: getattr(parsed, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(REPOSITORY.glob("dataset/*.py")) if "__main__" in p.read_text()],
+    ids=lambda path: path.stem,
+)
+def test_a_command_that_is_run_by_its_path_says_how_it_is_run(
+    path: Path, refused: Callable[..., str]
+) -> None:
+    """As other code bases' READMEs do; it then finds none of the packages."""
+    line = f"error: run it in the repository's folder, as python -m dataset.{path.stem}"
+    assert refused(path) == line
 
 
 def test_the_study_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from runs import call, read_metrics, read_results, run_evaluation, run_training,
 import evaluate
 from dataset.augmentation import invert
 from dataset.canvas import read_back
-from dataset.tasks import load_tasks
+from dataset.task_files import load_tasks
 
 SCHEMA = {
     "task_id": ("U", 1),

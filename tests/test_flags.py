@@ -60,6 +60,10 @@ def test_every_kind_of_flag_becomes_a_value_of_its_fields_type(tmp_path: Path) -
     }  # fmt: skip
 
 
+def test_a_flag_of_several_values_may_be_given_again() -> None:
+    assert parse("--names", "x", "--seed", 1, "--names", "y", "z").names == ("x", "y", "z")
+
+
 def test_the_command_line_of_the_process_is_parsed_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -37,7 +37,8 @@ from common.packed import PackedBatch
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
 from dataset.loading import NUM_FILLERS
-from dataset.tasks import Pair, Task, save_tasks
+from dataset.task_files import save_tasks
+from dataset.tasks import Pair, Task
 from evaluation import predict as predicting
 from evaluation.metrics import mean_metrics
 from evaluation.predict import Answers, Predictor, one_behind, predict

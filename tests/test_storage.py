@@ -44,6 +44,23 @@ def test_a_dataset_of_another_builder_opens(foreign: Path) -> None:
     assert isinstance(split.labels, np.memmap)
 
 
+def test_labels_that_are_all_fillers_are_hidden(foreign: Path) -> None:
+    """As other code bases write hidden solutions: the grid [[0]], on a canvas of two by two."""
+    filler = np.array([2, 1, 1, 0])
+    (foreign / "train").rename(foreign / "test")
+    change("all__labels", lambda labels: np.broadcast_to(filler, labels.shape))(foreign / "test")
+    _, labels = open_split(foreign, "test").read(np.arange(7))
+    assert (labels.shape, labels.any()) == ((7, 4), False)
+    # One solution is known: the first task's original has it as its second, the others do not.
+    put("all__labels", (1, 0), 3)(foreign / "test")
+    _, labels = open_split(foreign, "test").read(np.arange(7))
+    assert labels.tolist() == [[2, 1, 1, 0], [3, 1, 1, 0], *[[2, 1, 1, 0]] * 5]
+    # What is trained on is what it is.
+    change("all__labels", lambda labels: np.broadcast_to(filler, labels.shape))(foreign / "test")
+    (foreign / "test").rename(foreign / "train")
+    assert open_split(foreign, "train").read(np.arange(7))[1].any()
+
+
 def change_metadata(**values: Any) -> Damage:
     def damage(split: Path) -> None:
         path = split / "dataset.json"

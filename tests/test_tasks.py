@@ -1,23 +1,21 @@
 """Kaggle files are read as they stand, checked cell by cell, and written so that they read back."""
 
+import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from arc_oracles import write_kaggle
+from hypothesis import assume, given
+from hypothesis.strategies import text
 
 from common.errors import UserError
-from dataset.tasks import (
-    Pair,
-    Task,
-    load_subset,
-    load_tasks,
-    parse_grid,
-    save_tasks,
-    subset_files,
-)
+from dataset.augmentation import IDENTITY_PERMUTATION, Variants, parse_variant_names, variant_names
+from dataset.task_files import hidden_places, load_subset, load_tasks, save_tasks, subset_files
+from dataset.tasks import LeftOut, Pair, Task, count_left_out, parse_grid, parse_task
 
 CHALLENGE = {
     "train": [{"input": [[1, 2]], "output": [[3], [4]]}],
@@ -116,11 +114,11 @@ def changed(**parts: Any) -> dict[str, Any]:
     return {"a": {**CHALLENGE, **parts}}
 
 
-def refusal(folder: Path, challenges: Any, solutions: Any = None) -> str:
+def refusal(folder: Path, challenges: Any, solutions: Any = None, is_test: bool = False) -> str:
     """What is said of a pair of files."""
     write_kaggle(folder / "arc", "s", challenges, solutions)
     with pytest.raises(UserError) as error:
-        load_subset(str(folder / "arc"), "s")
+        load_subset(str(folder / "arc"), "s", is_test)
     return str(error.value)
 
 
@@ -128,10 +126,14 @@ def refusal(folder: Path, challenges: Any, solutions: Any = None) -> str:
     ("challenges", "complaint"),
     [
         ([], "arc_s_challenges.json must hold a JSON object, not a list"),
-        ({"a": [1]}, "task 'a': must be an object with 'train' and 'test'"),
-        ({"a": {"train": []}}, "task 'a': must be an object with 'train' and 'test'"),
-        (changed(train=[]), "task 'a': has no train pairs"),
-        (changed(test=[]), "task 'a': has no test pairs"),
+        ({"a": 1}, "task 'a': must be an object with 'train' and 'test', or a list of pairs"),
+        ({"a": {"train1": []}}, "task 'a': must be an object with 'train' and 'test', or a list"),
+        ({"a": [1]}, "task 'a', train pairs: must be a list of objects"),
+        ({"a": {"train": []}}, "task 'a': has no pair with an output"),
+        ({"a": []}, "task 'a': has no pair with an output"),
+        (changed(train=[]), "task 'a': has no pair with an output"),
+        (changed(test=None), "task 'a', test pairs: must be a list of objects"),
+        ({"train": [], "test": []}, "holds one task, not tasks by id: it is read by 'python -m"),
         (changed(train=[{"input": [[1]]}]), "task 'a', train pair 0: has no output"),
         (changed(train=[{"output": [[1]]}]), "task 'a', train pairs: must be a list of objects"),
         (changed(test={"input": [[1]]}), "task 'a', test pairs: must be a list of objects"),
@@ -170,12 +172,178 @@ def test_solutions_that_do_not_fit_the_challenges_are_refused(
 def test_a_file_that_is_missing_or_no_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"arc_s_challenges\.json does not exist.*import_arc"):
         load_subset(str(tmp_path / "arc"), "s")
-    for content in (b"{", b"", b"\xff\xfe{}"):
-        (tmp_path / "arc_s_challenges.json").write_bytes(content)
-        with pytest.raises(UserError, match=r"arc_s_challenges\.json is not valid JSON"):
-            load_subset(str(tmp_path / "arc"), "s")
+    (tmp_path / "arc_s_challenges.json").write_text("{")
+    with pytest.raises(UserError, match=r"arc_s_challenges\.json is not valid JSON .*correct the"):
+        load_subset(str(tmp_path / "arc"), "s")
     with pytest.raises(UserError, match=r"test_puzzles\.json does not exist"):
         load_tasks(tmp_path / "test_puzzles.json")
+
+
+def test_where_a_folder_of_tasks_is_meant_the_command_that_reads_it_is_named(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "data" / "s").mkdir(parents=True)
+    for prefix, folder in (("data", "data/s"), ("data/s", "data/s")):
+        command = rf"import_arc --output-prefix PREFIX --sources s={tmp_path / folder}'"
+        with pytest.raises(UserError, match=f"does not exist.*{command}"):
+            load_subset(str(tmp_path / prefix), "s")
+
+
+def test_compressed_files_are_read_with_their_solutions(tmp_path: Path) -> None:
+    for half, content in (("challenges", {"a": CHALLENGE}), ("solutions", {"a": SOLUTION})):
+        path = tmp_path / f"arc_s_{half}.json.gz"
+        path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    (task,) = load_subset(str(tmp_path / "arc"), "s")
+    assert grids_of(task)[-1] == [[8, 8, 8]]
+
+
+# ---- tasks that are only to train on, and tasks that cannot be used --------------------------
+
+ONE, TWO = {"input": [[1]], "output": [[2]]}, {"input": [[3]], "output": [[4]]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "num_train", "num_test"),
+    [
+        ([ONE, TWO], 2, 0),
+        ({"train": [ONE]}, 1, 0),
+        ({"train": [ONE], "test": []}, 1, 0),
+        ({"test": [ONE, TWO]}, 0, 2),
+        ({"train": [], "test": [ONE, {"input": [[5]]}]}, 0, 2),
+    ],
+)
+def test_outside_a_test_set_a_task_may_lack_train_or_test_pairs(
+    tmp_path: Path, raw: Any, num_train: int, num_test: int
+) -> None:
+    write_kaggle(tmp_path / "arc", "s", {"a": raw})
+    (task,) = load_subset(str(tmp_path / "arc"), "s")
+    assert (len(task.train), len(task.test)) == (num_train, num_test)
+    missing = "train" if num_test else "test"
+    assert f"task 'a': has no {missing} pairs" in refusal(tmp_path, {"a": raw}, None, True).replace(
+        "is a list of pairs (RE-ARC, ARC-GEN), all to train on, and ", ""
+    )
+    (tmp_path / "test_puzzles.json").write_text(json.dumps({"a": raw}))
+    with pytest.raises(UserError, match=f"has no {missing} pairs, which a task of a test set"):
+        load_tasks(tmp_path / "test_puzzles.json")
+
+
+def test_a_task_without_test_pairs_needs_no_solutions(tmp_path: Path) -> None:
+    tasks = {"a": CHALLENGE, "b": [ONE], "c": {"train": [ONE]}}
+    write_kaggle(tmp_path / "arc", "s", tasks, {"a": SOLUTION, "c": []})
+    assert [len(task.test) for task in load_subset(str(tmp_path / "arc"), "s")] == [2, 0, 0]
+    assert "task 'b' is in only one of them" in refusal(
+        tmp_path, {"b": CHALLENGE, "a": CHALLENGE}, {"a": SOLUTION}
+    )
+
+
+BAD_IDS = {
+    "": "is empty",
+    "a|||t1|||0123456789": r"contains '\|\|\|' or ends in '\|'",
+    "a|": r"contains '\|\|\|' or ends in '\|'",
+    "<blank>": "means no puzzle",
+    " a": "begins or ends with a space",
+    "a\u2003": "begins or ends with a space",
+    "a\0": "cannot be printed",
+    "a\x1b[31m": "cannot be printed",
+    "a\u202eb": "cannot be printed",
+    "a" * 101: "has more than 100 characters",
+}
+
+
+@pytest.mark.parametrize(("task_id", "complaint"), BAD_IDS.items())
+def test_an_id_that_would_not_be_found_again_is_refused_wherever_tasks_are_read(
+    tmp_path: Path, task_id: str, complaint: str
+) -> None:
+    assert re.search(f": its id .*{complaint}.*rename", refusal(tmp_path, {task_id: CHALLENGE}))
+    (tmp_path / "test_puzzles.json").write_text(json.dumps({task_id: CHALLENGE}))
+    with pytest.raises(UserError, match=complaint):
+        load_tasks(tmp_path / "test_puzzles.json")
+
+
+@given(task_id=text(max_size=12) | text("a|<> \0\n", max_size=6))
+def test_whatever_id_is_accepted_comes_back_from_names_arrays_and_lines(task_id: str) -> None:
+    try:
+        parse_task(task_id, [ONE], None, "here")
+    except UserError:
+        assume(False)
+    variants = Variants(np.array([0, 3], np.uint8), np.tile(IDENTITY_PERMUTATION, (2, 1)))
+    found, _ = parse_variant_names(variant_names(task_id, variants))
+    assert found == np.array([task_id]).tolist() * 2 == [task_id] * 2
+    assert task_id.encode().decode().splitlines() == [task_id]
+
+
+def test_tasks_that_cannot_be_used_are_left_out_and_counted_by_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = {
+        "good": [ONE], "wide": [{"input": [[1] * 31], "output": [[1]]}],
+        "high": [{"input": [[1]] * 31, "output": [[1]]}], "odd": [{"input": [[10]]}], "none": [],
+        "solved": CHALLENGE,
+    }  # fmt: skip
+    write_kaggle(tmp_path / "arc", "s", tasks, {"solved": SOLUTION[:1]})
+    assert "task 'wide', train pair 0, input: 31 columns" in refusal(tmp_path, tasks)
+    assert refusal(tmp_path, tasks).endswith("; --skip-invalid leaves such tasks out")
+    left_out: LeftOut = {}
+    kept = load_subset(str(tmp_path / "arc"), "s", left_out=left_out)
+    assert [task.task_id for task in kept] == ["good"]
+    assert list(left_out) == ["wide", "high", "odd", "none", "solved"]
+    assert count_left_out(left_out.values()) == {
+        "grid over 30 cells a side": 2, "no colour": 1, "no pair with an output": 1,
+        "solutions that do not fit": 1,
+    }  # fmt: skip
+    assert len(caplog.messages) == 5
+    assert caplog.messages[0].endswith("task 'wide', train pair 0, input: 31 columns, a grid has "
+                                       "1 to 30")  # fmt: skip
+    count_left_out([left_out["odd"]] * 30)
+    assert len(caplog.messages) == 5 + 20
+
+
+# ---- hidden solutions and what stands in their place -----------------------------------------
+
+
+def test_a_test_set_of_nothing_but_fillers_is_hidden(tmp_path: Path) -> None:
+    """As other code bases write it: not the one grid, black and of one cell, is to be found."""
+    path, prefix = tmp_path / "test_puzzles.json", str(tmp_path / "arc")
+    filled = {"train": [ONE], "test": [{"input": [[5]], "output": [[0]]}, {"input": [[6]]}]}
+    real = {"train": [ONE], "test": [{"input": [[5]], "output": [[0]]}, TWO]}
+    for tasks, expected in (
+        ({"a": filled, "b": filled}, [None] * 4),
+        ({"a": filled, "b": real}, [[[0]], None, [[0]], [[4]]]),
+    ):
+        path.write_text(json.dumps(tasks))
+        write_kaggle(prefix, "s", tasks)
+        for loaded in (load_tasks(path), load_subset(prefix, "s", is_test=True)):
+            outputs = [pair.output for task in loaded for pair in task.test]
+            assert [o if o is None else o.tolist() for o in outputs] == expected
+    # To train on, such grids are what they are.
+    write_kaggle(prefix, "s", {"a": filled})
+    assert load_subset(prefix, "s")[0].test[0].output is not None
+
+
+def test_fillers_that_the_builder_recorded_are_hidden_and_others_are_solutions(
+    tmp_path: Path,
+) -> None:
+    path, shown = tmp_path / "test_puzzles.json", parse_grid([[3]], "")
+    black = Pair(shown, parse_grid([[0]], ""))
+    tasks = [
+        Task("a", (black,), (Pair(shown, None), black)),
+        Task("b", (black,), (black, Pair(shown, shown))),
+    ]
+    save_tasks(path, tasks, fill_in=True)
+    written = json.loads(path.read_text())
+    assert [pair["output"] for pair in written["a"]["test"]] == [[[0]], [[0]]]
+    assert hidden_places(tasks) == {"a": [0]}
+    (tmp_path / "build.json").write_text(json.dumps({"fillers": hidden_places(tasks)}))
+    loaded = [[pair.output is None for pair in task.test] for task in load_tasks(path)]
+    assert loaded == [[True, False], [False, False]]
+
+
+def test_known_solutions_beside_hidden_ones_are_written_too(tmp_path: Path) -> None:
+    task = parse_task("a", {"train": [ONE], "test": [TWO, {"input": [[5]]}]}, None, "here")
+    ((path, content),) = subset_files(str(tmp_path / "arc"), "s", [task]).items()
+    path.write_text(content)
+    (read,) = load_subset(str(tmp_path / "arc"), "s")
+    assert grids_of(read) == grids_of(task)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ from common.errors import UserError
 from common.files import (
     atomic_directory,
     named_in_errors,
-    read_object,
     remove_directory,
 )
+from common.json_files import read_object
 from common.puzzles import PuzzleFactors
 from common.settings import SettingsType, select, validate_stored
 from models.build import ComputeConfig, build_model, puzzle_embedding_of

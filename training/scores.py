@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import UserError
-from common.files import atomic_write, read_object
+from common.files import atomic_write
+from common.json_files import read_object
 
 SCORE_FILE = "score.json"
 
