@@ -15,6 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,18 @@ from evaluation.predictions import (
 )
 from evaluation.results import (
     METRICS_FILE,
-    describe_test_set,
+    score_document,
     step_answers_of,
     write_arc_results,
     write_board_results,
 )
 from evaluation.summary import answer_metrics, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, TestSet, open_test_set
-from evaluation.voting import count_votes, score
+from evaluation.voting import count_votes
 from training.checkpoints import load_trained, stored_config
-from training.run_folder import default_output_dir, find_checkpoint, new_output
+from training.run_folder import default_output_dir, new_output
 from training.run_log import configure_logging
+from training.scores import chosen_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,9 @@ def main() -> None:
 def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: Ranks) -> None:
     """Predict with every checkpoint, pool their votes, and write the results."""
     # A path or a configuration that is wrong should show before the first is predicted with.
-    found = [find_checkpoint(path, "checkpoint") for path in paths]
+    options = config.eval
+    chosen = [chosen_checkpoints(path, options.best, options.pool_last) for path in paths]
+    found = list(chain(*chosen))
     stored = [stored_config(path, TrainConfig) for path in found]
     split = config.eval.resolved(stored[0].data.canvas).split
     output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
@@ -148,19 +152,13 @@ def write_votes(
     tasks = test_set.tasks
     predictions = pool_predictions([predictions_of(test_set, answers) for answers in answered])
     votes = count_votes(predictions, tasks)
-    scores = score(votes, tasks)
-    metrics = scores.by_name() if scores else {}
+    metrics = score_document(votes, tasks, test_set.path, test_set.split_name)
     if len(answered) == 1:
         metrics |= answer_metrics(answered[0])
     else:  # What single answers are like is each checkpoint's own.
         for facts, answers in zip(described["checkpoints"], answered, strict=True):
             facts |= summarise(test_set, answers)
-    document = {
-        **metrics,
-        "test_set": describe_test_set(test_set.path, test_set.split_name, tasks),
-        "num_predictions": len(predictions),
-        **described,
-    }
+    document = {**metrics, "num_predictions": len(predictions), **described}
     steps = step_answers_of(test_set, answered[0])
     write_arc_results(output_dir, tasks, predictions, votes, steps, document, config.report)
 
@@ -211,10 +209,8 @@ def recount_and_write(config: EvaluateConfig, paths: Sequence[Path], output_dir:
     split = recorded.get("split", "test") if config.eval.split == "auto" else config.eval.split
     tasks = load_tasks(data_path / puzzles_file(split))
     votes = count_votes(predictions, tasks)
-    scores = score(votes, tasks)
     document = {
-        **(scores.by_name() if scores else {}),
-        "test_set": describe_test_set(data_path, split, tasks),
+        **score_document(votes, tasks, data_path, split),
         "predictions": [str(path) for path in paths],
         "num_predictions": len(predictions),
     }

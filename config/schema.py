@@ -186,10 +186,31 @@ class CheckpointConfig(ComputeConfig):
     data: EvaluationDataConfig = EvaluationDataConfig()
 
 
+class PooledEvalConfig(EvalConfig):
+    """Which checkpoints of a run folder vote, and what they predict."""
+
+    best: bool = Field(
+        False, description="of a run folder, score the checkpoint with the best score in validation"
+    )
+    pool_last: int = Field(
+        1,
+        gt=0,
+        description="of a run folder, pool the votes of so many checkpoints, the newest (published "
+        "evaluators pool those of all their evaluations)",
+    )
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "PooledEvalConfig":
+        if self.best and self.pool_last > 1:
+            raise ValueError(f"eval.best=true and eval.pool_last={self.pool_last} exclude each "
+                             f"other: the best checkpoint is one")  # fmt: skip
+        return self
+
+
 class EvaluateConfig(CheckpointConfig):
     """`evaluate.py`."""
 
-    eval: EvalConfig = EvalConfig()
+    eval: PooledEvalConfig = PooledEvalConfig()
     checkpoint: PathOrPaths | None = Field(
         None,
         description="run folder (its newest checkpoint), checkpoint, or a [list,of,them] whose "
@@ -209,7 +230,7 @@ class EvaluateConfig(CheckpointConfig):
             )
         # How many at a time changes nothing, so it may be anything.
         read = ("batch_tokens", "max_variants", "split")
-        counted = EvalConfig(**{key: getattr(self.eval, key) for key in read})
+        counted = PooledEvalConfig(**{key: getattr(self.eval, key) for key in read})
         if self.predictions is not None and self.eval != counted:
             raise ValueError(
                 "predictions=... are there already: of the eval.* keys only eval.max_variants and "

@@ -54,6 +54,7 @@ from dataset.storage import (
     BUILD_FILE,
     IDENTIFIERS_FILE,
     ORIGINALS,
+    TEST_SETS_KEY,
     VARIANTS,
     create_array,
     puzzles_file,
@@ -82,6 +83,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
     """
     started = time.monotonic()
     sources, met = load_sources(options)
+    test_sets = {key: met.pop(key) for key in [TEST_SETS_KEY] if key in met}
     fill_in = options.hidden_solutions == "filler"
     with (
         exclusive(options.output_dir, "--output-dir"),
@@ -103,7 +105,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
             write_canvases(folder, sources, options, executor)
         summary = count(sources, options) | met
         summary["bytes"] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        record = {"options": options.model_dump(mode="json"), "summary": summary}
+        record = {"options": options.model_dump(mode="json"), "summary": summary, **test_sets}
         if fill_in:
             record[FILLERS_KEY] = hidden_places(tasks_of(sources, "test"))
         (folder / BUILD_FILE).write_text(json.dumps(record, indent=1))

@@ -13,6 +13,7 @@ from common.processes import num_cpus
 from common.settings import PathText, Settings
 from dataset.augmentation import ORIGINAL, Variants
 from dataset.canvas import CANVAS_SIDE
+from dataset.storage import TEST_SETS_KEY
 from dataset.task_files import load_subset
 from dataset.tasks import LeftOut, Pair, Task, count_left_out
 
@@ -159,7 +160,7 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
             "no test task is left: check --task-ids, --canvas-side and --exclude-tasks-of"
         )
     validation_ids = _hold_out(sources, sources.keys() - test_sets.keys(), options)
-    met = {
+    met: dict[str, Any] = {
         "tasks_left_out_as_too_large": too_large,
         "tasks_met_again_in_a_later_subset": met_again,
         "test_pairs_among_training_pairs": _count_leaked_pairs(sources.values(), "test"),
@@ -170,6 +171,11 @@ def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
             and any(pair.output is None for task in subsets[name] for pair in task.test)
         ],
     }
+    if options.test_set_name2 is not None:
+        met[TEST_SETS_KEY] = {
+            name: [id_ for id_, s in sources.items() if s.pairs["test"] and test_sets[id_] == name]
+            for name in options.test_set_names
+        }
     if options.skip_invalid:
         met["tasks_left_out_as_invalid"] = invalid
     if options.exclude_tasks_of:

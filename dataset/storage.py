@@ -43,6 +43,8 @@ VARIANTS = "variants"
 IDENTIFIERS_FILE = "identifiers.json"
 METADATA_FILE = "dataset.json"
 BUILD_FILE = "build.json"
+TEST_SETS_KEY = "test_sets"
+"""Of `build.json`, where there are several: name of a test set -> ids of its tasks."""
 """Ours alone, and optional: the builder's options and summary, and for boards whose rules hold."""
 REBUILD = "rebuild the dataset or copy it again"
 

@@ -13,7 +13,7 @@ from common.files import atomic_directory
 from common.json_files import read_object
 from common.tokens import PAD
 from dataset.canvas import canvas_side, read_back
-from dataset.storage import BUILD_FILE, REBUILD
+from dataset.storage import BUILD_FILE, REBUILD, TEST_SETS_KEY
 from dataset.tasks import Grid, Task
 from evaluation.boards import is_solved
 from evaluation.predict import Answers
@@ -21,7 +21,7 @@ from evaluation.predictions import PREDICTIONS_FILE, Predictions
 from evaluation.report import Attempt, ReportCase, write_report
 from evaluation.summary import HEADLINES
 from evaluation.test_set import ArcTestSet, BoardTestSet
-from evaluation.voting import ATTEMPTS, Ranking, Votes, submission
+from evaluation.voting import ATTEMPTS, Ranking, Votes, score, submission
 
 METRICS_FILE = "metrics.json"
 SUBMISSION_FILE = "submission.json"
@@ -85,22 +85,57 @@ def step_answers_of(test_set: ArcTestSet, answers: Answers) -> Arrays:
     }
 
 
-def describe_test_set(data_path: Path, split_name: str, tasks: Sequence[Task]) -> Document:
-    """What a score is over: two test sets of the same name may differ in their test inputs."""
-    build_path = data_path / BUILD_FILE
-    build = read_object(build_path, REBUILD) if build_path.is_file() else {}
-    options = build.get("options", {})
-    names, is_validation = options.get("test_set_names", []), split_name == "validation"
-    if is_validation:
-        names = [name for name in options.get("subsets", []) if name not in names]
-    name = " + ".join(names) or data_path.name
-    return {
-        "name": f"validation tasks of {name}" if is_validation else name,
+def score_document(
+    votes: Votes, tasks: Sequence[Task], data_path: Path, split_name: str
+) -> Document:
+    """Scores, and what they are over, for `metrics.json`.
+
+    Two test sets of the same name may differ in their test inputs; and solutions may be hidden.
+
+    Args:
+        votes: counted.
+        tasks: of the split.
+        data_path: of the dataset.
+        split_name: "validation" or "test".
+    """
+    sets = _test_sets(data_path, split_name, tasks)
+    by_set = {name: found for name, members in sets.items() if (found := score(votes, members))}
+    whole = score(votes, tasks)
+    num_inputs = sum(len(task.test) for task in tasks)
+    num_scored = whole.num_test_inputs if whole else 0
+    over = {
+        "name": " + ".join(by_set or sets),
         "split": split_name,
         "dataset": str(data_path),
-        "tasks": len(tasks),
-        "test_inputs": sum(len(task.test) for task in tasks),
+        "tasks": whole.num_tasks if whole else 0,
+        "test_inputs": num_scored,
     }
+    if num_scored < num_inputs:
+        over["hidden_test_inputs"] = num_inputs - num_scored
+    document = {**(whole.by_name() if whole else {}), "test_set": over}
+    if len(by_set) > 1:
+        document["by_test_set"] = {
+            name: {**s.by_name(), "tasks": s.num_tasks, "test_inputs": s.num_test_inputs}
+            for name, s in by_set.items()
+        }
+    return document
+
+
+def _test_sets(
+    data_path: Path, split_name: str, tasks: Sequence[Task]
+) -> dict[str, Sequence[Task]]:
+    """The test sets that a split holds, by name, as far as the builder has recorded them."""
+    build_path = data_path / BUILD_FILE
+    build = read_object(build_path, REBUILD) if build_path.is_file() else {}
+    if split_name == "test" and TEST_SETS_KEY in build:
+        members = build[TEST_SETS_KEY]
+        return {name: [t for t in tasks if t.task_id in set(members[name])] for name in members}
+    options = build.get("options", {})
+    names = options.get("test_set_names", [])
+    if split_name == "validation":
+        names = [name for name in options.get("subsets", []) if name not in names]
+    name = " + ".join(names) or data_path.name
+    return {f"validation tasks of {name}" if split_name == "validation" else name: tasks}
 
 
 def _write(

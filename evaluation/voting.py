@@ -137,8 +137,10 @@ def _crop(square: npt.NDArray[np.uint8]) -> Grid:
 
 
 class Scores(NamedTuple):
-    """How often the solution is among the first k answers, where it is known."""
+    """How often the solution is among the first k answers, where it is known, and over how many."""
 
+    num_tasks: int
+    num_test_inputs: int
     over_tasks: dict[int, float]
     """k -> mean over tasks of the share of solved test inputs."""
     over_test_inputs: dict[int, float]
@@ -160,6 +162,8 @@ def score(votes: Mapping[TestInput, Ranking], tasks: Sequence[Task]) -> Scores |
         return None
     flat = [place for of_task in places.values() for place in of_task]
     return Scores(
+        len(places),
+        len(flat),
         over_tasks={k: float(np.mean([*shares_within(places, k).values()])) for k in PASS_AT},
         over_test_inputs={k: float(np.mean([place <= k for place in flat])) for k in PASS_AT},
     )

@@ -710,3 +710,18 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_folder(
     assert line.startswith("error: the disk is full while writing some.npy")
     assert f"out.{os.getpid()}.partial" in seen, "the error struck while the folder was filled"
     assert os.listdir(tmp_path) == []
+
+
+def test_of_two_test_sets_it_is_recorded_which_task_is_whose(
+    build_small: Callable[..., tuple[Path, dict[str, Any]]], kaggle_prefix: str
+) -> None:
+    """Scores of each need it; with one test set there is nothing to tell."""
+    folder, summary = build_small(test_set_name2="training", canvas_side=6)
+    record = json.loads((folder / "build.json").read_text())
+    assert "test_sets" not in summary
+    built = json.loads((folder / "test_puzzles.json").read_text())
+    for subset in ("evaluation", "training"):
+        tasks = json.loads(Path(f"{kaggle_prefix}_{subset}_challenges.json").read_text())
+        assert record["test_sets"][subset] == [task_id for task_id in tasks if task_id in built]
+        assert record["test_sets"][subset]
+    assert sum(map(len, record["test_sets"].values())) == len(built) < 10

@@ -196,6 +196,9 @@ def test_several_checkpoints_pool_their_votes(results: Path, trained: Path, tmp_
     assert [facts["checkpoint"][-2:] for facts in metrics["checkpoints"]] == ["60", "20"]
     assert metrics["checkpoints"][1]["pass@2"] == read_results(results)["pass@2"]
     assert np.unique(predicted(pooled)["checkpoint"]).tolist() == [0, 1]
+    newest = run_evaluation(tmp_path / "newest", f"checkpoint={trained}", "eval.pool_last=2")
+    for name, array in predicted(pooled).items():
+        assert np.array_equal(predicted(newest)[name], array), name
 
 
 def test_variants_are_capped_for_each_task_and_the_page_is_a_choice(

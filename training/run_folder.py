@@ -89,13 +89,23 @@ def find_checkpoint(path: Path, key: str) -> Path:
     """
     if (path / MODEL_FILE).is_file():
         return path
+    return checkpoints_of(path, key)[-1]
+
+
+def checkpoints_of(path: Path, key: str) -> list[Path]:
+    """The checkpoints of the run folder that `key=path` names, oldest first; one or more.
+
+    Raises:
+        UserError: there is none.
+    """
     found = complete_checkpoints(path / CHECKPOINTS_FOLDER) or complete_checkpoints(path)
     if not found:
+        hint = "; eval.best=true scores the best of a run folder" if path.name == "best" else ""
         raise UserError(
             f"{key}={path}: no checkpoint there; give a run folder or one of its "
-            f"{CHECKPOINTS_FOLDER}/{STEP_PREFIX}* folders"
+            f"{CHECKPOINTS_FOLDER}/{STEP_PREFIX}* folders{hint}"
         )
-    return found[-1]
+    return found
 
 
 def default_output_dir(found: Sequence[Path], kind: str, split: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from common.errors import UserError
 from common.files import atomic_write
 from common.json_files import read_object
+from training.run_folder import MODEL_FILE, checkpoints_of, find_checkpoint
 
 SCORE_FILE = "score.json"
 
@@ -56,6 +57,29 @@ def read_score(checkpoint: Path) -> Score | None:
     if stored.keys() != Score.__dataclass_fields__.keys():
         raise UserError(f"{path} is not one that the trainer wrote: {remedy}")
     return Score(**stored)
+
+
+def chosen_checkpoints(path: Path, best: bool, pool_last: int) -> list[Path]:
+    """The checkpoints that `checkpoint=path` means: of a run folder the best, or the newest.
+
+    Raises:
+        UserError: there are not so many, none was scored, or a single checkpoint is named.
+    """
+    if not best and pool_last == 1:
+        return [find_checkpoint(path, "checkpoint")]
+    option = "eval.best=true" if best else f"eval.pool_last={pool_last}"
+    if (path / MODEL_FILE).is_file():
+        raise UserError(f"{option} chooses from a run folder, checkpoint={path} is one checkpoint")
+    found = checkpoints_of(path, "checkpoint")
+    if not best:
+        if len(found) < pool_last:
+            raise UserError(
+                f"{option}: {path} holds {len(found)}; a run keeps train.keep_checkpoints of them"
+            )
+        return found[-pool_last:]
+    if (chosen := best_checkpoint(found)) is None:
+        raise UserError(f"{option}: no checkpoint of {path} was scored, see train.eval_every")
+    return [chosen]
 
 
 def best_checkpoint(checkpoints: Sequence[Path]) -> Path | None:
