@@ -5,7 +5,6 @@ the collectives return what they are given.
 """
 
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -104,6 +103,8 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes held so far: of the GPU by its tensors, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # Not on every system.
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kB.
 
@@ -113,33 +114,62 @@ def start_ranks(device: str) -> Iterator[Ranks]:
     """Join the process group that torchrun describes, or stand alone; leave it at the end.
 
     Args:
-        device: "auto" (CUDA if there is any), "cpu" or "cuda".
+        device: "auto" (CUDA if there is any), "cpu", "cuda", or one GPU, as "cuda:1".
 
     Raises:
-        UserError: CUDA was asked for and is not there, or there are more local ranks than GPUs.
+        UserError: CUDA was asked for and is not there, there are more local ranks than GPUs, or one
+            GPU for several ranks; or its memory is full.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    chosen = _choose_device(device, local_rank, local_world_size)
+    ranks = Ranks(rank=0, world_size=1, device=chosen)
+    if "RANK" in os.environ:
+        ranks = _join_ranks(chosen, local_world_size)
+    try:
+        yield ranks
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{chosen}: {reason} Try half the train.micro_batch_tokens, in evaluations "
+            f"eval.batch_tokens"
+        ) from error
+    if "RANK" in os.environ:
+        # Not after an error: it would wait for ranks that wait for this one.
+        dist.destroy_process_group()
+
+
+def _choose_device(device: str, local_rank: int, local_world_size: int) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                "device=cuda: this PyTorch sees no CUDA device; use device=cpu or device=auto, or "
-                "install a CUDA build of torch and check nvidia-smi"
-            )
-        if local_world_size > torch.cuda.device_count():
-            raise UserError(
-                f"--nproc_per_node={local_world_size}: only {torch.cuda.device_count()} CUDA "
-                f"device(s) here; start at most one rank for each"
-            )
-        torch.cuda.set_device(local_rank)
-    chosen = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
-    if "RANK" not in os.environ:
-        yield Ranks(rank=0, world_size=1, device=chosen)
-        return
+    if device == "cpu":
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device={device}: this PyTorch sees no CUDA device; use device=cpu or device=auto, or "
+            f"install a CUDA build of torch and check nvidia-smi"
+        )
+    if device != "cuda" and local_world_size > 1:
+        raise UserError(
+            f"device={device}: each of several ranks takes a GPU of its own; use device=cuda, and "
+            f"CUDA_VISIBLE_DEVICES to choose which GPUs there are"
+        )
+    index = local_rank if device == "cuda" else int(device.removeprefix("cuda:"))
+    count = torch.cuda.device_count()
+    if local_world_size > count:
+        raise UserError(
+            f"--nproc_per_node={local_world_size}: only {count} CUDA device(s) here; start at most "
+            f"one rank for each"
+        )
+    if index >= count:
+        raise UserError(f"device={device}: only {count} CUDA device(s) here, counted from 0")
+    torch.cuda.set_device(index)
+    return torch.device(f"cuda:{index}")
+
+
+def _join_ranks(device: torch.device, local_world_size: int) -> Ranks:
     # Both backends, since collectives of Python objects and of CPU tensors go over gloo.
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, world_size = next(iter(dist.rendezvous("env://")))
     if local_world_size == world_size:
         # The launcher's store outlives a restart, and addresses of the ranks before must not be
@@ -148,6 +178,4 @@ def start_ranks(device: str) -> Iterator[Ranks]:
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE
     )
-    yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=chosen)
-    # Not after an error: it would wait for ranks that wait for this one.
-    dist.destroy_process_group()
+    return Ranks(rank=rank, world_size=world_size, device=device)

@@ -3,10 +3,11 @@
 Defaults stand in the classes, beside what they mean; the YAML files hold what a preset changes.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from common.settings import AnyPath, PathText, Settings, expanded
 from dataset.batches import DataConfig
@@ -21,8 +22,20 @@ from training.run_log import WandbConfig
 PathOrPaths = Annotated[
     Path | Annotated[list[Path], Field(min_length=1)], BeforeValidator(expanded)
 ]
+
+
+def _require_device(name: str) -> str:
+    if name == "mps":
+        raise ValueError("Apple's GPUs are not supported, use device=cpu")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("a device is auto, cpu, cuda, or cuda:N")
+    return name
+
+
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], Field(description="auto: CUDA if there is any; cpu; cuda")
+    str,
+    AfterValidator(_require_device),
+    Field(description="auto: CUDA if there is any; cpu; cuda; or one GPU of several, cuda:1"),
 ]
 
 

@@ -1,10 +1,13 @@
 """A model on its device, in its precision, compiled or not: as every entry point wants it."""
 
+import os
+import shutil
 from typing import Literal
 
 import torch
 from pydantic import Field
 
+from common.errors import UserError
 from common.puzzles import PuzzleFactors
 from common.settings import Settings
 from models.halting import HaltingSupervision
@@ -52,6 +55,7 @@ def build_model(
         model.puzzle_embedding.use(factors)
     model.use_kernels_of(device)
     if is_compiled(compute, device):
+        require_compiler(device)
         # On a GPU shapes are static; on a CPU, where nothing fills a batch up, any will come.
         model.compile(dynamic=device.type != "cuda")
     return model
@@ -69,10 +73,39 @@ def is_compiled(compute: ComputeConfig, device: torch.device) -> bool:
     return compute.compile == "on" or (compute.compile == "auto" and device.type == "cuda")
 
 
+def require_compiler(device: torch.device) -> None:
+    """Raise UserError without the compiler that torch.compile writes code for: C++, on a GPU C."""
+    if device.type == "cuda":  # As Triton looks for one.
+        is_there = any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    else:
+        from torch._inductor.cpp_builder import get_cpp_compiler  # Slow to import.
+
+        try:
+            get_cpp_compiler()
+            is_there = True
+        except RuntimeError:
+            is_there = False
+    if not is_there:
+        raise UserError(
+            "compiling the network needs a C and C++ compiler, and none was found (CC, CXX, gcc, "
+            "clang): install one, or set compile=off (of the trainer train.compile=off)"
+        )
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations that "auto", "bf16" or "fp32" means on a device."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if bf16 else torch.float32
+    """The dtype of activations that "auto", "bf16" or "fp32" means on a device.
+
+    Raises:
+        UserError: bf16 on a GPU that has none.
+    """
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bf16, which is the default "
+            f"on a GPU: set precision=fp32 (of the trainer train.precision=fp32)"
+        )
+    return torch.bfloat16
 
 
 def build_supervision(

@@ -212,7 +212,8 @@ def test_a_config_survives_being_stored_with_a_checkpoint() -> None:
         ("supervision.halting_exploration=1.1", ["halting_exploration", "1.1", "less than or eq"]),
         ("supervision.halting_loss_weight=-1", ["halting_loss_weight", "-1", "greater than or"]),
         # Choices.
-        ("device=tpu", ["device", "'tpu'", "'auto', 'cpu' or 'cuda'"]),
+        ("device=tpu", ["device", "'tpu'", "auto, cpu, cuda, or cuda:N"]),
+        ("device=mps", ["device='mps'", "Apple's GPUs are not supported, use device=cpu"]),
         ("wandb.mode=on", ["wandb.mode"]),
         ("optim.schedule=linear", ["optim.schedule", "'constant', 'cosine' or 'linear_tail'"]),
         ("data.canvas=auto", ["data.canvas", "'auto'", "'whole' or 'window'"]),

@@ -95,3 +95,48 @@ def test_peak_memory_is_that_of_the_process_in_bytes() -> None:
     block = bytearray(before + 50_000_000)
     block[::4096] = b"x" * len(block[::4096])
     assert peak_memory(CPU) >= before + 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "message"),
+    [
+        ("cuda:2", 1, r"device=cuda:2: only 2 CUDA device\(s\) here, counted from 0"),
+        ("cuda:1", 2, "device=cuda:1: each of several ranks takes a GPU of its own"),
+        ("cuda", 3, r"--nproc_per_node=3: only 2 CUDA device\(s\) here"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, ranks: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    with pytest.raises(UserError, match=message), start_ranks(device):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("device", "local_rank", "index"), [("cuda:1", 0, 1), ("cuda", 0, 0), ("auto", 1, 1)]
+)
+def test_a_rank_takes_the_gpu_of_its_number_or_the_one_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, device: str, local_rank: int, index: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.delenv("RANK", raising=False)
+    with start_ranks(device) as ranks:
+        assert ranks.device == torch.device("cuda", index)
+    assert chosen == [index]
+
+
+def test_full_memory_of_a_gpu_is_a_mistake_with_a_remedy() -> None:
+    with (
+        pytest.raises(
+            UserError, match=r"cpu: tried 3 GiB\. Try half the train\.micro_batch_tokens"
+        ),
+        start_ranks("cpu"),
+    ):
+        raise torch.OutOfMemoryError("tried 3 GiB.\nMore about it")

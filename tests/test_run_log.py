@@ -236,3 +236,27 @@ def test_a_wandb_that_breaks_down_is_reported_once_and_the_run_goes_on(
     record(run_dir, "offline", *steps)
     assert [line["step"] for line in read_metrics(run_dir)] == list(steps)
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode", "started"),
+    [
+        ("disabled", "auto", []),
+        ("offline", "auto", ["offline"]),
+        ("online", "auto", ["online"]),
+        # What is said on the command line, or in a file, is meant for this run.
+        ("disabled", "offline", ["offline"]),
+        ("offline", "disabled", []),
+    ],
+)
+def test_the_variable_of_wandb_is_obeyed_unless_the_configuration_says_otherwise(
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake: Mock,
+    variable: str,
+    mode: str,
+    started: list[str],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    record(run_dir, mode)
+    assert modes(fake) == started

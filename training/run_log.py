@@ -8,6 +8,7 @@ Only the main rank logs; the others get a log that does nothing.
 import importlib
 import json
 import logging
+import os
 import secrets
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -31,7 +32,9 @@ class WandbConfig(Settings):
     """Where the metrics go besides the run folder."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online if logged in, else offline (sync later with `wandb sync`)"
+        "auto",
+        description="auto: what WANDB_MODE says, or else online if logged in, else offline (sync "
+        "later with `wandb sync`)",
     )
     project: str = Field("deep-improvement-supervision", description="W&B project")
     run_name: str | None = Field(None, description="W&B run name; null: the run folder's name")
@@ -87,7 +90,8 @@ class RunLog:
             _attempt("finish", self._run.finish)
 
     def _start_wandb(self, run_dir: Path, config: WandbConfig, run_config: dict[str, Any]) -> Any:
-        if config.mode == "disabled":
+        mode = config.mode if config.mode != "auto" else _mode_of_environment()
+        if mode == "disabled":
             return None
         wandb = _attempt("be imported", lambda: importlib.import_module("wandb"))
         if wandb is None:
@@ -112,7 +116,7 @@ class RunLog:
             )
 
         run_id = self.wandb_run_id = self.wandb_run_id or secrets.token_hex(4)
-        if config.mode != "offline":
+        if mode != "offline":
             # Looks for credentials as W&B does, without the network and without asking for them;
             # going online without any would make W&B ask.
             if _attempt("log in", lambda: wandb.login(prompt=False, verify=False)):
@@ -122,9 +126,15 @@ class RunLog:
                 # The attempt that failed still holds its id. The checkpoints keep it, so that the
                 # run is found again when it is next resumed with a network.
                 run_id = secrets.token_hex(4)
-            elif config.mode == "online":
+            elif mode == "online":
                 log.warning("wandb.mode=online, but there is no login: recording offline instead.")
         return _attempt("start offline", lambda: start("offline", run_id))
+
+
+def _mode_of_environment() -> str:
+    """What `wandb.mode=auto` means: what W&B's variable says, or else to look for a login."""
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    return mode if mode in ("online", "offline", "disabled") else "auto"
 
 
 def _record(run: Any, step: int, metrics: dict[str, float]) -> bool:
