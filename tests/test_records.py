@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -315,3 +316,14 @@ def test_a_digest_is_of_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "b" / "sub" / "file").rename(tmp_path / "b" / "sub" / "other")
     digests = [command.digest(tmp_path / name) for name in "abc"]
     assert len(set(digests)) == 3 and command.digest(tmp_path / "a") == digests[0]
+
+
+def test_the_record_that_ci_makes_has_a_network_that_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is smaller than its preset, and fails after ten minutes if it is none."""
+    script = (REPOSITORY / ".ci" / "run").read_text().replace("\\\n", " ")
+    (line,) = [line for line in script.splitlines() if "records.run" in line]
+    words = shlex.split(line)
+    monkeypatch.setattr("sys.argv", words[words.index("records.run") :])
+    assert command.require_recipe(command.parse_arguments()).arch.hidden_size == 32
