@@ -46,7 +46,7 @@ from training.checkpoints import CheckpointFolder
 from training.clock import Clock
 from training.engine import Engine, is_captured
 from training.memory import check_memory
-from training.metrics import MetricSums, require_updates
+from training.metrics import MetricSums, diverged, has_diverged
 from training.optimizers import WeightAverage, build_optimizers, lr_schedule, weights_in_place
 from training.profiling import profiled_batches
 from training.run_folder import find_start, is_inside, write_run_config
@@ -277,14 +277,16 @@ def finish_batch(
     save_now |= request is Request.SAVE
     # A run that has just been resumed did this before it ended ...
     if is_new and (save_now or run.is_due(loop.log_every)):
-        report_metrics(run, bar)
+        is_sound = report_metrics(run, bar)
         # Metrics waited for the device: that was time of training.
         state.seconds += clock.lap()
-        if save_now:
+        if save_now or not is_sound:
             with clock.paused():
                 place, under_way = run.loader.position, run.engine.state_dict()
                 wandb_id = run.log.wandb_run_id
                 state.save(run.folder, run.ranks, run.config, place, under_way, wandb_id)
+        if not is_sound:
+            raise diverged(state.step)  # On every rank alike.
     # ... but not always this, which comes last: an evaluation that fails costs no training.
     run.lacks_score = evaluate_now and (is_new or run.lacks_score)
     if test_set and run.lacks_score and not is_asked:
@@ -302,15 +304,12 @@ def take_steps(run: Run) -> None:
         run.state.step += 1
 
 
-def report_metrics(run: Run, bar: "tqdm[Any]") -> None:
-    """Log what was summed since the last time.
-
-    Raises:
-        UserError: on every rank alike, training diverged. Comes before a checkpoint is written.
-    """
+def report_metrics(run: Run, bar: "tqdm[Any]") -> bool:
+    """Log what was summed since the last time; False if no step since then made an update."""
     step, num_steps = run.state.step, run.metrics.num_steps
     means = run.metrics.read(run.ranks)
-    require_updates(means.skipped_steps, step - num_steps + 1, step)
+    if has_diverged(means.skipped_steps, step - num_steps + 1, step):
+        return False
     more = {
         "train/lr": run.config.optim.lr * run.lr_factor,
         "train/minutes": run.state.seconds / 60,
@@ -322,6 +321,7 @@ def report_metrics(run: Run, bar: "tqdm[Any]") -> None:
         f"loss {means.loss:.3f}, exact {means.finished.get('exact_accuracy', 0.0):.3f}, "
         f"{means.examples_per_second:.3g} examples/s"
     )
+    return True
 
 
 def evaluate(run: Run, test_set: ArcTestSet | BoardTestSet) -> None:

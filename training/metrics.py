@@ -124,20 +124,24 @@ class MetricSums:
         return metrics
 
 
-def require_updates(skipped_steps: int, first: int, last: int) -> None:
-    """Say how many of the optimizer steps `first` to `last` made no update, if any.
+def has_diverged(skipped_steps: int, first: int, last: int) -> bool:
+    """Whether none of the optimizer steps `first` to `last` made an update; says how many did not.
 
-    Raises:
-        UserError: none did, so that nothing is learned any more.
+    Nothing is learned any more then, but nothing is spoilt either: weights are those of before.
     """
     if skipped_steps:
         log.warning(
             "%d of the optimizer steps %d to %d changed nothing, as a loss or gradient was not "
             "finite", skipped_steps, first, last,
         )  # fmt: skip
-    if skipped_steps == last - first + 1:
-        raise UserError(
-            f"training diverged: at no optimizer step from {first} to {last} were loss and "
-            f"gradient finite; go on from the last checkpoint with resume=auto and a lower "
-            f"optim.lr, optim.grad_clip=1.0 or a longer optim.warmup_steps"
-        )
+    return skipped_steps == last - first + 1
+
+
+def diverged(step: int) -> UserError:
+    """What to do about it; `step` is the last, which is saved."""
+    return UserError(
+        f"training diverged: at none of the last optimizer steps were loss and gradient finite. "
+        f"What was learned before is saved at step {step}: go on with resume=auto and a lower "
+        f"optim.lr, optim.grad_clip=1.0 or a longer optim.warmup_steps, or from an earlier "
+        f"checkpoint, without those after it"
+    )
