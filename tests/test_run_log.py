@@ -18,6 +18,7 @@ from training.run_log import NoLog, RunLog, WandbConfig
 def fake(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """In place of the module `wandb`: there is a login, and everything works."""
     fake = Mock()
+    fake.init.return_value.step = 0
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
@@ -260,3 +261,17 @@ def test_the_variable_of_wandb_is_obeyed_unless_the_configuration_says_otherwise
     monkeypatch.setenv("WANDB_MODE", variable)
     record(run_dir, mode)
     assert modes(fake) == started
+
+
+@pytest.mark.parametrize(("next_step", "recorded"), [(0, [2, 4, 4, 12]), (4, [4, 4, 12])])
+def test_what_wandb_does_not_have_is_recorded_again_when_a_run_is_resumed(
+    run_dir: Path, fake: Mock, next_step: int, recorded: list[int]
+) -> None:
+    """Online that may be the last steps of a process that was killed; offline it is all."""
+    record(run_dir, "disabled", 2, 4, 4, 8)
+    fake.init.return_value.step = next_step
+    record(run_dir, "offline", 12, resume_step=4)
+    calls = fake.init.return_value.log.call_args_list
+    assert [call.kwargs["step"] for call in calls] == recorded
+    assert all(call.args == ({"loss": 1 / call.kwargs["step"]},) for call in calls)
+    assert [line["step"] for line in read_metrics(run_dir)] == [2, 4, 4, 12]

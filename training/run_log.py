@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Collection
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -67,11 +68,15 @@ class RunLog:
         wandb_run_id: str | None = None,
     ) -> None:
         self.path = run_dir / METRICS_FILE
+        before: list[dict[str, Any]] = []
         if self.path.exists():
-            _drop_lines_after(self.path, resume_step, set() if score is None else score.metrics)
+            scored = set() if score is None else score.metrics.keys()
+            before = _drop_lines_after(self.path, resume_step, scored)
         self._file = self.path.open("a", encoding="utf-8")
         self.wandb_run_id = wandb_run_id
         self._run = self._start_wandb(run_dir, config, run_config)
+        for line in before:
+            self._mirror_if_missing(**line)
         # The process that found it may have been lost before it could record it.
         if score is not None:
             self.write(resume_step, score.metrics)
@@ -80,9 +85,22 @@ class RunLog:
         """Record the metrics of one optimizer step."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
+        self._mirror(step, metrics)
+
+    def _mirror(self, step: int, metrics: dict[str, float]) -> None:
         run = self._run
         if run is not None and not _attempt("record", lambda: _record(run, step, metrics)):
             self._run = None
+
+    def _mirror_if_missing(self, step: int, **metrics: float) -> None:
+        """Record what an earlier process has logged, unless W&B has it.
+
+        A killed process takes with it what was not written yet. And what is recorded offline is a
+        folder for each process, of which the newest is to hold the whole run: one of them is
+        synced, over another.
+        """
+        if self._run is not None and step >= self._run.step:
+            self._mirror(step, metrics)
 
     def close(self) -> None:
         self._file.close()
@@ -165,17 +183,18 @@ class NoLog:
         pass
 
 
-def _drop_lines_after(path: Path, step: int, scored: Collection[str]) -> None:
-    """Forget what a lost run recorded after the checkpoint it is resumed from.
+def _drop_lines_after(path: Path, step: int, scored: Collection[str]) -> list[dict[str, Any]]:
+    """Forget what a lost run recorded after the checkpoint it is resumed from; what is left.
 
     And at its step, where a line holds metrics that are `scored`.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     # The last line of a killed process may be cut short.
     whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
-    kept = []
-    for line in whole:
-        metrics = json.loads(line)
-        if metrics["step"] < step or (metrics["step"] == step and not metrics.keys() & scored):
-            kept.append(line + "\n")
-    atomic_write(path, "".join(kept))
+    parsed: list[dict[str, Any]] = [json.loads(line) for line in whole]
+    is_kept = [
+        line["step"] < step or (line["step"] == step and not line.keys() & scored)
+        for line in parsed
+    ]
+    atomic_write(path, "".join(line + "\n" for line in compress(whole, is_kept)))
+    return list(compress(parsed, is_kept))
