@@ -49,7 +49,7 @@ from training.memory import check_memory
 from training.metrics import MetricSums, diverged, has_diverged
 from training.optimizers import WeightAverage, build_optimizers, lr_schedule, weights_in_place
 from training.profiling import profiled_batches
-from training.run_folder import find_start, is_inside, write_run_config
+from training.run_folder import agree_on_start, begin_run, is_inside
 from training.run_log import NoLog, RunLog, configure_logging
 from training.scores import Score, read_score
 from training.signals import Request, SignalRequests
@@ -125,8 +125,7 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         assert path is not None, "the schema requires a path to train on"
         options = config.eval.resolved(config.data.canvas, split_while_training(path))
         test_set = open_test_set(path, options.max_variants, options.canvas, options.split)
-    # The main rank looks for all: on a shared file system, ranks may not see the same yet.
-    start = ranks.from_main(lambda: find_start(config.run_dir, config.resume))
+    start = agree_on_start(config.run_dir, config.resume, ranks)
 
     run = build_run(config, ranks, batches)
     describe_run(run)
@@ -144,7 +143,7 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         log.info("Dry run: everything was checked, nothing is trained or written.")
         return
     resolved = config.model_dump(mode="json")
-    ranks.from_main(lambda: write_run_config(config.run_dir, resolved))
+    begin_run(config.run_dir, resolved, ranks)
     run.first_step = state.step
 
     if ranks.is_main:

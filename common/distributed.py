@@ -62,6 +62,11 @@ class Ranks:
         dist.all_gather(list(joined.chunk(self.world_size)), tensor.contiguous())
         return joined
 
+    def without(self, path: Path) -> list[int]:
+        """The ranks for which there is nothing at `path`; all ranks must call this."""
+        is_there = self.concatenate(torch.tensor([int(path.exists())]))
+        return [rank for rank, found in enumerate(is_there.tolist()) if not found]
+
     def gather_objects(self, value: Any) -> list[Any] | None:
         """All ranks' values in rank order on the main rank, None elsewhere."""
         if self.world_size == 1:

@@ -5,6 +5,7 @@
 - RUN/checkpoints/step_00001200/: see `training.checkpoints`
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import yaml
 from common.distributed import Ranks
 from common.errors import UserError
 from common.files import atomic_write, require_new_directory
+
+log = logging.getLogger(__name__)
 
 RUN_CONFIG_FILE = "config.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -55,10 +58,40 @@ def find_start(run_dir: Path, resume: str) -> Path | None:
     return found
 
 
+def agree_on_start(run_dir: Path, resume: str, ranks: Ranks) -> Path | None:
+    """What `find_start` finds on the main rank: on a shared file system others may lag behind.
+
+    Raises:
+        UserError: as `find_start`, or not all ranks see the checkpoint.
+    """
+    start = ranks.from_main(lambda: find_start(run_dir, resume))
+    if start is not None and (blind := ranks.without(start)):
+        raise UserError(
+            f"resume={resume}: {start} is not there for {_named(blind)}; all nodes must see the "
+            f"run folder, put it on a file system that they share"
+        )
+    return start
+
+
 def write_run_config(run_dir: Path, config: dict[str, Any]) -> None:
     """Make the run folder if need be and save the resolved configuration in it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / RUN_CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
+
+
+def begin_run(run_dir: Path, config: dict[str, Any], ranks: Ranks) -> None:
+    """Write the run's configuration from the main rank, and say so if not all ranks see it."""
+    ranks.from_main(lambda: write_run_config(run_dir, config))
+    if blind := ranks.without(run_dir / RUN_CONFIG_FILE):
+        log.warning(
+            "run_dir=%s is not there for %s: nodes do not share it. Checkpoints will be on the "
+            "main rank's node alone, and several nodes cannot resume from them.",
+            run_dir, _named(blind),
+        )  # fmt: skip
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def is_inside(checkpoint: Path, run_dir: Path) -> bool:
