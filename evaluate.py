@@ -12,6 +12,7 @@ votes, metrics.json, boards.npz and report.html.
 """
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -43,11 +44,12 @@ from evaluation.results import (
     write_arc_results,
     write_board_results,
 )
+from evaluation.shards import predict_in_shards, unfinished_folder
 from evaluation.summary import answer_metrics, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, TestSet, open_test_set
 from evaluation.voting import count_votes
 from training.checkpoints import load_trained, stored_config
-from training.run_folder import default_output_dir, new_output
+from training.run_folder import MODEL_FILE, default_output_dir, new_output
 from training.run_log import configure_logging
 from training.scores import chosen_checkpoints
 
@@ -96,8 +98,10 @@ def predict_and_write(
         raise UserError("checkpoint: nothing votes on boards, so several cannot be pooled there")
     answered: list[Answers] = []
     checkpoints: list[dict[str, Any]] = []
-    for path, trained_as in zip(found, stored, strict=True):
-        answers, facts = predict_with(path, trained_as, test_set, config, ranks)
+    unfinished = unfinished_folder(output_dir)
+    for number, (path, trained_as) in enumerate(zip(found, stored, strict=True)):
+        kept = unfinished / str(number)
+        answers, facts = predict_with(path, trained_as, test_set, config, kept, ranks)
         if answers is not None:
             answered.append(answers)
             checkpoints.append(facts)
@@ -115,12 +119,21 @@ def predict_and_write(
         write_boards(config, output_dir, test_set, answered[0], described)
     else:
         write_votes(config, output_dir, test_set, answered, described)
+    shutil.rmtree(unfinished)
 
 
 def predict_with(
-    path: Path, trained_as: TrainConfig, test_set: TestSet, config: EvaluateConfig, ranks: Ranks
+    path: Path,
+    trained_as: TrainConfig,
+    test_set: TestSet,
+    config: EvaluateConfig,
+    kept: Path,
+    ranks: Ranks,
 ) -> tuple[Answers | None, dict[str, Any]]:
-    """What one checkpoint answers (on the main rank), and the facts that go with its score."""
+    """What one checkpoint answers (on the main rank), and the facts that go with its score.
+
+    `kept`: folder for what is answered, from which it goes on if it is cut off.
+    """
     asked = config.eval.resolved(trained_as.data.canvas)
     trained, facts = load_trained(
         path,
@@ -136,7 +149,17 @@ def predict_with(
     def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
         return tqdm(batches, path.name, total, unit="batch", disable=not ranks.is_main)
 
-    answers = predict(trained, test_set, asked, ranks, progress)
+    depends_on = {
+        **facts,
+        "written": (path / MODEL_FILE).stat().st_mtime_ns,
+        "options": asked.model_dump(mode="json"),
+        "dataset": test_set.fingerprint,
+        "split": test_set.split_name,
+    }
+    answers = predict_in_shards(
+        lambda rows: predict(trained, test_set, asked, ranks, progress, rows),
+        len(test_set), kept, depends_on, ranks,
+    )  # fmt: skip
     sizes = trained.sizes(asked.num_supervision_steps)
     return answers, {**facts, "canvas": asked.canvas, **sizes}
 

@@ -122,8 +122,9 @@ def predict(
     config: EvalConfig,
     ranks: Ranks,
     progress: Progress | None = None,
+    rows: Rows | None = None,
 ) -> Answers | None:
-    """Answer the whole test set, each rank its share; all ranks must call it.
+    """Answer a test set, each rank its share; all ranks must call it.
 
     Args:
         trained: the model.
@@ -131,13 +132,15 @@ def predict(
         config: how, see `PredictConfig.resolved`.
         ranks: that share the work.
         progress: shows batches.
+        rows: which of the test set's rows, in order; None: all.
 
     Returns:
         The answers in the order of the test set on the main rank, None elsewhere.
     """
-    share = np.arange(ranks.rank, len(test_set), ranks.world_size)
+    rows = np.arange(len(test_set)) if rows is None else rows
+    share = rows[ranks.rank :: ranks.world_size]
     parts = ranks.gather_objects(Predictor(trained, test_set, config).answer(share, progress))
-    return None if parts is None else _join(parts)
+    return None if parts is None else join(parts)
 
 
 class Predictor:
@@ -256,8 +259,8 @@ class Predictor:
         )
 
 
-def _join(parts: list[Answers]) -> Answers:
-    """The answers of several ranks, ordered by row."""
+def join(parts: list[Answers]) -> Answers:
+    """The answers of several ranks or shards, ordered by row."""
     order = np.argsort(np.concatenate([part.rows for part in parts]))
     followed = np.argsort(np.concatenate([part.followed for part in parts]))
 
