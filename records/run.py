@@ -370,8 +370,16 @@ def record_of(
         f"{arguments.num_aug} variants",
         data_sha256=digest(folder / "data"),
         commit=git("rev-parse", "HEAD") + ("+changes" if git(*CHANGES) else ""),
-        log={"config": config, "machine": facts, "training": last, "evaluation": metrics},
+        log=within(
+            folder, {"config": config, "machine": facts, "training": last, "evaluation": metrics}
+        ),
     )
+
+
+def within(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The document with paths as they are inside of the folder: where that lay is no matter."""
+    inside: dict[str, Any] = json.loads(json.dumps(document).replace(f"{folder}/", ""))
+    return inside
 
 
 def digest(folder: Path) -> str:

@@ -327,3 +327,14 @@ def test_the_record_that_ci_makes_has_a_network_that_can_be(
     words = shlex.split(line)
     monkeypatch.setattr("sys.argv", words[words.index("records.run") :])
     assert command.require_recipe(command.parse_arguments()).arch.hidden_size == 32
+
+
+def test_a_row_does_not_say_where_on_the_machine_its_run_lay(tmp_path: Path) -> None:
+    document = {
+        "run_dir": str(tmp_path / "out" / "run"),
+        "deep": [{"data": f"{tmp_path}/out/data"}],
+    }
+    assert command.within(tmp_path / "out", document) == {
+        "run_dir": "run",
+        "deep": [{"data": "data"}],
+    }
