@@ -213,6 +213,13 @@ def test_a_rank_that_waits_for_one_that_has_ended_ends_as_well() -> None:
             wait(told=True)
 
 
+def wait_for(is_there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not is_there():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
 def test_all_ranks_save_when_the_launcher_is_told_to_end(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -229,9 +236,7 @@ def test_all_ranks_save_when_the_launcher_is_told_to_end(
     )  # fmt: skip
     try:
         metrics = run_dir / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
-            time.sleep(0.1)
+        wait_for(lambda: metrics.exists() and bool(metrics.read_text()))
         process.terminate()
         told = time.monotonic()
         output, _ = process.communicate(timeout=60)
@@ -241,3 +246,68 @@ def test_all_ranks_save_when_the_launcher_is_told_to_end(
     (step,) = saved_in(run_dir)
     assert f"Stopped at step {step}; the same command with resume=auto goes on" in output
     assert 'train_arc_tiny_corrupt.py", line' not in output, "no traceback of a rank"
+
+
+def test_a_builder_that_is_told_to_end_leaves_nothing_half_written(
+    kaggle_prefix: str, tmp_path: Path
+) -> None:
+    """Nor a traceback of its workers."""
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "dataset.build_arc_dataset", "--input-file-prefix", kaggle_prefix,
+            "--output-dir", str(tmp_path / "out"), "--subsets", "training", "evaluation",
+            "--test-set-name", "evaluation", "--num-aug", "100000", "--workers", "2",
+        ],
+        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: any(tmp_path.glob("out.*.partial")))
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")],
+    ids=["default rendezvous", "c10d"],
+)
+def test_ranks_that_the_launcher_starts_again_go_on(
+    tiny_dataset: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """From the newest checkpoint, when one of them was killed."""
+    run_dir = tmp_path / "run"
+    arguments = train_arguments(
+        tiny_dataset, run_dir, "train.max_steps=300", "train.eval_every=null", "resume=auto"
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+            "--max_restarts=1", *flags, "train_arc_tiny_corrupt.py", *arguments,
+        ],
+        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: bool(saved_in(run_dir)))
+        os.kill(rank_of(process.pid, "1"), signal.SIGKILL)
+        output, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "Resumed from " in output
+    assert saved_in(run_dir)[-1] == 300
+
+
+def rank_of(launcher: int, rank: str) -> int:
+    """The process of a rank among the children of a launcher."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in environment:
+            return int(child)
+    raise AssertionError(f"there is no rank {rank}")
