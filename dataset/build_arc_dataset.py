@@ -87,8 +87,9 @@ def build(options: BuildOptions) -> dict[str, Any]:
     fill_in = options.hidden_solutions == "filler"
     with (
         exclusive(options.output_dir, "--output-dir"),
-        worker_processes(options.workers) as executor,
         atomic_directory(options.output_dir) as folder,
+        # Workers end before the folder is renamed or, after an error, removed.
+        worker_processes(options.workers) as executor,
     ):
         results = executor.map(partial(draw, options=options), sources, chunksize=8)
         drawn = list(_progress(results, len(sources), "drawing"))

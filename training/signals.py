@@ -6,7 +6,6 @@
 Every rank gets the signal, but not at the same batch, so they agree at the end of each.
 """
 
-import logging
 import os
 import signal
 import time
@@ -20,8 +19,6 @@ from common.distributed import Ranks
 
 ECHO_SECONDS = 2.0
 """For so long a second signal is the first again: Slurm and torchrun both send it."""
-
-log = logging.getLogger(__name__)
 
 
 class Request(IntEnum):
@@ -68,8 +65,9 @@ class SignalRequests:
 
     def agreed(self) -> Request:
         """What any rank was asked for since the last call; all ranks must call this."""
-        request = Request(self._ranks.max(self._noted))
-        if self._noted is Request.SAVE:
+        noted = self._noted  # Another signal may come while the ranks agree, for the next time.
+        request = Request(self._ranks.max(noted))
+        if noted is self._noted is Request.SAVE:
             self._noted = Request.NOTHING
         return request
 
@@ -96,8 +94,10 @@ class SignalRequests:
             if self._noted is not Request.STOP:
                 self._noted = request
                 self._stop_since = time.monotonic()
-                if request is Request.STOP:
-                    log.info("%s: ending at the end of this batch", signal.Signals(number).name)
+                if request is Request.STOP and self._ranks.is_main:
+                    # Not by logging, of which this may interrupt a call.
+                    name = signal.Signals(number).name
+                    os.write(2, f"\n{name}: ending at the end of this batch\n".encode())
             elif request is Request.STOP and time.monotonic() - self._stop_since > ECHO_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
