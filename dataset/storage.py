@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
 from common.files import named_in_errors
-from common.json_files import read_json
+from common.json_files import read_json, read_object
 from common.settings import validate
 from common.tokens import MISSING, PAD
 
@@ -66,6 +66,32 @@ class DatasetMetadata(BaseModel):
     mean_puzzle_examples: float
     total_puzzles: int | None = None
     sets: tuple[Literal["all"]]
+
+
+class BuildWords(BaseModel):
+    """The options in `build.json` by which a person tells datasets apart; a builder has some."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    subsets: tuple[str, ...] | None = None
+    test_set_names: tuple[str, ...] | None = None
+    num_train: int | None = None
+    num_test: int | None = None
+    num_aug: int | None = None
+    seed: int | None = None
+    layout: str | None = None
+    canvas_side: int | None = None
+
+
+class BuildRecord(BaseModel):
+    """Contents of `build.json`, as far as they are read again; empty where there is none."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    puzzle: str | None = None
+    options: BuildWords = BuildWords()
+    fillers: dict[str, tuple[int, ...]] = {}
+    """Task id -> the test inputs whose solution in `test_puzzles.json` is none."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +147,13 @@ def read_metadata(path: Path) -> DatasetMetadata:
     """Of a split's folder; UserError if it is missing, incomplete or says what cannot be read."""
     source = path / METADATA_FILE
     return validate(DatasetMetadata, read_json(source, REBUILD), source=str(source))
+
+
+def read_build(dataset_path: Path) -> BuildRecord:
+    """What the builder recorded; UserError if that is damaged."""
+    path = dataset_path / BUILD_FILE
+    record = read_object(path, REBUILD) if path.is_file() else {}
+    return validate(BuildRecord, record, source=str(path))
 
 
 def open_canvases(
@@ -195,14 +228,20 @@ def load_identifiers(dataset_path: Path, num_puzzles: int | None = None) -> list
 
 
 def fingerprint(dataset_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
-    """What a checkpoint's puzzle embeddings depend on: which puzzle each identifier means."""
+    """What a checkpoint's puzzle embeddings depend on: which puzzle each identifier means.
+
+    And, to be read and not compared, the dataset's `description`: what its builder recorded.
+    """
     path = dataset_path / IDENTIFIERS_FILE
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    record = read_build(dataset_path)
+    words = {"puzzle": record.puzzle, **record.options.model_dump(mode="json")}
     return {
         "identifiers_sha256": digest,
         "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
         "seq_len": metadata.seq_len,
         "vocab_size": metadata.vocab_size,
+        "description": {name: value for name, value in words.items() if value is not None},
     }
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.files import atomic_directory
-from common.json_files import read_object
 from common.tokens import PAD
 from dataset.canvas import canvas_side, read_back
-from dataset.storage import BUILD_FILE, REBUILD
+from dataset.storage import read_build
 from dataset.tasks import Grid, Task
 from evaluation.boards import is_solved
 from evaluation.predict import Answers
@@ -87,12 +86,10 @@ def step_answers_of(test_set: ArcTestSet, answers: Answers) -> Arrays:
 
 def describe_test_set(data_path: Path, split_name: str, tasks: Sequence[Task]) -> Document:
     """What a score is over: two test sets of the same name may differ in their test inputs."""
-    build_path = data_path / BUILD_FILE
-    build = read_object(build_path, REBUILD) if build_path.is_file() else {}
-    options = build.get("options", {})
-    names, is_validation = options.get("test_set_names", []), split_name == "validation"
+    options = read_build(data_path).options
+    names, is_validation = options.test_set_names or (), split_name == "validation"
     if is_validation:
-        names = [name for name in options.get("subsets", []) if name not in names]
+        names = tuple(name for name in options.subsets or () if name not in names)
     name = " + ".join(names) or data_path.name
     return {
         "name": f"validation tasks of {name}" if is_validation else name,

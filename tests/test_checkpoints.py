@@ -267,6 +267,22 @@ def test_another_dataset_is_told_by_what_its_identifiers_mean() -> None:
             require_same_dataset(stored, {**stored, key: "other"}, "it")
 
 
+def test_descriptions_of_datasets_are_told_and_decide_nothing() -> None:
+    """A checkpoint of an earlier version has none, nor has another code base's dataset."""
+    older = {"identifiers_sha256": "a"}
+    built = {**older, "description": {"subsets": ["training", "concept"], "seed": 3}}
+    for stored, dataset in ((older, built), (built, older), (built, {**built, "description": {}})):
+        require_same_dataset(stored, dataset, "it")
+    with pytest.raises(UserError) as error:
+        require_same_dataset(older, {**built, "identifiers_sha256": "b"}, "it")
+    assert str(error.value) == (
+        "it was trained on another dataset: its identifiers_sha256 is a, that of data.path is b; "
+        "it was trained on a dataset without a description (of an earlier version or another code "
+        "base), data.path is (subsets training concept, seed 3); use the dataset that it was "
+        "trained on"
+    )
+
+
 # ---- found ----
 
 NEWEST = "run/checkpoints/step_100000000"

@@ -633,7 +633,12 @@ def test_a_checkpoint_of_other_puzzles_is_neither_resumed_nor_its_table_taken(
     line = refuse(f"data.path={data}", f"init_from={copy}", f"run_dir={tmp_path / 'new'}")
     assert difference in line
     assert "init_puzzle_embedding=false" in line
-    assert difference in refuse("resume=auto", f"data.path={data}")
+    line = refuse("resume=auto", f"data.path={data}")
+    assert difference in line
+    # Both in words, by which a person sees what is other.
+    told = "(subsets training evaluation, test_set_names evaluation, num_aug 6, seed {}, "
+    assert f"it was trained on {told.format(42)}" in line
+    assert f"data.path is {told.format(1)}" in line
 
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:

@@ -197,7 +197,8 @@ def load_trained(
     if arch.is_factored:
         # Any variants of the tasks that it was trained on will do.
         numbered = factors().numbered_as(tuple(stored.dataset["tasks"]), source)
-        required = {key: stored.dataset[key] for key in ("seq_len", "vocab_size")}
+        kept = ("seq_len", "vocab_size", "description")
+        required = {key: value for key, value in stored.dataset.items() if key in kept}
     require_same_dataset(required, dataset, source)
     if weights == "ema" and stored.ema is None:
         raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
@@ -218,14 +219,27 @@ def load_trained(
 def require_same_dataset(stored: dict[str, Any], dataset: dict[str, Any], source: str) -> None:
     """Raise UserError if the puzzle embeddings of a checkpoint are of another dataset.
 
-    Two datasets may have the same number of puzzles and mean other puzzles by them.
+    Two datasets may have the same number of puzzles and mean other puzzles by them. Descriptions
+    are told, and not compared: checkpoints of earlier versions have none.
     """
     for key, value in stored.items():
-        if dataset.get(key) != value:
+        if key != "description" and dataset.get(key) != value:
             raise UserError(
                 f"{source} was trained on another dataset: its {key} is {value}, that of "
-                f"data.path is {dataset.get(key)}; use the dataset that it was trained on"
+                f"data.path is {dataset.get(key)}; it was trained on {_in_words(stored)}, "
+                f"data.path is {_in_words(dataset)}; use the dataset that it was trained on"
             )
+
+
+def _in_words(fingerprint: dict[str, Any]) -> str:
+    words = fingerprint.get("description")
+    if not isinstance(words, dict) or not words:
+        return "a dataset without a description (of an earlier version or another code base)"
+    texts = {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in words.items()
+    }
+    return f"({', '.join(f'{name} {text}' for name, text in texts.items())})"
 
 
 def load_training_state(path: Path) -> dict[str, Any]:
