@@ -30,7 +30,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
-from common.files import named_in_errors
+from common.files import NOT_NUMPY, named_in_errors
 from common.json_files import read_json, read_object
 from common.settings import validate
 from common.tokens import MISSING, PAD
@@ -342,12 +342,12 @@ def open_array(
     """
     path = array_path(split_path, name, prefix)
     try:
+        _require_sizes(path)
         array = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: half-written dataset; {REBUILD}") from error
-    except (ValueError, EOFError) as error:
+    except NOT_NUMPY as error:
         raise UserError(f"{path} is truncated or no .npy file ({error}); {REBUILD}") from error
-    require(isinstance(array, np.ndarray), f"{path} is no .npy file")
     require(array.dtype.kind in "iu", f"{path}: dtype {array.dtype}, expected integers")
     expected = ", ".join("*" if length is None else str(length) for length in shape)
     require(
@@ -360,6 +360,20 @@ def open_array(
         f"{path}: must hold numbers from 0 to {limit and limit - 1}",
     )
     return array
+
+
+def _require_sizes(path: Path) -> None:
+    """Raise ValueError if a header gives sizes of which numpy's memory map ends the process."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version in readers:
+            shape, _, dtype = readers[version](file)
+            if not dtype.itemsize or min(shape, default=0) < 0:
+                raise ValueError(f"no array of shape {shape} and dtype {dtype}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -38,6 +38,7 @@ class Names(NamedTuple):
 def verify_tasks(path: Path, splits: dict[str, Split], found: Findings) -> None:
     """Check names, examples and held-out pairs of the dataset at `path`."""
     num_identifiers = next(iter(splits.values())).metadata.num_puzzle_identifiers
+    names = None
     with found.told("names") as facts:
         puzzles = load_identifiers(path, num_identifiers)
         names = Names(puzzles, *parse_variant_names(puzzles))
@@ -47,6 +48,8 @@ def verify_tasks(path: Path, splits: dict[str, Split], found: Findings) -> None:
         facts.append(
             f"{len(puzzles):,} identifiers of {len({*names.task_ids} - {BLANK_NAME}):,} tasks"
         )
+    if names is None:
+        return
     pairs: dict[str, Pairs] = {}
     for name, split in splits.items():
         with found.told(f"{name}, identifiers"):

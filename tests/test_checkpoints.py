@@ -51,6 +51,9 @@ def save(
     return folder
 
 
+NOT_OURS = "is not one that the trainer wrote"
+
+
 # ---- written and read ----
 
 
@@ -109,12 +112,19 @@ def test_the_newest_are_kept_and_the_best(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not valid JSON"), ('{"weights": "ema"}', "is not one that the trainer wrote")],
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"weights": "ema"}', NOT_OURS),
+        ('{"weights": ["ema"], "metrics": {}}', NOT_OURS),
+        ('{"weights": "ema", "metrics": []}', NOT_OURS),
+        ('{"weights": "ema", "metrics": {"eval/pass@2": "high"}}', NOT_OURS),
+    ],
 )
 def test_a_damaged_score_is_named(tmp_path: Path, content: str, message: str) -> None:
     save(tmp_path, 100)
     (tmp_path / "checkpoints" / "step_00000100" / "score.json").write_text(content)
-    with pytest.raises(UserError, match=rf"score\.json {message}.*remove it"):
+    with pytest.raises(UserError, match=rf"score\.json {message}.*remove"):
         save(tmp_path, 200)
 
 

@@ -196,7 +196,10 @@ def load_trained(
     required = stored.dataset
     if arch.is_factored:
         # Any variants of the tasks that it was trained on will do.
-        numbered = factors().numbered_as(tuple(stored.dataset["tasks"]), source)
+        tasks = stored.dataset.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+            raise UserError(f"{path / DATASET_FILE} does not name the tasks; {REMEDY}")
+        numbered = factors().numbered_as(tuple(tasks), source)
         kept = ("seq_len", "vocab_size", "description")
         required = {key: value for key, value in stored.dataset.items() if key in kept}
     require_same_dataset(required, dataset, source)

@@ -8,6 +8,7 @@ Only the main rank logs; the others get a log that does nothing.
 import importlib
 import json
 import logging
+import math
 import secrets
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -160,12 +161,20 @@ def _drop_lines_after(path: Path, step: int, scored: Collection[str]) -> None:
 
     And at its step, where a line holds metrics that are `scored`.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    # The last line of a killed process may be cut short.
-    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
     kept = []
-    for line in whole:
-        metrics = json.loads(line)
-        if metrics["step"] < step or (metrics["step"] == step and not metrics.keys() & scored):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        metrics = _parsed(line)
+        at = metrics.get("step", math.inf)
+        if at < step or (at == step and not metrics.keys() & scored):
             kept.append(line + "\n")
     atomic_write(path, "".join(kept))
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """What a line records; nothing where a killed process or a power cut has left only a part."""
+    try:
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    is_whole = isinstance(metrics, dict) and isinstance(metrics.get("step"), int)
+    return metrics if is_whole else {}
