@@ -138,7 +138,7 @@ def read_arrays(
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: np.asanyarray(file[name]) for name in file.files}  # Or other bytes.
     except FileNotFoundError as error:
         raise UserError(f"{source} does not exist: {remedy}") from error
     except NOT_NUMPY as error:

@@ -2,8 +2,8 @@
 
     python -m dataset.verify data/arc1concept-aug-1000
 
-In either layout, whoever built it; of boards what applies to them. Examples are read in chunks, so
-memory does not grow with the dataset. Nothing is changed.
+In either layout, whoever built it; of boards what applies to them. Canvases are read in chunks:
+memory grows with the puzzles' names and indices alone. Nothing is changed.
 
 1. Files: sizes and SHA-256 as in `manifest.json`, where the builder wrote one.
 2. Index: shapes, offsets, identifiers; each puzzle stands once in a split, a task in one group.

@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, and what cannot be used is refused before it is used."""
 
 import errno
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,20 @@ def test_a_truncated_or_missing_file_is_refused_by_its_name(
     else:
         with pytest.raises(UserError, match=f"(?s){name} .*{missing}"):
             read(damaged)
+
+
+def test_a_training_state_of_other_instructions_is_refused(damaged: Path) -> None:
+    """A pickle that takes from where nothing is, in a sound archive."""
+    file = damaged / "training_state.pt"
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    for instructions in (b"\x80\x02u.", b"\x80\x02K\x01s.", b"\x80\x02h\x05.", b"\x80\x02X\x01"):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in entries.items():
+                is_pickle = name.endswith("data.pkl")
+                archive.writestr(name, instructions if is_pickle else content)
+        with pytest.raises(UserError, match=r"training_state\.pt is damaged"):
+            load_training_state(damaged)
 
 
 # ---- of something else ----
