@@ -245,7 +245,8 @@ def recorded_test_set(predictions: Path) -> dict[str, Any]:
     path = predictions.with_name(METRICS_FILE)
     recorded = read_object(path, "evaluate again") if path.is_file() else {}
     test_set = recorded.get("test_set")
-    return test_set if isinstance(test_set, dict) else {}
+    test_set = test_set if isinstance(test_set, dict) else {}
+    return {key: value for key, value in test_set.items() if isinstance(value, str)}
 
 
 def as_list(paths: Path | list[Path] | None) -> list[Path]:

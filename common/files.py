@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,19 @@ import numpy.typing as npt
 from common.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
-NOT_AN_NPZ = (
+NOT_NUMPY = (
     ValueError,
     OSError,
     EOFError,
-    TypeError,  # An .npy file.
+    TypeError,  # An .npy file in place of an .npz file, or a shape that is none.
+    OverflowError,  # A shape beyond all numbers,
+    MemoryError,  # or beyond all memory.
+    TokenError,  # A header that ends in the middle.
     RuntimeError,  # Damage that looks like an unusual zip.
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy raises of files that are none, or damaged."""
+"""What numpy raises of .npy and .npz files that are none, or damaged."""
 
 
 def require_new_directory(path: Path, what: str, remedy: str) -> None:
@@ -134,10 +138,10 @@ def read_arrays(
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: np.asanyarray(file[name]) for name in file.files}  # Or other bytes.
     except FileNotFoundError as error:
         raise UserError(f"{source} does not exist: {remedy}") from error
-    except NOT_AN_NPZ as error:
+    except NOT_NUMPY as error:
         raise UserError(f"{source} is damaged or no .npz file ({error}): {remedy}") from error
     if missing := set(names) - set(arrays):
         raise UserError(f"{source} has no array '{min(missing)}': {remedy}")

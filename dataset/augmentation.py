@@ -6,7 +6,7 @@ Every pair of a task is transformed alike, so the variant is a puzzle of its own
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ def transformed_sizes(
     return np.where(transposes, sizes[..., ::-1], sizes)
 
 
-def transform(grids: Grid, dihedral: int) -> Grid:
+def transform(grids: npt.NDArray[Any], dihedral: int) -> npt.NDArray[Any]:
     """One dihedral transform of the last two axes of `grids` [..., rows, cols], as a view."""
     assert 0 <= dihedral < NUM_DIHEDRALS, f"dihedral transforms are 0 to 7, got {dihedral}"
     transpose, flip_rows, flip_cols = DIHEDRALS[dihedral]

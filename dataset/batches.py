@@ -121,7 +121,7 @@ class TrainingBatches:
                 parts.append(part)
                 missing -= part.shape[1]
                 first += part.shape[1]
-                if first == drawn.shape[1]:
+                if first >= drawn.shape[1]:
                     epoch, first = epoch + 1, 0
                     drawn = self._draw_epoch(epoch)
             self.position = epoch, first

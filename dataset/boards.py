@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
-from common.json_files import read_object
 from dataset.canvas import COLOUR_OFFSET
-from dataset.storage import BUILD_FILE, REBUILD
+from dataset.storage import BUILD_FILE, read_build
 
 Boards = npt.NDArray[np.uint8]
 """[N, side * side] tokens."""
@@ -59,11 +58,12 @@ def puzzle_of(dataset_path: Path) -> str | None:
     Raises:
         UserError: `build.json` names a puzzle that is not known.
     """
-    path = dataset_path / BUILD_FILE
-    record = read_object(path, REBUILD) if path.is_file() else {}
-    puzzle: str | None = record.get("puzzle")
+    puzzle = read_build(dataset_path).puzzle
     if puzzle is not None and puzzle not in _MODULES:
-        raise UserError(f"{path}: no such puzzle as '{puzzle}', there are {', '.join(_MODULES)}")
+        raise UserError(
+            f"{dataset_path / BUILD_FILE}: no such puzzle as '{puzzle}', there are "
+            f"{', '.join(_MODULES)}"
+        )
     return puzzle
 
 

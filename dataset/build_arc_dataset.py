@@ -49,6 +49,7 @@ from dataset.augmentation import (
 )
 from dataset.build_plan import FOR_ORIGINS, FOR_VARIANTS, BuildOptions, Source, load_sources
 from dataset.canvas import VOCAB_SIZE, Canvases, place
+from dataset.manifest import write_manifest
 from dataset.storage import (
     BLANK_NAME,
     BUILD_FILE,
@@ -110,6 +111,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
         if fill_in:
             record[FILLERS_KEY] = hidden_places(tasks_of(sources, "test"))
         (folder / BUILD_FILE).write_text(json.dumps(record, indent=1))
+        write_manifest(folder)
     return summary | {"seconds": round(time.monotonic() - started, 1)}
 
 

@@ -18,6 +18,7 @@ from common.flags import NewFolder
 from common.locks import exclusive
 from common.settings import InputFile, Settings
 from dataset.boards import Boards
+from dataset.manifest import write_manifest
 from dataset.storage import (
     BLANK_IDENTIFIER,
     BLANK_NAME,
@@ -139,6 +140,7 @@ def write_dataset(
         record = options.model_dump(mode="json")
         document = {"puzzle": puzzle, "options": record, "summary": summary}
         (folder / BUILD_FILE).write_text(json.dumps(document, indent=1))
+        write_manifest(folder)
     log.info("Built %s:", options.output_dir)
     for name, value in summary.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -286,6 +286,7 @@ def load_file(path: Path) -> dict[tuple[str, int], Canvases]:
     is_sound = (
         (task_id.dtype.kind, pair.dtype.kind, offsets.dtype.kind, frames.dtype)
         == ("U", "i", "i", np.uint8)
+        and pair.ndim == 1
         and len(pair) > 0
         and pair.shape == task_id.shape
         and offsets.shape == (len(task_id) + 1,)

@@ -30,8 +30,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
-from common.files import named_in_errors
-from common.json_files import read_json
+from common.files import NOT_NUMPY, named_in_errors
+from common.json_files import read_json, read_object
 from common.settings import validate
 from common.tokens import MISSING, PAD
 
@@ -42,9 +42,9 @@ ORIGINALS = "originals"
 VARIANTS = "variants"
 IDENTIFIERS_FILE = "identifiers.json"
 METADATA_FILE = "dataset.json"
-BUILD_FILE = "build.json"
 TEST_SETS_KEY = "test_sets"
-"""Of `build.json`, where there are several: name of a test set -> ids of its tasks."""
+"""Of `build.json`, where there are several test sets."""
+BUILD_FILE = "build.json"
 """Ours alone, and optional: the builder's options and summary, and for boards whose rules hold."""
 REBUILD = "rebuild the dataset or copy it again"
 
@@ -68,6 +68,34 @@ class DatasetMetadata(BaseModel):
     mean_puzzle_examples: float
     total_puzzles: int | None = None
     sets: tuple[Literal["all"]]
+
+
+class BuildWords(BaseModel):
+    """The options in `build.json` by which a person tells datasets apart; a builder has some."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    subsets: tuple[str, ...] | None = None
+    test_set_names: tuple[str, ...] | None = None
+    num_train: int | None = None
+    num_test: int | None = None
+    num_aug: int | None = None
+    seed: int | None = None
+    layout: str | None = None
+    canvas_side: int | None = None
+
+
+class BuildRecord(BaseModel):
+    """Contents of `build.json`, as far as they are read again; empty where there is none."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    puzzle: str | None = None
+    options: BuildWords = BuildWords()
+    fillers: dict[str, tuple[int, ...]] = {}
+    """Task id -> the test inputs whose solution in `test_puzzles.json` is none."""
+    test_sets: dict[str, tuple[str, ...]] = {}
+    """Where there are several: name of a test set -> ids of its tasks."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +151,13 @@ def read_metadata(path: Path) -> DatasetMetadata:
     """Of a split's folder; UserError if it is missing, incomplete or says what cannot be read."""
     source = path / METADATA_FILE
     return validate(DatasetMetadata, read_json(source, REBUILD), source=str(source))
+
+
+def read_build(dataset_path: Path) -> BuildRecord:
+    """What the builder recorded; UserError if that is damaged."""
+    path = dataset_path / BUILD_FILE
+    record = read_object(path, REBUILD) if path.is_file() else {}
+    return validate(BuildRecord, record, source=str(path))
 
 
 def open_canvases(
@@ -197,14 +232,20 @@ def load_identifiers(dataset_path: Path, num_puzzles: int | None = None) -> list
 
 
 def fingerprint(dataset_path: Path, metadata: DatasetMetadata) -> dict[str, Any]:
-    """What a checkpoint's puzzle embeddings depend on: which puzzle each identifier means."""
+    """What a checkpoint's puzzle embeddings depend on: which puzzle each identifier means.
+
+    And, to be read and not compared, the dataset's `description`: what its builder recorded.
+    """
     path = dataset_path / IDENTIFIERS_FILE
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    record = read_build(dataset_path)
+    words = {"puzzle": record.puzzle, **record.options.model_dump(mode="json")}
     return {
         "identifiers_sha256": digest,
         "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
         "seq_len": metadata.seq_len,
         "vocab_size": metadata.vocab_size,
+        "description": {name: value for name, value in words.items() if value is not None},
     }
 
 
@@ -305,12 +346,12 @@ def open_array(
     """
     path = array_path(split_path, name, prefix)
     try:
+        _require_sizes(path)
         array = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: half-written dataset; {REBUILD}") from error
-    except (ValueError, EOFError) as error:
+    except NOT_NUMPY as error:
         raise UserError(f"{path} is truncated or no .npy file ({error}); {REBUILD}") from error
-    require(isinstance(array, np.ndarray), f"{path} is no .npy file")
     require(array.dtype.kind in "iu", f"{path}: dtype {array.dtype}, expected integers")
     expected = ", ".join("*" if length is None else str(length) for length in shape)
     require(
@@ -323,6 +364,20 @@ def open_array(
         f"{path}: must hold numbers from 0 to {limit and limit - 1}",
     )
     return array
+
+
+def _require_sizes(path: Path) -> None:
+    """Raise ValueError if a header gives sizes of which numpy's memory map ends the process."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version in readers:
+            shape, _, dtype = readers[version](file)
+            if not dtype.itemsize or min(shape, default=0) < 0:
+                raise ValueError(f"no array of shape {shape} and dtype {dtype}")
 
 
 def require(condition: bool, message: str) -> None:

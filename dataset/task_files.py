@@ -14,7 +14,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import atomic_write
 from common.json_files import existing, read_object
-from dataset.storage import BUILD_FILE, REBUILD
+from dataset.storage import read_build
 from dataset.tasks import LeftOut, Pair, Task, leaving_out, parse_task, shorten
 
 FILLER = [[0]]
@@ -159,9 +159,7 @@ def load_tasks(path: Path) -> list[Task]:
         parse_task(task_id, raw, None, str(path), is_test=True)
         for task_id, raw in raw_tasks.items()
     ]
-    build_path = path.with_name(BUILD_FILE)
-    record = read_object(build_path, REBUILD) if build_path.is_file() else {}
-    fillers = record.get(FILLERS_KEY, {})
+    fillers = read_build(path.parent).fillers
     return hide_fillers([_hide(task, fillers.get(task.task_id, ())) for task in tasks], path)
 
 

@@ -79,13 +79,14 @@ def load_predictions(path: Path) -> Predictions:
     """
     names = {f.name for f in fields(Predictions)} - {"checkpoint"}
     arrays = read_arrays(path, names, f"predictions={path}", "predict again")
-    count = len(arrays["task_id"])
-    arrays.setdefault("checkpoint", np.zeros(count, dtype=np.int16))
+    rows = arrays["task_id"].shape[:1]
+    arrays.setdefault("checkpoint", np.zeros(rows, dtype=np.int16))
     predictions = Predictions(**{f.name: arrays[f.name] for f in fields(Predictions)})
     for field in fields(Predictions):
-        if len(getattr(predictions, field.name)) != count:
+        if not rows or getattr(predictions, field.name).shape[:1] != rows:
             raise UserError(
-                f"predictions={path}: '{field.name}' has not {count} rows like the rest"
+                f"predictions={path}: '{field.name}' has not {rows[0] if rows else 'any'} rows "
+                f"like the rest"
             )
     if not _are_in_range(predictions):
         raise UserError(f"predictions={path} holds a value out of range: is it another format?")
@@ -93,16 +94,21 @@ def load_predictions(path: Path) -> Predictions:
 
 
 def _are_in_range(predictions: Predictions) -> bool:
-    count = len(predictions)
-    whole_numbers = ("test_index", "identifier", "dihedral", "colour_permutation", "canvas")
+    tables = ("colour_permutation", "canvas")
+    kinds = dict.fromkeys((f.name for f in fields(Predictions)), "iu")
+    kinds |= {"task_id": "U", "confidence": "f"}
+    if not all(
+        getattr(predictions, name).dtype.kind in kind
+        and getattr(predictions, name).ndim == (2 if name in tables else 1)
+        for name, kind in kinds.items()
+    ):
+        return False
     canvas, permutation = predictions.canvas, predictions.colour_permutation
     return (
-        all(getattr(predictions, name).dtype.kind in "iu" for name in whole_numbers)
-        and canvas.ndim == 2
-        and round(canvas.shape[1] ** 0.5) ** 2 == canvas.shape[1]
+        round(canvas.shape[1] ** 0.5) ** 2 == canvas.shape[1] > 0
         and canvas.min(initial=0) >= 0
         and canvas.max(initial=0) < VOCAB_SIZE
-        and permutation.shape == (count, NUM_COLOURS)
+        and permutation.shape[1] == NUM_COLOURS
         and bool((np.sort(permutation, axis=1) == np.arange(NUM_COLOURS)).all())
         and predictions.dihedral.min(initial=0) >= 0
         and predictions.dihedral.max(initial=0) < NUM_DIHEDRALS

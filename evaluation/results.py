@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.files import atomic_directory
-from common.json_files import read_object
 from common.tokens import PAD
 from dataset.canvas import canvas_side, read_back
-from dataset.storage import BUILD_FILE, REBUILD, TEST_SETS_KEY
+from dataset.storage import read_build
 from dataset.tasks import Grid, Task
 from evaluation.boards import is_solved
 from evaluation.predict import Answers
@@ -125,17 +124,15 @@ def _test_sets(
     data_path: Path, split_name: str, tasks: Sequence[Task]
 ) -> dict[str, Sequence[Task]]:
     """The test sets that a split holds, by name, as far as the builder has recorded them."""
-    build_path = data_path / BUILD_FILE
-    build = read_object(build_path, REBUILD) if build_path.is_file() else {}
-    if split_name == "test" and TEST_SETS_KEY in build:
-        members = build[TEST_SETS_KEY]
-        return {name: [t for t in tasks if t.task_id in set(members[name])] for name in members}
-    options = build.get("options", {})
-    names = options.get("test_set_names", [])
-    if split_name == "validation":
-        names = [name for name in options.get("subsets", []) if name not in names]
+    build, is_validation = read_build(data_path), split_name == "validation"
+    if build.test_sets and not is_validation:
+        members = {name: set(ids) for name, ids in build.test_sets.items()}
+        return {name: [t for t in tasks if t.task_id in ids] for name, ids in members.items()}
+    names = build.options.test_set_names or ()
+    if is_validation:
+        names = tuple(name for name in build.options.subsets or () if name not in names)
     name = " + ".join(names) or data_path.name
-    return {f"validation tasks of {name}" if split_name == "validation" else name: tasks}
+    return {f"validation tasks of {name}" if is_validation else name: tasks}
 
 
 def _write(

@@ -50,10 +50,12 @@ class ArchConfig(Settings):
     """Shape of the network and of its recursion; the defaults are DIS-compact."""
 
     name: str = Field("compact", description="name of this architecture, used in run folders")
-    hidden_size: int = Field(256, gt=0, description="width D")
-    num_layers: int = Field(1, gt=0, description="transformer blocks in f")
+    hidden_size: int = Field(256, gt=0, le=2**16, description="width D")
+    num_layers: int = Field(1, gt=0, le=1000, description="transformer blocks in f")
     num_heads: int = Field(8, gt=0, description="attention heads; hidden_size / num_heads is even")
-    expansion: float = Field(4.0, gt=0, description="SwiGLU expansion before the factor 2/3")
+    expansion: float = Field(
+        4.0, gt=0, le=1000, description="SwiGLU expansion before the factor 2/3"
+    )
     num_recursions: int = Field(1, gt=0, description="T: cycles per supervision step")
     num_recursions_with_gradient: int = Field(
         1, gt=0, description="of the T cycles, the last ones that a gradient goes through"
@@ -62,6 +64,7 @@ class ArchConfig(Settings):
     num_supervision_steps: int = Field(
         6,
         gt=0,
+        le=10_000,
         description="N_sup: improvement steps per answer; with supervision.halting at most",
     )
     separate_networks: bool = Field(
@@ -86,7 +89,7 @@ class ArchConfig(Settings):
         description="mix each token in SwiGLU with the one before it (URM, arXiv 2512.14693)",
     )
     prefix_length: int = Field(
-        16, gt=0, description="positions before the canvas, first the puzzle's"
+        16, gt=0, le=10_000, description="positions before the canvas, first the puzzle's"
     )
     rotary: Literal["flat", "grid"] = Field(
         "flat",

@@ -193,6 +193,15 @@ def test_the_first_batch_is_not_moved_by_the_numbers_that_chose_it(split: Puzzle
     assert not np.isin(sample.edges, drew_the_epoch).any()
 
 
+def test_a_position_beyond_an_epoch_is_the_beginning_of_the_next(split: PuzzleSplit) -> None:
+    """As a checkpoint may have it whose dataset has become smaller: nothing waits forever."""
+    beyond, next_epoch = TrainingBatches(split, 5, 3), TrainingBatches(split, 5, 3)
+    beyond.position, next_epoch.position = (3, EPOCH + 1), (4, 0)
+    ours, theirs = next(iter(beyond)), next(iter(next_epoch))
+    assert ours.examples.tolist() == theirs.examples.tolist()
+    assert beyond.position == (4, 5)
+
+
 def test_the_position_counts_the_examples_of_an_epoch(split: PuzzleSplit) -> None:
     batches = TrainingBatches(split, 5, seed=0)
     positions = [batches.position, *(batches.position for _ in islice(batches, 5))]

@@ -213,7 +213,7 @@ def test_another_seed_gives_other_variants_and_other_positions(
     )
     assert {path for path in first if first[path] != second[path]} == {
         "build.json", "identifiers.json", "train/all__inputs.npy", "train/all__labels.npy",
-        "test/all__inputs.npy", "test/all__labels.npy",
+        "test/all__inputs.npy", "test/all__labels.npy", "manifest.json",
     }  # fmt: skip
 
 
@@ -284,7 +284,7 @@ def test_a_hidden_test_set_is_built_with_empty_labels(
 def test_fillers_in_place_of_hidden_solutions_are_recorded_and_still_hidden(
     build_small: Build, hidden_prefix: str, tmp_path: Path
 ) -> None:
-    """Besides `build.json`, only the tasks to score are other; what is black is no filler."""
+    """But for the records, only the tasks to score are other; what is black is no filler."""
     options = {"input_file_prefix": hidden_prefix, "test_set_name2": "training"}
     plain, _ = build_small(**options)
     filled, summary = build_small(
@@ -292,7 +292,7 @@ def test_fillers_in_place_of_hidden_solutions_are_recorded_and_still_hidden(
     )
     before, after = contents(plain), contents(filled)
     assert {path for path in before if before[path] != after[path]} == {
-        "build.json", "test_puzzles.json",
+        "build.json", "test_puzzles.json", "manifest.json",
     }  # fmt: skip
     written = json.loads(after["test_puzzles.json"])
     assert all("output" in pair for task in written.values() for pair in task["test"])
@@ -378,8 +378,8 @@ def test_the_summary_counts_what_was_built_and_is_kept_beside_it(build_small: Bu
     expected = {"tasks": 10, "test_tasks": 4, "test_inputs": 6, "variants": 40}
     expected |= {"train_examples": 180, "test_examples": 24}
     assert expected.items() <= summary.items()
-    build_file = (out / "build.json").stat().st_size
-    assert summary["bytes"] == sum(f.stat().st_size for f in out.rglob("*.*")) - build_file
+    records = sum((out / name).stat().st_size for name in ("build.json", "manifest.json"))
+    assert summary["bytes"] == sum(f.stat().st_size for f in out.rglob("*.*")) - records
     kept = json.loads((out / "build.json").read_text())
     assert kept["options"]["seed"] == 7
     # Where it was read from and written to is not part of it, nor how long it took: same options,
@@ -392,7 +392,7 @@ def test_the_summary_counts_what_was_built_and_is_kept_beside_it(build_small: Bu
     assert not [key for key in kept["summary"] if re.search("validation|excluded|invalid", key)]
     assert set(kept) == {"options", "summary"}
     assert set(os.listdir(out)) == {
-        "build.json", "identifiers.json", "test_puzzles.json", "train", "test",
+        "build.json", "manifest.json", "identifiers.json", "test_puzzles.json", "train", "test",
     }  # fmt: skip
 
 
@@ -436,7 +436,9 @@ def test_validation_tasks_are_trained_on_but_for_their_test_pairs(
     # All else is as without: a checkpoint of one is good for the other.
     before, after = contents(build_small(output_dir=tmp_path / "without")[0]), contents(out)
     changed = {path for path in before if before[path] != after[path]}
-    assert {path.partition("/")[0] for path in changed} == {"build.json", "train"}
+    assert {path.partition("/")[0] for path in changed} == {
+        "build.json", "manifest.json", "train",
+    }  # fmt: skip
     assert json.loads(after["build.json"])["options"]["validation_tasks"] == 2
     assert json.loads(after["build.json"])["summary"]["validation_task_ids"] == held_out
 

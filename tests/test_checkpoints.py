@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, and what cannot be used is refused before it is used."""
 
 import errno
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def save(
         if values := (scores or {}).get(step):
             folder.rate(step, score(*values))
     return folder
+
+
+NOT_OURS = "is not one that the trainer wrote"
 
 
 # ---- written and read ----
@@ -109,12 +113,19 @@ def test_the_newest_are_kept_and_the_best(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not valid JSON"), ('{"weights": "ema"}', "is not one that the trainer wrote")],
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"weights": "ema"}', NOT_OURS),
+        ('{"weights": ["ema"], "metrics": {}}', NOT_OURS),
+        ('{"weights": "ema", "metrics": []}', NOT_OURS),
+        ('{"weights": "ema", "metrics": {"eval/pass@2": "high"}}', NOT_OURS),
+    ],
 )
 def test_a_damaged_score_is_named(tmp_path: Path, content: str, message: str) -> None:
     save(tmp_path, 100)
     (tmp_path / "checkpoints" / "step_00000100" / "score.json").write_text(content)
-    with pytest.raises(UserError, match=rf"score\.json {message}.*remove it"):
+    with pytest.raises(UserError, match=rf"score\.json {message}.*remove"):
         save(tmp_path, 200)
 
 
@@ -221,6 +232,20 @@ def test_a_truncated_or_missing_file_is_refused_by_its_name(
             read(damaged)
 
 
+def test_a_training_state_of_other_instructions_is_refused(damaged: Path) -> None:
+    """A pickle that takes from where nothing is, in a sound archive."""
+    file = damaged / "training_state.pt"
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    for instructions in (b"\x80\x02u.", b"\x80\x02K\x01s.", b"\x80\x02h\x05.", b"\x80\x02X\x01"):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in entries.items():
+                is_pickle = name.endswith("data.pkl")
+                archive.writestr(name, instructions if is_pickle else content)
+        with pytest.raises(UserError, match=r"training_state\.pt is damaged"):
+            load_training_state(damaged)
+
+
 # ---- of something else ----
 
 
@@ -265,6 +290,22 @@ def test_another_dataset_is_told_by_what_its_identifiers_mean() -> None:
     for key in stored:
         with pytest.raises(UserError, match=rf"it was trained on another dataset: its {key}"):
             require_same_dataset(stored, {**stored, key: "other"}, "it")
+
+
+def test_descriptions_of_datasets_are_told_and_decide_nothing() -> None:
+    """A checkpoint of an earlier version has none, nor has another code base's dataset."""
+    older = {"identifiers_sha256": "a"}
+    built = {**older, "description": {"subsets": ["training", "concept"], "seed": 3}}
+    for stored, dataset in ((older, built), (built, older), (built, {**built, "description": {}})):
+        require_same_dataset(stored, dataset, "it")
+    with pytest.raises(UserError) as error:
+        require_same_dataset(older, {**built, "identifiers_sha256": "b"}, "it")
+    assert str(error.value) == (
+        "it was trained on another dataset: its identifiers_sha256 is a, that of data.path is b; "
+        "it was trained on a dataset without a description (of an earlier version or another code "
+        "base), data.path is (subsets training concept, seed 3); use the dataset that it was "
+        "trained on"
+    )
 
 
 # ---- found ----

@@ -325,6 +325,14 @@ def test_the_test_split_is_scored_unless_validation_is_asked_for(
         assert f"Answers on {names[split]}<" in (results / "report.html").read_text()
 
 
+@pytest.mark.parametrize("recorded", [5, [], {"dataset": 5, "split": ["test"]}])
+def test_what_the_recorded_test_set_does_not_say_in_words_it_does_not_say(
+    tmp_path: Path, recorded: Any
+) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps({"test_set": recorded}))
+    assert evaluate.recorded_test_set(tmp_path / "predictions.npz") == {}
+
+
 def test_a_recount_is_over_the_split_that_was_predicted(
     validated: Path, tmp_path: Path, refuse: Callable[..., str]
 ) -> None:

@@ -298,7 +298,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert first == again
     assert {path for path in first if first[path] != other[path]} == {
         "build.json", "train/all__inputs.npy", "train/all__labels.npy", "test/all__inputs.npy",
-        "test/all__labels.npy",
+        "test/all__labels.npy", "manifest.json",
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """predictions.npz: read as it was written, and refused if it is anything else."""
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,8 +83,17 @@ def test_without_checkpoint_numbers_all_come_from_one(save: Save) -> None:
                 ("colour_permutation", np.zeros((3, 9), dtype=np.uint8)),
                 ("dihedral", np.full(3, 8, dtype=np.int8)),
                 ("dihedral", np.full(3, -1, dtype=np.int8)),
+                ("canvas", np.zeros((3, 0), dtype=np.uint8)),
+                ("identifier", np.zeros((3, 1), dtype=np.int32)),
+                ("test_index", np.zeros(3)),
+                ("checkpoint", np.array(["a"] * 3)),
+                ("confidence", np.array(["a"] * 3)),
+                ("task_id", np.zeros(3)),
+                ("task_id", np.array([["a"]] * 3)),
             ]
         ),
+        (without("task_id") | {"task_id": np.array("a")}, ": 'task_id' has not any rows"),
+        (without("canvas") | {"canvas": np.array(1)}, ": 'canvas' has not 3 rows"),
         ({"task_id": np.array([{"an": "object"}], dtype=object)}, " is damaged or no .npz file"),
     ],
 )
@@ -117,6 +127,14 @@ def test_what_is_no_npz_is_refused(
     path = tmp_path / PREDICTIONS_FILE
     make(path)
     with pytest.raises(UserError, match=f"predictions={path} {message}"):
+        load_predictions(path)
+
+
+def test_what_is_no_array_in_an_archive_is_refused(save: Save) -> None:
+    path = save(without("canvas"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("canvas.npy", "text")
+    with pytest.raises(UserError, match="'canvas' has not 3 rows like the rest"):
         load_predictions(path)
 
 

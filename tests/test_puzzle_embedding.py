@@ -238,15 +238,20 @@ def test_variants_that_were_not_seen_in_training_are_scored(
 def test_a_task_that_was_not_trained_on_is_refused(
     factored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor can a checkpoint be read that does not say on which it was."""
     run_dir = shutil.copytree(factored_run, tmp_path / "run")
     path = run_dir / "checkpoints" / "step_00000012" / "dataset.json"
     stored = json.loads(path.read_text())
-    stored["tasks"][0] = "another"
-    path.write_text(json.dumps(stored))
-    with pytest.raises(SystemExit) as exit_info:
-        run_evaluation(tmp_path / "out", f"checkpoint={run_dir}")
-    assert exit_info.value.code == 2
-    assert "was not trained on task" in capsys.readouterr().err
+    for tasks, complaint in (
+        (["another", *stored["tasks"][1:]], "was not trained on task"),
+        (None, f"{path} does not name the tasks"),
+        ([["another"]], f"{path} does not name the tasks"),
+    ):
+        path.write_text(json.dumps({**stored, "tasks": tasks}))
+        with pytest.raises(SystemExit) as exit_info:
+            run_evaluation(tmp_path / "out", f"checkpoint={run_dir}")
+        assert exit_info.value.code == 2
+        assert complaint in capsys.readouterr().err
 
 
 def test_a_new_run_starts_from_the_network_with_or_without_its_factors(

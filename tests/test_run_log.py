@@ -83,6 +83,20 @@ def test_a_last_line_cut_short_is_dropped(run_dir: Path, cut: str) -> None:
     assert read_metrics(run_dir) == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.25}]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["{\0}", "\0" * 40, '{"loss": 1}', '{"step": "x"}', "[1]", '{"step": 1', "{" * 99_999 + "}"],
+)
+def test_a_line_that_records_nothing_is_dropped(run_dir: Path, damage: str) -> None:
+    """In the middle, as a power cut leaves it."""
+    record(run_dir, "disabled", 1, 2)
+    path = run_dir / "metrics.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_bytes(f"{first}\n{damage}\n{second}\n\n".encode() + b"\xff\n")
+    record(run_dir, resume_step=4)
+    assert path.read_text().splitlines() == [first, second]
+
+
 def test_the_log_of_the_other_ranks_does_nothing() -> None:
     log = NoLog()
     log.write(6, {"loss": 1.0})

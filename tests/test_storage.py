@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from arc_oracles import Damage, change, put, remove, truncate
 
 from common.errors import UserError
 from dataset.splits import open_split
-from dataset.storage import create_array, load_identifiers, save_array, write_index, write_rows
+from dataset.storage import (
+    create_array,
+    load_identifiers,
+    read_build,
+    save_array,
+    write_index,
+    write_rows,
+)
 
 WriteSplit = Callable[[list[list[int]]], Path]
 
@@ -116,6 +124,61 @@ def test_damage_is_found_when_the_dataset_is_opened(
     with pytest.raises(UserError, match=complaint) as error:
         open_split(foreign, "train")
     assert str(foreign / "train") in str(error.value)
+
+
+def header(text: str) -> Damage:
+    """Another header of the inputs."""
+
+    def damage(split: Path) -> None:
+        padded = text.encode().ljust(117) + b"\n"
+        (split / "all__inputs.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + padded + bytes(28))
+
+    return damage
+
+
+OTHER_SHAPE = "{{'descr': '{}', 'fortran_order': False, 'shape': {}, }}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OTHER_SHAPE[:40],
+        OTHER_SHAPE.format("|u1", f"({2**70},)"),
+        OTHER_SHAPE.format("|u1", "(True, 4)"),
+        OTHER_SHAPE.format("|u1", "(10**12,)"),
+        OTHER_SHAPE.format("<i9", "(7, 4)"),
+        OTHER_SHAPE.format("|u1", "(-7, 4)"),
+        # Of these numpy's memory map would end the process.
+        OTHER_SHAPE.format("|V0", "(-1,)"),
+        OTHER_SHAPE.format("<U0", "(-1,)"),
+    ],
+)
+def test_a_header_that_describes_no_array_is_refused(foreign: Path, text: str) -> None:
+    header(OTHER_SHAPE.format("|u1", "(7, 4)"))(foreign / "train")
+    assert open_split(foreign, "train").num_examples == 7
+    header(text)(foreign / "train")
+    with pytest.raises(UserError, match=r"all__inputs\.npy is truncated or no \.npy file"):
+        open_split(foreign, "train")
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        ([], "must hold a JSON object, not a list"),
+        ({"puzzle": ["maze"]}, "puzzle="),
+        ({"options": "seed"}, "options='seed' is not allowed"),
+        ({"options": {"subsets": 5}}, "options.subsets=5 is not allowed"),
+        ({"fillers": [1]}, "fillers="),
+        ({"fillers": {"t": [None]}}, "fillers.t.0=None"),
+    ],
+)
+def test_a_damaged_record_of_the_build_is_refused_by_its_key(
+    tmp_path: Path, record: Any, complaint: str
+) -> None:
+    assert read_build(tmp_path).fillers == {}, "there need not be one"
+    (tmp_path / "build.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"build\.json:? .*{re.escape(complaint)}"):
+        read_build(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["inputs", "labels"])

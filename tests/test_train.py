@@ -623,6 +623,32 @@ def test_a_run_is_not_resumed_with_what_its_weights_and_place_in_the_data_hang_o
     assert contents(copy) == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (None, None),
+        (None, {"step": 6}),
+        ("step", "six"),
+        ("step", float("inf")),
+        ("optimizers", [{}]),
+        ("optimizers", [{"state": {}, "param_groups": []}]),
+        ("rng_states", [{"torch": torch.zeros(3)}]),
+        ("next_example", (0, -1)),
+        ("next_example", 5),
+        ("carried", {"y": "text"}),
+    ],
+)
+def test_a_training_state_of_another_form_is_refused_by_its_file(
+    refuse: Refused, copy: Path, key: str | None, value: Any
+) -> None:
+    file = sorted(copy.glob("checkpoints/*/training_state.pt"))[-1]
+    state = torch.load(file, weights_only=True)
+    torch.save(value if key is None else {**state, key: value}, file)
+    line = refuse("resume=auto")
+    assert f"{file} is damaged or of another program" in line
+    assert "goes on from the checkpoint before" in line
+
+
 def test_a_checkpoint_of_other_puzzles_is_neither_resumed_nor_its_table_taken(
     refuse: Refused, copy: Path, kaggle_prefix: str, tmp_path: Path, in_process: None
 ) -> None:
@@ -633,7 +659,12 @@ def test_a_checkpoint_of_other_puzzles_is_neither_resumed_nor_its_table_taken(
     line = refuse(f"data.path={data}", f"init_from={copy}", f"run_dir={tmp_path / 'new'}")
     assert difference in line
     assert "init_puzzle_embedding=false" in line
-    assert difference in refuse("resume=auto", f"data.path={data}")
+    line = refuse("resume=auto", f"data.path={data}")
+    assert difference in line
+    # Both in words, by which a person sees what is other.
+    told = "(subsets training evaluation, test_set_names evaluation, num_aug 6, seed {}, "
+    assert f"it was trained on {told.format(42)}" in line
+    assert f"data.path is {told.format(1)}" in line
 
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:

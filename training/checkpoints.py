@@ -19,6 +19,7 @@ import logging
 import os
 import pickle
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ from common.puzzles import PuzzleFactors
 from common.settings import SettingsType, select, validate_stored
 from models.build import ComputeConfig, build_model, puzzle_embedding_of
 from models.puzzle_embedding import PuzzleTable
-from models.recursive import ArchConfig
+from models.recursive import ArchConfig, TinyRecursiveModel
 from models.steps import TrainedModel
 from models.supervision import SupervisionConfig
 from training.run_folder import (
@@ -67,6 +68,23 @@ When a field of a config class goes, its key comes here, so that old checkpoints
 name is not used again. The default of a new field must mean what was done before there was one.
 tests/fixtures holds a checkpoint of each format.
 """
+
+NOT_A_TORCH_FILE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    struct.error,
+    # Of a pickle of other instructions, in torch's reader:
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+"""What torch raises of files that are none of its own, or damaged."""
 
 log = logging.getLogger(__name__)
 
@@ -196,14 +214,24 @@ def load_trained(
     required = stored.dataset
     if arch.is_factored:
         # Any variants of the tasks that it was trained on will do.
-        numbered = factors().numbered_as(tuple(stored.dataset["tasks"]), source)
-        required = {key: stored.dataset[key] for key in ("seq_len", "vocab_size")}
+        tasks = stored.dataset.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+            raise UserError(f"{path / DATASET_FILE} does not name the tasks; {REMEDY}")
+        numbered = factors().numbered_as(tuple(tasks), source)
+        kept = ("seq_len", "vocab_size", "description")
+        required = {key: value for key, value in stored.dataset.items() if key in kept}
     require_same_dataset(required, dataset, source)
     if weights == "ema" and stored.ema is None:
         raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
     averaged = stored.ema if weights != "raw" else None
-    model = build_model(arch, dataset["vocab_size"], dataset["seq_len"], compute, device, numbered)
-    load_weights(model, stored.model if averaged is None else averaged, str(path))
+    found = stored.model if averaged is None else averaged
+    sizes = dataset["vocab_size"], dataset["seq_len"]
+    with torch.device("meta"):  # Only an outline: a damaged size may be beyond all memory.
+        num_tasks = 0 if numbered is None else len(numbered.task_names)
+        outline = TinyRecursiveModel(arch, *sizes, torch.float32, num_tasks)
+    require_fitting(outline, found, str(path))
+    model = build_model(arch, *sizes, compute, device, numbered)
+    load_weights(model, found, str(path))
     embedding = puzzle_embedding_of(model, dataset["num_puzzle_identifiers"])
     if isinstance(embedding, PuzzleTable):
         remedy = "data.path must name the dataset that the checkpoint was trained on"
@@ -218,14 +246,27 @@ def load_trained(
 def require_same_dataset(stored: dict[str, Any], dataset: dict[str, Any], source: str) -> None:
     """Raise UserError if the puzzle embeddings of a checkpoint are of another dataset.
 
-    Two datasets may have the same number of puzzles and mean other puzzles by them.
+    Two datasets may have the same number of puzzles and mean other puzzles by them. Descriptions
+    are told, and not compared: checkpoints of earlier versions have none.
     """
     for key, value in stored.items():
-        if dataset.get(key) != value:
+        if key != "description" and dataset.get(key) != value:
             raise UserError(
                 f"{source} was trained on another dataset: its {key} is {value}, that of "
-                f"data.path is {dataset.get(key)}; use the dataset that it was trained on"
+                f"data.path is {dataset.get(key)}; it was trained on {_in_words(stored)}, "
+                f"data.path is {_in_words(dataset)}; use the dataset that it was trained on"
             )
+
+
+def _in_words(fingerprint: dict[str, Any]) -> str:
+    words = fingerprint.get("description")
+    if not isinstance(words, dict) or not words:
+        return "a dataset without a description (of an earlier version or another code base)"
+    texts = {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in words.items()
+    }
+    return f"({', '.join(f'{name} {text}' for name, text in texts.items())})"
 
 
 def load_training_state(path: Path) -> dict[str, Any]:
@@ -235,7 +276,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{file} does not exist: {path} can be scored but not resumed") from error
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except NOT_A_TORCH_FILE as error:
         reason = str(error).partition("\n")[0]  # What follows is advice on torch.load.
         raise UserError(
             f"{file} is damaged ({reason}); remove the folder {path}, and resume=auto goes on from "
@@ -250,6 +291,12 @@ def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], source: s
     Raises:
         UserError: naming the first difference; nothing has been copied then.
     """
+    require_fitting(network, weights, source)
+    network.load_state_dict(weights)
+
+
+def require_fitting(network: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Raise UserError unless `weights` have the very names and shapes of the network's."""
     own = network.state_dict()
     if different := sorted(set(own) ^ set(weights)):
         raise UserError(
@@ -262,7 +309,6 @@ def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], source: s
                 f"{source} is of another architecture: '{name}' has shape {list(tensor.shape)}, "
                 f"this model needs {list(own[name].shape)}; use the arch that it was trained with"
             )
-    network.load_state_dict(weights)
 
 
 def load_table(table: Tensor | None, stored: Tensor | None, source: str, remedy: str) -> None:

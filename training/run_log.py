@@ -8,6 +8,7 @@ Only the main rank logs; the others get a log that does nothing.
 import importlib
 import json
 import logging
+import math
 import os
 import secrets
 from collections.abc import Callable, Collection
@@ -188,13 +189,22 @@ def _drop_lines_after(path: Path, step: int, scored: Collection[str]) -> list[di
 
     And at its step, where a line holds metrics that are `scored`.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    # The last line of a killed process may be cut short.
-    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
-    parsed: list[dict[str, Any]] = [json.loads(line) for line in whole]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    parsed = [_parsed(line) for line in lines]
+    at = [metrics.get("step", math.inf) for metrics in parsed]
     is_kept = [
-        line["step"] < step or (line["step"] == step and not line.keys() & scored)
-        for line in parsed
+        place < step or (place == step and not metrics.keys() & scored)
+        for place, metrics in zip(at, parsed, strict=True)
     ]
-    atomic_write(path, "".join(line + "\n" for line in compress(whole, is_kept)))
+    atomic_write(path, "".join(line + "\n" for line in compress(lines, is_kept)))
     return list(compress(parsed, is_kept))
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """What a line records; nothing where a killed process or a power cut has left only a part."""
+    try:
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    is_whole = isinstance(metrics, dict) and isinstance(metrics.get("step"), int)
+    return metrics if is_whole else {}

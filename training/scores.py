@@ -54,7 +54,13 @@ def read_score(checkpoint: Path) -> Score | None:
         return None
     remedy = "remove it; a resumed run scores its newest checkpoint again"
     stored: dict[str, Any] = read_object(path, remedy)
-    if stored.keys() != Score.__dataclass_fields__.keys():
+    metrics = stored.get("metrics")
+    if (
+        stored.keys() != Score.__dataclass_fields__.keys()
+        or stored["weights"] not in ("raw", "ema")
+        or not isinstance(metrics, dict)
+        or not all(isinstance(value, int | float) for value in metrics.values())
+    ):
         raise UserError(f"{path} is not one that the trainer wrote: {remedy}")
     return Score(**stored)
 

@@ -1,6 +1,8 @@
 """All that training changes, saved and restored: a resumed run goes on bit for bit."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,10 @@ OF_PUZZLES = "puzzle_embedding."
 """What the names of factored puzzle embeddings among a model's weights begin with."""
 NOT_WORTH_SAYING = ("run_dir", "resume", "init_from", "wandb")
 """Where a run is and how it was started: no news when it is resumed."""
+
+NOT_A_STATE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError,
+               ValueError)  # fmt: skip
+"""What comes of restoring what the trainer did not write."""
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +128,26 @@ class TrainingState:
         if self.average is not None:
             weights = stored.ema if stored.ema is not None else stored.model
             self.average.weights = {k: v.to(ranks.device) for k, v in weights.items()}
+        with _damage_named(path):
+            self._restore_rest(rest, ranks)
+            position = _position_of(rest)
+            kept = rest["carried"] if "next_example" in rest else {}
+            carried = {name: tensor.detach() for name, tensor in kept.items()}
+            wandb_run_id = rest["wandb_run_id"]
+        log.info("Resumed from %s at step %d", path, self.step)
+        if "seconds" not in rest and select(config, "train.max_minutes") is not None:
+            log.info("%s is of an earlier version: train.max_minutes counts from here", path)
+        if "next_example" not in rest:
+            log.info("%s is of an earlier version: going on at the start of an epoch", path)
+        return position, carried, wandb_run_id
+
+    def _restore_rest(self, rest: dict[str, Any], ranks: Ranks) -> None:
+        """Optimizers, counts and random states."""
         # Before 0.4.0 there was one optimizer.
         saved_optimizers = rest.get("optimizers") or [rest["optimizer"]]
         for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=True):
             _restore_optimizer(optimizer, saved)
-        self.step, self.seconds = rest["step"], rest.get("seconds", 0.0)
+        self.step, self.seconds = int(rest["step"]), float(rest.get("seconds", 0.0))
         # With another number of ranks there is no state to restore for each; what the method
         # itself draws is a function of seed and step, and does not depend on these states.
         if len(rest["rng_states"]) == ranks.world_size:
@@ -134,14 +155,6 @@ class TrainingState:
             torch.set_rng_state(rng_state["torch"])
             if ranks.device.type == "cuda" and "cuda" in rng_state:
                 torch.cuda.set_rng_state(rng_state["cuda"], ranks.device)
-        log.info("Resumed from %s at step %d", path, self.step)
-        if "seconds" not in rest and select(config, "train.max_minutes") is not None:
-            log.info("%s is of an earlier version: train.max_minutes counts from here", path)
-        if "next_example" not in rest:
-            # Before 0.3.0 batches were cut within passes, and ended with these.
-            log.info("%s is of an earlier version: going on at the start of an epoch", path)
-            return (rest["position"][0], 0), {}, rest["wandb_run_id"]
-        return tuple(rest["next_example"]), rest["carried"], rest["wandb_run_id"]
 
     def start_from(self, source: Path, take_puzzle_embedding: bool) -> None:
         """Take the weights of another run at step 0; the averaged ones if it has them.
@@ -168,6 +181,30 @@ class TrainingState:
         if self.average is not None:
             self.average = WeightAverage(self.model, self.average.decay)
         log.info("Started from the weights of %s", path)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """UserError that names the file where a training state is not as the trainer writes it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except NOT_A_STATE as error:
+        raise UserError(
+            f"{path / checkpoints.STATE_FILE} is damaged or of another program ({error!r}); remove "
+            f"the folder {path}, and resume=auto goes on from the checkpoint before"
+        ) from error
+
+
+def _position_of(rest: dict[str, Any]) -> tuple[int, int]:
+    """Epoch and example to go on from; ValueError if there can be none such."""
+    # Before 0.3.0 batches were cut within passes, and ended with these.
+    found = rest["next_example"] if "next_example" in rest else (rest["position"][0], 0)
+    epoch, example = map(int, found)
+    if min(epoch, example) < 0:
+        raise ValueError(f"position {found}")
+    return epoch, example
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -1,0 +1,96 @@
+"""Checksums of a dataset's files, `manifest.json`: whether a copy is whole, byte for byte.
+
+    {"train/all__inputs.npy": {"bytes": 1234, "sha256": "..."}, ...}
+
+The builders write it last, of all other files; other code bases' datasets have none.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import BaseModel, RootModel
+from tqdm import tqdm
+
+from common.json_files import read_json
+from common.processes import num_cpus
+from common.settings import validate
+from dataset.storage import REBUILD
+
+MANIFEST_FILE = "manifest.json"
+
+
+class FileRecord(BaseModel):
+    """What is known of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(RootModel[dict[str, FileRecord]]):
+    """Contents of `manifest.json`: files by their paths in the dataset's folder."""
+
+
+def write_manifest(folder: Path) -> None:
+    """Record all files of a dataset; whoever writes one of them later writes another dataset."""
+    names = _files_of(folder)
+    digests = _digests(folder, names)
+    records = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, digests, strict=True)
+    }
+    (folder / MANIFEST_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, FileRecord] | None:
+    """What the builder recorded by file; None if there is no manifest.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    return validate(Manifest, read_json(path, REBUILD), str(path)).root
+
+
+def compare(folder: Path, manifest: dict[str, FileRecord]) -> tuple[list[str], list[str]]:
+    """What is wrong with the files by their manifest, a sentence each; and the files beyond it.
+
+    Only files of the right size are read.
+    """
+    there = _files_of(folder)
+    sizes = {name: (folder / name).stat().st_size for name in there}
+    problems = [f"{name} is missing" for name in manifest if name not in sizes]
+    problems += [
+        f"{name} has {sizes[name]:,} bytes, {MANIFEST_FILE} says {record.bytes:,}"
+        for name, record in manifest.items()
+        if sizes.get(name, record.bytes) != record.bytes
+    ]
+    whole = [name for name in there if name in manifest and sizes[name] == manifest[name].bytes]
+    problems += [
+        f"{name} has another SHA-256 than {MANIFEST_FILE} says: bytes in it have changed"
+        for name, digest in zip(whole, _digests(folder, whole), strict=True)
+        if digest != manifest[name].sha256
+    ]
+    return problems, [name for name in there if name not in manifest]
+
+
+def _files_of(folder: Path) -> list[str]:
+    """All but the manifest itself, by their paths in the folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted({path.relative_to(folder).as_posix() for path in files} - {MANIFEST_FILE})
+
+
+def _digests(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """SHA-256 of each file, several at a time: a large one takes as long as it took to write."""
+
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(num_cpus()) as executor:
+        found = executor.map(digest, names)
+        yield from tqdm(found, total=len(names), desc="checksums", unit="file")
