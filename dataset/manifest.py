@@ -1,12 +1,12 @@
 """Checksums of a dataset's files, `manifest.json`: whether a copy is whole, byte for byte.
 
-    {"train/all__inputs.npy": {"bytes": 1234, "sha256": "..."}, ...}
+    {"train/all__inputs.npy": {"bytes": 1234, "crc32": "0badc0de"}, ...}
 
 The builders write it last, of all other files; other code bases' datasets have none.
 """
 
-import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +20,14 @@ from common.settings import validate
 from dataset.storage import REBUILD
 
 MANIFEST_FILE = "manifest.json"
+CHUNK_BYTES = 1 << 20
 
 
 class FileRecord(BaseModel):
     """What is known of one file."""
 
     bytes: int
-    sha256: str
+    crc32: str
 
 
 class Manifest(RootModel[dict[str, FileRecord]]):
@@ -36,10 +37,10 @@ class Manifest(RootModel[dict[str, FileRecord]]):
 def write_manifest(folder: Path) -> None:
     """Record all files of a dataset; whoever writes one of them later writes another dataset."""
     names = _files_of(folder)
-    digests = _digests(folder, names)
+    checksums = _checksums(folder, names)
     records = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
-        for name, digest in zip(names, digests, strict=True)
+        name: {"bytes": (folder / name).stat().st_size, "crc32": checksum}
+        for name, checksum in zip(names, checksums, strict=True)
     }
     (folder / MANIFEST_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
 
@@ -71,9 +72,9 @@ def compare(folder: Path, manifest: dict[str, FileRecord]) -> tuple[list[str], l
     ]
     whole = [name for name in there if name in manifest and sizes[name] == manifest[name].bytes]
     problems += [
-        f"{name} has another SHA-256 than {MANIFEST_FILE} says: bytes in it have changed"
-        for name, digest in zip(whole, _digests(folder, whole), strict=True)
-        if digest != manifest[name].sha256
+        f"{name} has another CRC-32 than {MANIFEST_FILE} says: bytes in it have changed"
+        for name, checksum in zip(whole, _checksums(folder, whole), strict=True)
+        if checksum != manifest[name].crc32
     ]
     return problems, [name for name in there if name not in manifest]
 
@@ -84,13 +85,19 @@ def _files_of(folder: Path) -> list[str]:
     return sorted({path.relative_to(folder).as_posix() for path in files} - {MANIFEST_FILE})
 
 
-def _digests(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """SHA-256 of each file, several at a time: a large one takes as long as it took to write."""
+def _checksums(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """CRC-32 of each file, several at a time.
 
-    def digest(name: str) -> str:
+    It finds what copying and disks do, at a sixth of the time of SHA-256: a full dataset has 7 GB.
+    """
+
+    def checksum(name: str) -> str:
+        found = 0
         with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while chunk := file.read(CHUNK_BYTES):
+                found = zlib.crc32(chunk, found)
+        return f"{found:08x}"
 
     with ThreadPoolExecutor(num_cpus()) as executor:
-        found = executor.map(digest, names)
+        found = executor.map(checksum, names)
         yield from tqdm(found, total=len(names), desc="checksums", unit="file")

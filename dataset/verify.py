@@ -5,7 +5,7 @@
 In either layout, whoever built it; of boards what applies to them. Canvases are read in chunks:
 memory grows with the puzzles' names and indices alone. Nothing is changed.
 
-1. Files: sizes and SHA-256 as in `manifest.json`, where the builder wrote one.
+1. Files: sizes and CRC-32 as in `manifest.json`, where the builder wrote one.
 2. Index: shapes, offsets, identifiers; each puzzle stands once in a split, a task in one group.
 3. Examples: every canvas shows one grid with its EOS border and PAD elsewhere, input and label at
    the same place, and inverts to its task's own pair.
@@ -76,7 +76,7 @@ def _check_files(path: Path, found: Findings, facts: list[str]) -> None:
     for problem in problems:
         found.add(problem)
     size = sum(record.bytes for record in manifest.values())
-    facts.append(f"{len(manifest)} files of {size:,} bytes, by SHA-256")
+    facts.append(f"{len(manifest)} files of {size:,} bytes, by CRC-32")
     if beyond:
         facts.append(f"not in {MANIFEST_FILE}: {', '.join(beyond)}")
 

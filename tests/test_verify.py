@@ -119,7 +119,7 @@ def damage_manifest(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (flip_a_bit, "train/all__inputs.npy has another SHA-256 than manifest.json says"),
+        (flip_a_bit, "train/all__inputs.npy has another CRC-32 than manifest.json says"),
         (truncate("all__labels.npy", 0.5), "train/all__labels.npy has "),
         (remove("dataset.json"), "train/dataset.json is missing"),
         (damage_manifest, "manifest.json: train/dataset.json=5 is not allowed"),
@@ -372,7 +372,7 @@ def test_the_command_ends_with_one_line_and_exit_code_2(
     copy: Path, tmp_path: Path, refused_in_process: Callable[..., str]
 ) -> None:
     flip_a_bit(copy / "train")
-    assert "all__inputs.npy has another SHA-256" in refused_in_process(main, copy)
+    assert "all__inputs.npy has another CRC-32" in refused_in_process(main, copy)
     missing = tmp_path / "nowhere"
     assert refused_in_process(main, missing) == f"error: {missing}: there is no such folder"
     (tmp_path / "empty").mkdir()
