@@ -3,10 +3,12 @@
     torchrun --nproc_per_node=4 evaluate.py checkpoint=runs/compact-seed0
     python evaluate.py checkpoint=runs/compact-seed0/checkpoints/step_00010000 eval.max_variants=64
     python evaluate.py checkpoint=[runs/compact-seed0,runs/compact-seed1]
+    python evaluate.py checkpoint=runs/compact-seed0 eval.best=true
+    python evaluate.py checkpoint=runs/compact-seed0 eval.pool_last=3
     python evaluate.py checkpoint=runs/compact-seed0 eval.split=validation
     python evaluate.py predictions=runs/compact-seed0/evaluation_step_00010000/predictions.npz
 
-The output folder receives metrics.json, submission.json, predictions.npz, step_answers.npz and
+An evaluation that was cut off goes on where it was. The output folder receives metrics.json, submission.json, predictions.npz, step_answers.npz and
 report.html (a recount no step_answers.npz); for boards (N-Queens, Sudoku, mazes), on which nothing
 votes, metrics.json, boards.npz and report.html.
 """

@@ -6,15 +6,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
+import evaluate
+import train_arc_tiny_corrupt
 from common.errors import UserError
 from common.locks import exclusive
+from dataset import build_arc_dataset, build_nqueens_dataset
+from runs import run_training, train_arguments
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -140,3 +144,30 @@ def test_a_lock_that_its_owner_removed_meanwhile_is_taken_anew(
         monkeypatch.undo()
         with pytest.raises(UserError, match="is in use"), exclusive(tmp_path / "run", "run_dir"):
             pass
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "recount", "build", "boards"])
+def test_a_program_does_not_touch_a_folder_that_another_one_writes(
+    tiny_dataset: Path,
+    kaggle_prefix: str,
+    tmp_path: Path,
+    refused_in_process: Callable[..., str],
+    program: str,
+) -> None:
+    """Whatever is asked for: also a run that could be gone on with."""
+    out, run = tmp_path / "out", tmp_path / "run"
+    if program in ("evaluate", "recount"):
+        run_training(tiny_dataset, run, "train.max_steps=3", "train.eval_every=null")
+    checkpoint, flag = (f"checkpoint={run}", f"output_dir={out}"), ("--output-dir", out)
+    kaggle = ("--input-file-prefix", kaggle_prefix, "--subsets", "training")
+    main, *arguments = {
+        "train": (train_arc_tiny_corrupt.main, *train_arguments(tiny_dataset, out), "resume=auto"),
+        "evaluate": (evaluate.main, *checkpoint, "device=cpu"),
+        "recount": (evaluate.main, f"predictions={run / 'predictions.npz'}", checkpoint[1]),
+        "build": (build_arc_dataset.main, *kaggle, "--test-set-name", "training", *flag),
+        "boards": (build_nqueens_dataset.main, *flag),
+    }[program]
+    with exclusive(out, "it"):
+        line = refused_in_process(main, *arguments)
+    assert re.search(r"(run_dir|output_dir|--output-dir)=.*out is in use by process \d+ on ", line)
+    assert not out.exists()
