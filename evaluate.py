@@ -8,9 +8,10 @@
     python evaluate.py checkpoint=runs/compact-seed0 eval.split=validation
     python evaluate.py predictions=runs/compact-seed0/evaluation_step_00010000/predictions.npz
 
-An evaluation that was cut off goes on where it was. The output folder receives metrics.json, submission.json, predictions.npz, step_answers.npz and
-report.html (a recount no step_answers.npz); for boards (N-Queens, Sudoku, mazes), on which nothing
-votes, metrics.json, boards.npz and report.html.
+An evaluation that was cut off goes on where it was. The output folder receives metrics.json,
+submission.json, predictions.npz, step_answers.npz and report.html (a recount no step_answers.npz);
+for boards (N-Queens, Sudoku, mazes), on which nothing votes, metrics.json, boards.npz and
+report.html.
 """
 
 import logging
