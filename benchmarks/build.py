@@ -33,11 +33,12 @@ import torch
 from benchmarks.measure import machine, positive, run_python, write_results
 from common.errors import CommandParser, exit_cleanly
 from common.settings import expanded, expanded_path
+from dataset.manifest import MANIFEST_FILE
 from dataset.storage import BUILD_FILE
 
 PUBLISHED_LINE = (["training", "evaluation", "concept"], 1000)
 PUBLISHED_SECONDS = 303.0
-OF_FULL_LAYOUT = ("inputs.npy", "labels.npy", BUILD_FILE)
+OF_FULL_LAYOUT = ("inputs.npy", "labels.npy", BUILD_FILE, MANIFEST_FILE)
 """Endings of the files that are another or none in the compact layout."""
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ def test_the_command_prints_and_writes_a_table_that_adds_up(
     single, several, compact = rows
     names = [row["builder"] for row in rows]
     assert names == ["full, 1 worker", "full, 2 workers", "compact"]
-    assert several["identical files"] == "15 of 15"
+    assert several["identical files"] == "16 of 16"
     assert compact["identical files"] == "10 of 10"
     assert single["examples"] == several["examples"] == compact["examples"] > 0
     assert compact["on disk, MB"] < single["on disk, MB"]
