@@ -16,6 +16,11 @@ import pytest
 import torch
 import yaml
 from arc_oracles import arc_options, contents
+
+import train_arc_tiny_corrupt
+from config.schema import TrainConfig
+from dataset.build_arc_dataset import build
+from models.supervision import DeepImprovementSupervision, Progress, StepResult
 from runs import (
     HALTING,
     checkpoint_tensors,
@@ -27,11 +32,6 @@ from runs import (
     torchrun,
     train_arguments,
 )
-
-import train_arc_tiny_corrupt
-from config.schema import TrainConfig
-from dataset.build_arc_dataset import build
-from models.supervision import DeepImprovementSupervision, Progress, StepResult
 from training import checkpoints
 from training.engine import Engine
 from training.run_folder import complete_checkpoints, step_of
@@ -458,6 +458,7 @@ def test_a_resumed_run_goes_on_with_its_wandb_run_and_a_fork_is_a_run_of_its_own
 ) -> None:
     """resume=PATH from another folder goes on there and leaves the first run alone."""
     wandb = Mock()
+    wandb.init.return_value.step = 0
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     scheme = ("wandb.mode=offline", "train.eval_every=null")
     run_dir = run_training(tiny_dataset, tmp_path / "run", *scheme, "train.max_steps=3")

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -76,8 +76,7 @@ class RunLog:
         self._file = self.path.open("a", encoding="utf-8")
         self.wandb_run_id = wandb_run_id
         self._run = self._start_wandb(run_dir, config, run_config)
-        for line in before:
-            self._mirror_if_missing(**line)
+        self._mirror_missing(before)
         # The process that found it may have been lost before it could record it.
         if score is not None:
             self.write(resume_step, score.metrics)
@@ -93,15 +92,19 @@ class RunLog:
         if run is not None and not _attempt("record", lambda: _record(run, step, metrics)):
             self._run = None
 
-    def _mirror_if_missing(self, step: int, **metrics: float) -> None:
+    def _mirror_missing(self, lines: Sequence[dict[str, Any]]) -> None:
         """Record what an earlier process has logged, unless W&B has it.
 
         A killed process takes with it what was not written yet. And what is recorded offline is a
         folder for each process, of which the newest is to hold the whole run: one of them is
         synced, over another.
         """
-        if self._run is not None and step >= self._run.step:
-            self._mirror(step, metrics)
+        run = self._run
+        if run is None or (next_step := _attempt("tell its step", lambda: int(run.step))) is None:
+            return
+        for line in lines:
+            if line["step"] >= next_step:
+                self._mirror(line["step"], {k: v for k, v in line.items() if k != "step"})
 
     def close(self) -> None:
         self._file.close()
