@@ -15,7 +15,6 @@ report.html.
 """
 
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -47,7 +46,7 @@ from evaluation.results import (
     write_arc_results,
     write_board_results,
 )
-from evaluation.shards import predict_in_shards, unfinished_folder
+from evaluation.shards import drop_unfinished, predict_in_shards, unfinished_folder
 from evaluation.summary import answer_metrics, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, TestSet, open_test_set
 from evaluation.voting import count_votes
@@ -79,6 +78,8 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     stored = [stored_config(path, TrainConfig) for path in found]
     split = config.eval.resolved(stored[0].data.canvas).split
     output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
+    if ranks.is_main and (output_dir / METRICS_FILE).is_file():
+        drop_unfinished(output_dir)
     with new_output(output_dir, ranks):
         predict_and_write(config, found, stored, output_dir, ranks)
 
@@ -122,7 +123,7 @@ def predict_and_write(
         write_boards(config, output_dir, test_set, answered[0], described)
     else:
         write_votes(config, output_dir, test_set, answered, described)
-    shutil.rmtree(unfinished)
+    drop_unfinished(output_dir)
 
 
 def predict_with(

@@ -54,11 +54,15 @@ class Stage:
     Args:
         words: the program and its arguments.
         output: the folder that the command makes, of the run that is not killed.
+        at_once: whether that folder appears when it is complete.
     """
 
-    def __init__(self, words: Callable[[Path], Sequence[str]], output: Path) -> None:
+    def __init__(
+        self, words: Callable[[Path], Sequence[str]], output: Path, at_once: bool = True
+    ) -> None:
         self.words = words
         self.output = output
+        self.at_once = at_once
         started = time.monotonic()
         _, said = start(words(output))
         self.seconds = time.monotonic() - started
@@ -72,6 +76,20 @@ class Stage:
         elif dice is not None:
             seconds = dice.uniform(0, self.seconds)
         return start(self.words(output), fatal, seconds)[0]
+
+    def is_complete(self, output: Path) -> bool:
+        """Whether a process that was killed had come to its end before."""
+        return self.at_once and output.exists()
+
+    def require_refusal(self, output: Path) -> None:
+        """The command must keep what is complete, and clear away what lies beside it."""
+        try:
+            start(self.words(output))
+        except UserError as error:
+            if "exists already" in str(error):
+                return
+            raise
+        raise UserError(f"{self.words(output)[0]} wrote over {output}")
 
 
 def start(words: Sequence[str], fatal: int = 0, seconds: float | None = None) -> tuple[bool, str]:
@@ -110,8 +128,12 @@ def torture(
     output = stage.output.with_name(f"{stage.output.name}_killed")
     while survived < kills:
         rounds += 1
-        while stage.run(output, dice if survived < kills else None):
+        while not stage.is_complete(output):
+            if not stage.run(output, dice if survived < kills else None):
+                break
             survived += 1
+        if stage.at_once:
+            stage.require_refusal(output)
         _require_tidy(output)
         compare(stage.output, output)
         log.info("%s: run %d is as it should be, after %d kills of %d in all",
@@ -121,8 +143,8 @@ def torture(
 
 
 def _require_tidy(output: Path) -> None:
-    left = [*output.parent.glob(f"*{output.name}.*"), *output.rglob("*.partial")]
-    if left:
+    beside = [path for path in output.parent.glob(f"*{output.name}.*") if path.suffix != ".lock"]
+    if left := [*beside, *output.rglob("*.partial")]:
         raise UserError(f"{left[0]} was left behind")
 
 
@@ -258,6 +280,7 @@ def main() -> None:
             "wandb.run_name=tortured", *TRAINING,
         ],
         folder / "run",
+        at_once=False,
     )  # fmt: skip
     evaluate = Stage(
         lambda output: [

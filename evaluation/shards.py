@@ -37,6 +37,11 @@ def unfinished_folder(output_dir: Path) -> Path:
     return output_dir.with_name(f"{output_dir.name}{UNFINISHED_SUFFIX}")
 
 
+def drop_unfinished(output_dir: Path) -> None:
+    """Remove shards beside complete results: their process was killed before it could."""
+    shutil.rmtree(unfinished_folder(output_dir), ignore_errors=True)
+
+
 def predict_in_shards(
     predict: Callable[[Rows], Answers | None],
     num_rows: int,

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import read_results, run_evaluation, run_training
 from tiny import ALONE
 
 import evaluate
@@ -14,6 +13,7 @@ from evaluation import shards
 from evaluation.predict import Answers
 from evaluation.shards import predict_in_shards, unfinished_folder
 from evaluation.test_set import Rows
+from runs import read_results, run_evaluation, run_training
 
 FACTS = {"checkpoint": "a"}
 
@@ -111,3 +111,14 @@ def test_an_evaluation_that_is_interrupted_ends_with_what_one_that_is_not_ends_w
         for name in expected.files:
             assert np.array_equal(found[name], expected[name]), name
     assert read_results(cut)["pass@2"] == read_results(whole)["pass@2"]
+
+
+def test_shards_that_a_killed_process_left_beside_its_results_go_with_the_next_try(
+    trained: Path, tmp_path: Path
+) -> None:
+    results = run_evaluation(tmp_path / "out", f"checkpoint={trained}")
+    unfinished_folder(results).mkdir()
+    with pytest.raises(SystemExit):
+        run_evaluation(results, f"checkpoint={trained}")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (results / "metrics.json").is_file()
