@@ -65,7 +65,7 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
                 raise
         except KeyboardInterrupt:
             sys.exit(130)
-        except Exception:
+        except Exception:  # A bug, whatever it is: of several ranks, one shows its traceback.
             if not _is_launched():
                 raise
             _fail_as_rank(traceback.format_exc(), BUG_EXIT_CODE)

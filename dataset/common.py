@@ -7,8 +7,6 @@ the project's packages is found: all that can be done is to say how the module i
 import sys
 from pathlib import Path
 
-print(
-    f"error: run it in the repository's folder, as python -m dataset.{Path(sys.argv[0]).stem}",
-    file=sys.stderr,
-)
+module = f"dataset.{Path(sys.argv[0]).stem}"
+sys.stderr.write(f"error: run it in the repository's folder, as python -m {module}\n")
 sys.exit(2)

@@ -1,5 +1,6 @@
 """What the best checkpoint is chosen by."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,4 +80,14 @@ def test_without_a_score_there_is_no_best(run: Path) -> None:
     for step in (100, 200):
         (run / "checkpoints" / f"step_{step:08}" / "score.json").unlink()
     with pytest.raises(UserError, match=r"no checkpoint of .* was scored, see train\.eval_every"):
+        chosen_checkpoints(run, True, 1)
+
+
+def test_the_best_of_an_earlier_version_is_not_forgotten(run: Path) -> None:
+    """It kept the score of the best checkpoint beside all of them."""
+    earlier = {"checkpoint": "step_00000300", "score": [0.75, 0.5], "weights": "ema"}
+    (run / "checkpoints" / "best.json").write_text(json.dumps(earlier))
+    assert [step_of(path) for path in chosen_checkpoints(run, True, 1)] == [300]
+    (run / "checkpoints" / "best.json").write_text('{"checkpoint": "step_00000300"}')
+    with pytest.raises(UserError, match=r"best\.json holds no score: remove it"):
         chosen_checkpoints(run, True, 1)

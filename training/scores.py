@@ -93,7 +93,20 @@ def best_checkpoint(checkpoints: Sequence[Path]) -> Path | None:
     best, highest = None, None
     for path in checkpoints:
         score = read_score(path)
-        rating = None if score is None else score.rating
+        rating = _earlier_rating(path) if score is None else score.rating
         if rating is not None and (highest is None or rating > highest):
             best, highest = path, rating
     return best
+
+
+def _earlier_rating(checkpoint: Path) -> tuple[float, ...] | None:
+    """Its rating if `best.json` beside it, where earlier versions kept the best one's, is of it."""
+    path = checkpoint.with_name("best.json")
+    if not path.is_file():
+        return None
+    remedy = "remove it, and what was the best is not kept"
+    stored = read_object(path, remedy)
+    score = stored.get("score")
+    if not isinstance(score, list) or not all(isinstance(value, int | float) for value in score):
+        raise UserError(f"{path} holds no score: {remedy}")
+    return tuple(score) if stored.get("checkpoint") == checkpoint.name else None
