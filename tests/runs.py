@@ -10,11 +10,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from conftest import REPOSITORY
 from safetensors.torch import load_file
 
 import evaluate
 import train_arc_tiny_corrupt
+from conftest import REPOSITORY
 from evaluation.predict import TYPICAL_TOKENS, EvalConfig
 
 # Six optimizer steps are one batch: the smallest network that still has every part of the big one.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from boards import solved_mazes
 
+from boards import solved_mazes
 from common.errors import UserError
 from dataset import board_csv, maze, sudoku
 from dataset.board_csv import draw_halves, write_csv

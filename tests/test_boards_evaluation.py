@@ -9,18 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from boards import solved_mazes
-from runs import (
-    eval_config,
-    read_metrics,
-    read_results,
-    run_evaluation,
-    run_training,
-    train_arguments,
-)
 
 import evaluate
 import train_arc_tiny_corrupt
+from boards import solved_mazes
 from common.distributed import Ranks
 from common.errors import UserError
 from common.packed import PackedBatch
@@ -36,6 +28,14 @@ from evaluation.results import board_cases
 from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set
 from models.steps import Improvement
+from runs import (
+    eval_config,
+    read_metrics,
+    read_results,
+    run_evaluation,
+    run_training,
+    train_arguments,
+)
 from training.run_folder import complete_checkpoints
 from training.scores import best_checkpoint, read_score
 

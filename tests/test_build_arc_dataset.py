@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from arc_oracles import (
     SUBSETS,
     arc_options,
@@ -20,7 +21,6 @@ from arc_oracles import (
     kaggle_challenge,
     write_kaggle,
 )
-
 from common.errors import UserError
 from common.flags import parse_flags
 from dataset import build_arc_dataset

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from arc_oracles import contents
 from boards import boards_of, solved_mazes
-
 from common.errors import UserError
 from common.flags import parse_flags
 from dataset import (

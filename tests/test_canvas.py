@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from arc_oracles import canvas_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from arc_oracles import canvas_of
 from dataset.canvas import canvas_side, grid_mask, place, read_back, read_extents
 
 

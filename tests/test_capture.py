@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ALONE
 
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.loading import BatchLoader
 from models.randomness import batch_seed
 from models.supervision import Progress
+from tiny import ALONE
 from train_arc_tiny_corrupt import Run, build_run, open_batches, take_steps
 from training.engine import Engine
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from arc_oracles import contents
 from safetensors import SafetensorError
-from tiny import tiny_model
 
+from arc_oracles import contents
 from common.errors import UserError
+from tiny import tiny_model
 from training.checkpoints import (
     Checkpoint,
     CheckpointFolder,

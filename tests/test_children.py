@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
 
 from common.children import run_child
+from conftest import REPOSITORY
 
 PARENT = """
 import sys

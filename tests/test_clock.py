@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+
+import train_arc_tiny_corrupt
 from arc_oracles import contents
 from conftest import REPOSITORY
 from runs import checkpoint_tensors, read_metrics, run_training, torchrun, train_arguments
 from tiny import ALONE
-
-import train_arc_tiny_corrupt
 from training import checkpoints, clock
 from training.clock import Clock
 from training.engine import Engine

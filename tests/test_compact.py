@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arc_oracles import canvas_of, change, contents, find_grid, put, remove, truncate
 
+from arc_oracles import canvas_of, change, contents, find_grid, put, remove, truncate
 from common.errors import UserError
 from dataset.augmentation import augment
 from dataset.canvas import place

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import BATCH, batch, build
-from tiny import packed, random_table, random_tokens, tiny_model, tiny_supervision
 from torch._dynamo.utils import counters
 
 from common.packed import PackedBatch
 from models.build import ComputeConfig, is_compiled
 from models.recursive import TinyRecursiveModel
 from models.steps import TrainedModel
+from test_engine import BATCH, batch, build
+from tiny import packed, random_table, random_tokens, tiny_model, tiny_supervision
 
 TOKENS, SEQUENCES, LONGEST = 130, 14, 19
 """The one shape of static batches, and a whole canvas with its prefix."""

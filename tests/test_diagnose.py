@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import call, read_results, run_evaluation, run_training, torchrun
 
 import diagnose
 from dataset.augmentation import transform
@@ -18,6 +17,7 @@ from dataset.canvas import place
 from dataset.storage import puzzles_file
 from dataset.task_files import load_tasks
 from evaluation.predictions import load_predictions
+from runs import call, read_results, run_evaluation, run_training, torchrun
 
 SWEEP = ("device=cpu", "eval.batch_tokens=2048", "guidance_weights=[0,1,2]")
 

@@ -6,17 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import eval_config
-from tiny import (
-    SEQ_LEN,
-    cell_random,
-    packed,
-    random_table,
-    random_tokens,
-    target_request,
-    tiny_model,
-    tiny_supervision,
-)
 from torch import Tensor
 
 from common.packed import PackedBatch
@@ -36,6 +25,17 @@ from models.objective import IGNORE, log_stablemax
 from models.recursive import TinyRecursiveModel, run_step
 from models.steps import Improvement, TrainedModel
 from models.supervision import SupervisionConfig, step_targets
+from runs import eval_config
+from tiny import (
+    SEQ_LEN,
+    cell_random,
+    packed,
+    random_table,
+    random_tokens,
+    target_request,
+    tiny_model,
+    tiny_supervision,
+)
 
 I = IGNORE  # noqa: E741
 PUZZLES = torch.tensor([1, 3])

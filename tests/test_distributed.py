@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import torchrun, train_arguments
-from tiny import ALONE, CPU
 
 from common.distributed import peak_memory, start_ranks
 from common.errors import UserError
+from runs import torchrun, train_arguments
+from tiny import ALONE, CPU
 
 
 def test_a_plain_process_is_the_only_rank(monkeypatch: pytest.MonkeyPatch) -> None:

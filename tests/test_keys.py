@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from runs import HALTING, call, run_evaluation, run_training
 
 import demo
 import diagnose
@@ -15,6 +14,7 @@ import evaluate
 import train_arc_tiny_corrupt
 from common.settings import Settings
 from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
+from runs import HALTING, call, run_evaluation, run_training
 
 Read = set[tuple[str, str]]
 """Class and field of every read."""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arc_oracles import canvas_of, put
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arc_oracles import canvas_of, put
 from common.distributed import Ranks
 from common.errors import UserError
 from common.packed import NO_TOKEN, PackedBatch

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
 import evaluate
 import train_arc_tiny_corrupt
 from common.errors import UserError
 from common.locks import exclusive
+from conftest import REPOSITORY
 from dataset import build_arc_dataset, build_nqueens_dataset
 from runs import run_training, train_arguments
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import marked, random_maze, shortest_paths, solved_mazes
 
+from boards import marked, random_maze, shortest_paths, solved_mazes
 from dataset import maze
 from dataset.boards import keeps_given
 

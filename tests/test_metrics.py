@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ALONE, CPU
 from torch import Tensor
 
 from models.supervision import StepResult
+from tiny import ALONE, CPU
 from training.metrics import MetricSums, TrainingMetrics, has_diverged
 
 NAMES = ("cell_accuracy", "exact_accuracy")

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arc_oracles import contents
-from boards import boards_of, is_valid
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arc_oracles import contents
+from boards import boards_of, is_valid
 from dataset.boards import keeps_given, puzzle_of, rules_of
 from dataset.build_boards import Summary
 from dataset.build_nqueens_dataset import (

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SEQ_LEN, random_table, tiny_arch, tiny_model, tiny_optim
 from torch import Tensor, nn
 
 from dataset.canvas import VOCAB_SIZE
 from models.layers import Linear
 from models.puzzle_embedding import PuzzleTable
 from models.recursive import TinyRecursiveModel
+from tiny import SEQ_LEN, random_table, tiny_arch, tiny_model, tiny_optim
 from training.optimizers import (
     AdamAtan2,
     Muon,

@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from runs import eval_config
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -50,6 +49,7 @@ from models.puzzle_embedding import PuzzleTable
 from models.recursive import ArchConfig, TinyRecursiveModel
 from models.steps import Improvement, TrainedModel
 from models.supervision import SupervisionConfig
+from runs import eval_config
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
 
 from common.errors import UserError
 from common.processes import num_cpus, worker_processes
+from conftest import REPOSITORY
 
 # One worker is at work and another waits for some.
 COMMAND = """

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import losses, run_training, train_arguments
 
 import train_arc_tiny_corrupt
+from runs import losses, run_training, train_arguments
 
 
 def test_a_profile_is_a_trace_and_a_table_and_changes_nothing(

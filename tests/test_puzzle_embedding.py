@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from arc_oracles import arc_options
-from runs import checkpoint_tensors, read_results, run_evaluation, run_training
-from tiny import CPU, random_table
 from torch import Tensor
 
+from arc_oracles import arc_options
 from common.errors import UserError
 from common.puzzles import NO_TASK, PuzzleFactors
 from config.schema import TrainConfig
@@ -26,6 +24,8 @@ from dataset.splits import open_split
 from dataset.storage import load_identifiers
 from evaluation.test_set import open_test_set
 from models.puzzle_embedding import FactoredPuzzleEmbedding
+from runs import checkpoint_tensors, read_results, run_evaluation, run_training
+from tiny import CPU, random_table
 from training.checkpoints import load_trained, stored_config
 
 FACTORED = ("arch.puzzle_embedding=factored", "optim.puzzle_lr=0.01", "data.canvas=window")

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
-from runs import run_evaluation, run_training
 
 from common.errors import UserError
 from config.loading import load_config
 from config.schema import TrainConfig
+from conftest import REPOSITORY
 from dataset.splits import open_split
 from models.recursive import TinyRecursiveModel
 from records import run as command
@@ -31,6 +30,7 @@ from records.rows import (
     table_of,
     write_table,
 )
+from runs import run_evaluation, run_training
 from training import clock
 
 PRESETS = {"tiny": ("record_tiny", 178), "small": ("record", 960)}

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CPU, PREFIX, SEQ_LEN, packed, random_tokens, tiny_arch, tiny_model
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -20,6 +19,7 @@ from models.build import ComputeConfig, build_model, describe
 from models.layers import Attention
 from models.puzzle_embedding import PuzzleTable
 from models.recursive import ArchConfig, RecursiveState, StepOutput, TinyRecursiveModel, run_step
+from tiny import CPU, PREFIX, SEQ_LEN, packed, random_tokens, tiny_arch, tiny_model
 
 WITH_HALTING = ("trm", "trm_compact", "hrm")
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import ALONE
 
 from common.errors import UserError
+from tiny import ALONE
 from training.run_folder import agree_on_start, begin_run
 
 

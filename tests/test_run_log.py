@@ -9,8 +9,8 @@ from unittest.mock import Mock, call
 
 import pytest
 import wandb
-from runs import read_metrics
 
+from runs import read_metrics
 from training.run_log import NoLog, RunLog, WandbConfig
 
 

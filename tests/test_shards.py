@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import ALONE
 
 import evaluate
 from common.errors import UserError
@@ -14,6 +13,7 @@ from evaluation.predict import Answers
 from evaluation.shards import predict_in_shards, unfinished_folder
 from evaluation.test_set import Rows
 from runs import read_results, run_evaluation, run_training
+from tiny import ALONE
 
 FACTS = {"checkpoint": "a"}
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from runs import checkpoint_tensors, read_metrics, run_training, torchrun_command, train_arguments
 
 import train_arc_tiny_corrupt
 from common.distributed import Ranks
+from conftest import REPOSITORY
+from runs import checkpoint_tensors, read_metrics, run_training, torchrun_command, train_arguments
 from training.engine import Engine
 from training.run_folder import complete_checkpoints, step_of
 from training.scores import read_score

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arc_oracles import Damage, change, put, remove, truncate
 
+from arc_oracles import Damage, change, put, remove, truncate
 from common.errors import UserError
 from dataset.splits import open_split
 from dataset.storage import (

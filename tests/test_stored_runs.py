@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from arc_oracles import arc_options
-from conftest import REPOSITORY
-from runs import call, read_metrics, read_results, run_evaluation
 
 import train_arc_tiny_corrupt
+from arc_oracles import arc_options
 from common.settings import fields_of, select
 from config.schema import TrainConfig
+from conftest import REPOSITORY
 from dataset.build_arc_dataset import build
+from runs import call, read_metrics, read_results, run_evaluation
 from training.checkpoints import REMOVED_KEYS
 from training.run_folder import complete_checkpoints
 

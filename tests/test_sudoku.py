@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import is_valid
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from boards import is_valid
 from dataset.boards import keeps_given
 from dataset.sudoku import RULES, draw_variants, generate, has_one_solution, solutions
 

@@ -9,17 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import (
-    PREFIX,
-    SEQ_LEN,
-    cell_random,
-    packed,
-    random_table,
-    random_tokens,
-    target_request,
-    tiny_model,
-    tiny_supervision,
-)
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -42,6 +31,17 @@ from models.supervision import (
     step_weights,
 )
 from models.targets import TARGETS
+from tiny import (
+    PREFIX,
+    SEQ_LEN,
+    cell_random,
+    packed,
+    random_table,
+    random_tokens,
+    target_request,
+    tiny_model,
+    tiny_supervision,
+)
 
 I = IGNORE  # noqa: E741
 PUZZLES = torch.tensor([1, 3])

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SEQ_LEN, cell_random, random_tokens, target_request
 from torch import Tensor
 
 from common.distributed import Ranks
@@ -32,6 +31,7 @@ from models.targets import (
     linear_certainty,
     num_replaced,
 )
+from tiny import SEQ_LEN, cell_random, random_tokens, target_request
 from train_arc_tiny_corrupt import open_batches
 
 NAMES = sorted(TARGETS)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arc_oracles import write_kaggle
 from hypothesis import assume, given
 from hypothesis.strategies import text
 
+from arc_oracles import write_kaggle
 from common.errors import UserError
 from dataset.augmentation import IDENTITY_PERMUTATION, Variants, parse_variant_names, variant_names
 from dataset.task_files import hidden_places, load_subset, load_tasks, save_tasks, subset_files

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from runs import run_training
 from safetensors.torch import load_file, save_file
 
 from benchmarks.torture import compare_files, compare_runs, wandb_steps
 from common.errors import UserError
+from conftest import REPOSITORY
+from runs import run_training
 from training.run_log import RunLog, WandbConfig
 
 WRITER = """

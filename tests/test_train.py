@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from arc_oracles import arc_options, contents
 
 import train_arc_tiny_corrupt
+from arc_oracles import arc_options, contents
 from config.schema import TrainConfig
 from dataset.build_arc_dataset import build
 from models.supervision import DeepImprovementSupervision, Progress, StepResult

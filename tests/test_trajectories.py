@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arc_oracles import canvas_of, change
 
+from arc_oracles import canvas_of, change
 from common.distributed import Ranks
 from common.errors import UserError
 from common.packed import PackedBatch

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from arc_oracles import Damage, change, contents, put, remove, truncate, write_kaggle
 from boards import solved_mazes
-
 from common.errors import UserError
 from dataset import maze, verify_tasks
 from dataset.board_csv import write_csv

@@ -1,10 +1,10 @@
 """Windows: boxes by hand on small canvases, and against the canvases that they are cut from."""
 
 import numpy as np
-from arc_oracles import canvas_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arc_oracles import canvas_of
 from dataset.windows import areas, boxes_around, widen
 
 

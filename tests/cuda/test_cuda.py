@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import losses, run_training
 from torch import Tensor
 
 from common.distributed import Ranks
@@ -27,6 +26,7 @@ from models.build import build_model
 from models.puzzle_embedding import PuzzleTable
 from models.randomness import batch_seed
 from models.steps import TrainedModel
+from runs import losses, run_training
 from train_arc_tiny_corrupt import Run, build_run, open_batches, take_steps
 from training.memory import estimate_memory
 
