@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from common.distributed import Ranks, peak_memory, start_ranks
+from common.distributed import Ranks, start_ranks
 from common.errors import exit_cleanly
 from config.loading import load_config
 from config.schema import TrainConfig
@@ -30,6 +30,7 @@ from dataset.factors import identity_of
 from dataset.loading import BatchLoader, require_compact
 from dataset.splits import open_split, require_square
 from evaluation.predict import predict
+from evaluation.showcase import Showcase
 from evaluation.summary import headline, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set, split_while_training
 from models.build import (
@@ -39,6 +40,7 @@ from models.build import (
     is_compiled,
     puzzle_embedding_of,
 )
+from models.flops import step_flops
 from models.randomness import batch_seed
 from models.steps import TrainedModel
 from models.targets import TARGETS
@@ -47,12 +49,13 @@ from training.clock import Clock
 from training.engine import Engine, is_captured
 from training.memory import check_memory
 from training.metrics import MetricSums, diverged, has_diverged
-from training.optimizers import WeightAverage, build_optimizers, lr_schedule, weights_in_place
+from training.optimizers import WeightAverage, build_optimizers, weights_in_place
 from training.profiling import profiled_batches
 from training.run_folder import agree_on_start, begin_run, is_inside
 from training.run_log import NoLog, RunLog, configure_logging
 from training.scores import Score, read_score
 from training.signals import Request, SignalRequests
+from training.standing import Standing
 from training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -68,30 +71,17 @@ class Run:
     loader: BatchLoader
     engine: Engine
     metrics: MetricSums
-    total_steps: int
+    standing: Standing
     folder: CheckpointFolder
     signals: SignalRequests
+    showcase: Showcase | None = None
+    """Where evaluations are made."""
     log: RunLog | NoLog = field(default_factory=NoLog)
     """Of the main rank; the others have one that does nothing, so that none has to ask."""
     first_step: int = 0
     """Where this process starts."""
     lacks_score: bool = False
     """Whether an evaluation of the newest checkpoint is to be made up for."""
-
-    @property
-    def lr_factor(self) -> float:
-        """Of the optimizer step to come, on all peak learning rates."""
-        return lr_schedule(self.config.optim, self.state.step, self.total_steps, self.time_used)
-
-    @property
-    def time_used(self) -> float:
-        """Share of the run's budget of training time; 0 without one."""
-        budget = self.config.train.max_minutes
-        return 0.0 if budget is None else self.state.seconds / (60 * budget)
-
-    @property
-    def is_done(self) -> bool:
-        return self.state.step >= self.total_steps or self.time_used >= 1
 
     @property
     def scored_weights(self) -> Literal["raw", "ema"]:
@@ -119,15 +109,17 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     clock = Clock(ranks, is_shared=bool(loop.max_minutes or loop.stop_after_minutes))
     # The data first: what is wrong with it should show before anything is built or written.
     batches = open_batches(config, ranks)
-    test_set = None
+    test_set = showcase = None
     if loop.eval_every is not None:
         path = config.data.path
         assert path is not None, "the schema requires a path to train on"
         options = config.eval.resolved(config.data.canvas, split_while_training(path))
         test_set = open_test_set(path, options.max_variants, options.canvas, options.split)
+        showcase = Showcase(config.run_dir, test_set, loop.show_tasks)
     start = agree_on_start(config.run_dir, config.resume, ranks)
 
     run = build_run(config, ranks, batches)
+    run.showcase = showcase
     describe_run(run)
     state, wandb_run_id, score = run.state, None, None
     if start is not None:
@@ -147,10 +139,16 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     run.first_step = state.step
 
     if ranks.is_main:
-        run_config = {**resolved, **describe(state.model, state.puzzle_embedding)}
-        run.log = RunLog(config.run_dir, config.wandb, run_config, state.step, score, wandb_run_id)
+        facts = {**resolved, **state.facts(), "num_ranks": ranks.world_size}
+        found = None if score is None else run.standing.axes | score.metrics
+        media = None if run.showcase is None else run.showcase.media
+        run.log = RunLog(
+            config.run_dir, config.wandb, facts, state.step, found, wandb_run_id, media
+        )
     stream = iter(run.loader)
-    bar = tqdm(total=run.total_steps, initial=state.step, unit="step", disable=not ranks.is_main)
+    bar = tqdm(
+        total=run.standing.total_steps, initial=state.step, unit="step", disable=not ranks.is_main
+    )
     profiling = profiled_batches(loop.profile if ranks.is_main else None, ranks.device)
     with run.signals, closing(run.log), logging_redirect_tqdm(), bar, profiling as end_of_batch:
         # Rare events stand before the batch, so that the end of the run takes the same path.
@@ -162,7 +160,9 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
             run.metrics.begin_batch()
             take_steps(run)
             end_of_batch()
-    if run.is_done and not run.lacks_score:
+        if run.standing.is_done and config.wandb.save_checkpoint:
+            run.log.attach(run.folder.best_or_newest(), "checkpoint")
+    if run.standing.is_done and not run.lacks_score:
         log.info("Done: %s", config.run_dir)
     else:
         log.info("Stopped at step %d; the same command with resume=auto goes on", state.step)
@@ -218,7 +218,8 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
         dataset,
     )
     steps = config.train.max_steps or batches.steps_in(config.train.epochs)
-    metrics = MetricSums(supervision.metric_names, supervision.num_steps, ranks.device)
+    flops = partial(step_flops, config.arch, metadata.vocab_size)
+    metrics = MetricSums(supervision.metric_names, supervision.num_steps, ranks.device, flops)
     engine = Engine(
         supervision,
         state,
@@ -232,7 +233,10 @@ def build_run(config: TrainConfig, ranks: Ranks, batches: TrainingBatches) -> Ru
     total_steps = math.ceil(steps / engine.updates_per_batch) * engine.updates_per_batch
     folder = CheckpointFolder(config.run_dir, config.train.keep_checkpoints)
     signals = SignalRequests(ranks)
-    return Run(config, ranks, state, loader, engine, metrics, total_steps, folder, signals)
+    per_step = config.train.global_batch_size / engine.updates_per_batch
+    minutes = config.train.max_minutes
+    standing = Standing(state, config.optim, ranks, total_steps, minutes, per_step)
+    return Run(config, ranks, state, loader, engine, metrics, standing, folder, signals)
 
 
 def describe_run(run: Run) -> None:
@@ -254,7 +258,7 @@ def describe_run(run: Run) -> None:
     check_memory(
         run.state, loader.batch_tokens, loader.tokens_at_a_time, loader.maker.longest, ranks.device
     )
-    steps, minutes = f"{run.total_steps} steps", config.train.max_minutes
+    steps, minutes = f"{run.standing.total_steps} steps", config.train.max_minutes
     length = steps if minutes is None else f"{steps} or {minutes:g} minutes, whichever is first"
     log.info("%d rank(s) on %s, %s", ranks.world_size, ranks.device.type, length)
 
@@ -266,7 +270,8 @@ def finish_batch(
     loop, state = run.config.train, run.state
     # By the step, the main rank's clock, and what any rank was asked for: all ranks decide alike.
     state.seconds += clock.lap()
-    request, is_done, is_new = run.signals.agreed(), run.is_done, state.step > run.first_step
+    request, is_done = run.signals.agreed(), run.standing.is_done
+    is_new = state.step > run.first_step
     is_asked = request is Request.STOP
     # Never before a first batch, so that pieces get on however short they are.
     stop_now = is_new and (is_asked or clock.is_past(loop.stop_after_minutes))
@@ -299,7 +304,7 @@ def take_steps(run: Run) -> None:
     # An optimizer step follows each supervision step, so the next one sees new weights; with
     # optim.update=batch there is one after all of them.
     for _ in range(run.engine.updates_per_batch):
-        run.engine.step(run.lr_factor)
+        run.engine.step(run.standing.lr_factor)
         run.state.step += 1
 
 
@@ -309,12 +314,7 @@ def report_metrics(run: Run, bar: "tqdm[Any]") -> bool:
     means = run.metrics.read(run.ranks)
     if has_diverged(means.skipped_steps, step - num_steps + 1, step):
         return False
-    more = {
-        "train/lr": run.config.optim.lr * run.lr_factor,
-        "train/minutes": run.state.seconds / 60,
-        "train/peak_memory_gb": peak_memory(run.ranks.device) / 1e9,
-    }
-    run.log.write(step, {**means.as_dict(), **more})
+    run.log.write(step, means.as_dict() | run.standing.metrics(means))
     bar.update(step - bar.n)
     bar.set_postfix_str(
         f"loss {means.loss:.3f}, exact {means.finished.get('exact_accuracy', 0.0):.3f}, "
@@ -336,7 +336,10 @@ def evaluate(run: Run, test_set: ArcTestSet | BoardTestSet) -> None:
     found = summarise(test_set, answers)
     score = Score(run.scored_weights, {f"eval/{key}": value for key, value in found.items()})
     run.ranks.from_main(lambda: run.folder.rate(state.step, score))
-    run.log.write(state.step, score.metrics)
+    if run.showcase is not None and answers is not None:
+        run.showcase.record(state.step, answers)
+    run.log.write(state.step, run.standing.axes | score.metrics)
+    run.log.summarise({"best checkpoint": str(run.folder.best_or_newest())})
     run.lacks_score = False
     scored = f"{score.weights} weights on the {test_set.split_name} split"
     log.info("step %d, %s: %s", state.step, scored, headline(found))

@@ -34,7 +34,6 @@ from benchmarks.measure import (
     REPOSITORY,
     machine,
     markdown_table,
-    matmul_peak,
     positive,
     synchronize,
     time_in_turns,
@@ -49,6 +48,7 @@ from config.schema import DemoConfig, TrainConfig
 from evaluation.predict import EvalConfig, Predictor
 from evaluation.test_set import ArcTestSet, open_test_set
 from models.build import build_model
+from models.flops import matmul_peak
 from models.puzzle_embedding import PuzzleTable
 from models.steps import TrainedModel
 from training.profiling import PROFILED, SKIPPED, profiled_batches

@@ -10,12 +10,10 @@ import json
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +21,13 @@ import torch
 
 from common.errors import UserError
 from common.files import atomic_write
-from models.layers import swiglu_width
+from dataset.canvas import VOCAB_SIZE
+from models.flops import step_flops
 from models.recursive import ArchConfig
 
 Name = TypeVar("Name", bound=Hashable)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_PEAK_SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
-"""Sides of the square products that the peak is measured on."""
 
 
 def time_in_turns(
@@ -53,36 +50,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest large square product here, the yardstick for "share of peak"."""
-    rates = []
-    for side in _PEAK_SIDES[device.type]:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        # The median leaves out the first calls, which are slow.
-        seconds = time_in_turns({"product": partial(torch.matmul, a, b)}, 9, device)["product"]
-        rates.append(2 * side**3 / statistics.median(seconds))
-    return max(rates)
-
-
-def step_flops(arch: ArchConfig, lengths: Sequence[int]) -> float:
-    """Model FLOPs of one supervision step with its backward pass, for examples of `lengths` cells.
-
-    Counted are the products of the linear maps, of attention and of the readout; the backward pass
-    costs twice the forward pass; cycles without gradient have none.
-    """
-    width, blocks = arch.hidden_size, arch.num_layers
-    inner = swiglu_width(width, arch.expansion)
-    calls = arch.num_latent_updates + 1
-    with_gradient = arch.num_recursions_with_gradient
-    passes = calls * (arch.num_recursions - with_gradient + 3 * with_gradient)
-    total = 0.0
-    for cells in lengths:
-        positions = arch.prefix_length + cells
-        linear = 4 * width**2 + 3 * width * inner
-        attention = 2 * positions * width
-        total += 2 * positions * blocks * (linear + attention) * passes
-        total += 2 * cells * width * 12 * 3
-    return total
+def flops_of(arch: ArchConfig, cells: Sequence[int]) -> float:
+    """Model FLOPs of one supervision step for ARC examples of so many `cells`."""
+    lengths = [arch.prefix_length + count for count in cells]
+    squares = sum(length**2 for length in lengths)
+    return step_flops(arch, VOCAB_SIZE, len(lengths), sum(lengths), squares)
 
 
 def run_python(*words: object, checkout: Path = REPOSITORY, **variables: str) -> str:

@@ -22,10 +22,9 @@ import torch
 import torch._dynamo.utils
 
 from benchmarks.measure import (
+    flops_of,
     machine,
-    matmul_peak,
     positive,
-    step_flops,
     synchronize,
     time_in_turns,
     write_results,
@@ -36,6 +35,7 @@ from common.packed import PackedBatch
 from common.settings import expanded_path
 from config.loading import load_config
 from config.schema import TrainConfig
+from models.flops import matmul_peak
 from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from models.randomness import batch_seed
 from train_arc_tiny_corrupt import Run, build_run, open_batches, take_steps
@@ -151,7 +151,8 @@ def measure_run(case: Case, seconds: float, peak: float) -> dict[str, Any]:
     synchronize(device)
     took = (time.perf_counter() - started) / (batches * steps)
     batch_size = run.config.train.global_batch_size
-    flops = step_flops(run.config.arch, case.cells) / batches / took
+    flops = flops_of(run.config.arch, case.cells) / batches / took
+    num_updates = run.standing.total_steps * run.engine.steps_per_update
     return {
         "ms per step": 1e3 * took,
         "examples/s": batch_size / took,
@@ -159,7 +160,7 @@ def measure_run(case: Case, seconds: float, peak: float) -> dict[str, Any]:
         "cells per example": sum(case.cells) / len(case.cells),
         "tokens at a time": run.loader.tokens_at_a_time,
         "filled up": case.filled_up,
-        "GPU-hours, whole run": run.total_steps * run.engine.steps_per_update * took / 3600,
+        "GPU-hours, whole run": num_updates * took / 3600,
         "peak memory, GB": peak_memory(device) / 1e9,
         "s to the first step": to_first_step,
         "recompiled": torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs,
@@ -186,7 +187,7 @@ def rows(cases: dict[str, Case], repeats: int) -> list[dict[str, Any]]:
     for (name, case), took in zip(cases.items(), seconds, strict=True):
         arch, batch_size = case.run.config.arch, case.run.config.train.global_batch_size
         steps = repeats * arch.num_supervision_steps
-        flops = step_flops(arch, case.cells) * arch.num_supervision_steps / took
+        flops = flops_of(arch, case.cells) * arch.num_supervision_steps / took
         table.append(
             {
                 "change": name,

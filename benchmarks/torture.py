@@ -20,19 +20,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from wandb.proto import wandb_internal_pb2
 
 from benchmarks.faults import SAID
 from benchmarks.measure import REPOSITORY, positive
+from benchmarks.wandb_files import history_of, offline_files, records_of
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.settings import expanded_path
+from training.metrics import is_of_the_machine
 
 TASKS = ("25ff71a9", "6150a2bd", "67a3c6ac", "68b16354", "74dd1130", "a85d4709")
 """Of ARC-AGI-1's training set: all of their grids are small."""
@@ -42,7 +43,6 @@ TRAINING = (
     "train.global_batch_size=8", "train.log_every=3", "train.checkpoint_every=6",
     "train.eval_every=12", "eval.max_variants=2", "device=cpu", "wandb.mode=offline",
 )  # fmt: skip
-OF_THE_MACHINE = ("per_second", "minutes", "memory", "seconds")
 """In names of metrics: what no two runs have in common."""
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def compare_results(expected: Path, found: Path) -> None:
     documents = []
     for folder in (expected, found):
         document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        documents.append({k: v for k, v in document.items() if k not in OF_THE_MACHINE})
+        documents.append({k: v for k, v in document.items() if k != "seconds"})
     _require_equal("metrics.json", *documents)
     arrays = [np.load(folder / "predictions.npz") for folder in (expected, found)]
     for name in arrays[0].files:
@@ -198,47 +198,18 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's log, without what is of the machine."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if not any(part in k for part in OF_THE_MACHINE)}
-        for line in lines
+        {k: v for k, v in json.loads(line).items() if not is_of_the_machine(k)} for line in lines
     ]
 
 
 def wandb_steps(run: Path) -> dict[int, float]:
     """Step -> training loss, of all processes of a run together, as W&B has recorded them."""
     losses: dict[int, float] = {}
-    files = (run / "wandb").glob("offline-run-*/*.wandb")
-    for file in sorted(files, key=lambda file: file.stat().st_mtime):
-        for content in wandb_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(content)
-            items = {
-                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
-                for item in record.history.item
-            }
+    for file in offline_files(run):
+        for items in map(history_of, records_of(file)):
             if "train/loss" in items:
                 losses[items["_step"]] = items["train/loss"]
     return losses
-
-
-def wandb_records(content: bytes) -> Iterator[bytes]:
-    """The records of a file that W&B writes offline; the last of a killed process may be missing.
-
-    That is LevelDB's log format behind 7 bytes: blocks of 32 KiB, in which each fragment has a
-    checksum, its length, and whether it is whole (1), a first (2), middle (3) or last (4) one.
-    """
-    place, parts = 7, b""
-    while place + 7 <= len(content):
-        if (left := 32768 - place % 32768) < 7:  # No room for another header.
-            place += left
-            continue
-        length = int.from_bytes(content[place + 4 : place + 6], "little")
-        kind, part = content[place + 6], content[place + 7 : place + 7 + length]
-        if len(part) < length:
-            return
-        parts = part if kind in (1, 2) else parts + part
-        if kind in (1, 4):
-            yield parts
-        place += 7 + length
 
 
 def _require_equal(what: str, expected: Any, found: Any) -> None:

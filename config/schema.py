@@ -92,6 +92,11 @@ class LoopConfig(ComputeConfig):
         description="optimizer steps between evaluations, the last at the end of the run; null "
         "disables evaluation, including the final one",
     )
+    show_tasks: list[str] | None = Field(
+        None,
+        description="tasks whose answers are shown after each evaluation, in W&B and in the run "
+        "folder's `answers`; null: eight that are evenly spread; []: none",
+    )
     dry_run: bool = Field(
         False,
         description="only check everything and say what the run would be and take; nothing is "

@@ -332,7 +332,7 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     """Of training, which has ended."""
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     found: dict[str, Any] = next(
-        metrics for line in reversed(lines) if "train/minutes" in (metrics := json.loads(line))
+        metrics for line in reversed(lines) if "train/loss" in (metrics := json.loads(line))
     )
     return found
 
@@ -361,7 +361,7 @@ def record_of(
         pass_at_1=shares_within(places, 1),
         pass_at_2=shares_within(places, 2),
         minutes=minutes,
-        training_minutes=last["train/minutes"],
+        training_minutes=last["minutes"],
         device=device,
         parameters=network + of_puzzles,
         network_parameters=network,

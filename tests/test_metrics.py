@@ -1,12 +1,15 @@
 """Means of the training metrics by hand, over steps, batches and ranks."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from models.flops import step_flops
+from models.recursive import ArchConfig
 from models.supervision import StepResult
 from tiny import ALONE, CPU
 from training.metrics import MetricSums, TrainingMetrics, has_diverged
@@ -32,20 +35,28 @@ def of_all(step: int, cell: list[float], exact: list[float]) -> StepResult:
     return step_result([step] * 2, [step == 2] * 2, **metrics)
 
 
+FLOPS = partial(step_flops, ArchConfig(hidden_size=4, num_heads=1, prefix_length=1), 12)
+
+
+def add(sums: MetricSums, result: StepResult, is_example: Tensor = BOTH) -> None:
+    """With sequences of 3, 4, ... tokens."""
+    sums.add(result, is_example, 3 + torch.arange(len(is_example)))
+
+
 def add_update(sums: MetricSums, loss: float, norm: float, is_finite: bool = True) -> None:
     sums.add_update(torch.tensor(loss), torch.tensor(norm), torch.tensor(is_finite))
     sums.num_steps += 1
 
 
 def two_batches() -> MetricSums:
-    sums = MetricSums(NAMES, num_supervision_steps=2, device=CPU)
+    sums = MetricSums(NAMES, num_supervision_steps=2, device=CPU, flops=FLOPS)
     for rows in (
         [(1, 4.0, [0.1, 0.3], [0, 0], 1.0), (2, 2.0, [0.5, 0.3], [0, 1], 3.0)],
         [(1, 6.0, [0.2, 0.6], [1, 0], 5.0), (2, 8.0, [1.0, 0.6], [1, 1], 7.0)],
     ):
         sums.begin_batch()
         for step, loss, cell, exact, norm in rows:
-            sums.add(of_all(step, cell, exact), BOTH)
+            add(sums, of_all(step, cell, exact))
             add_update(sums, loss, norm)
     return sums
 
@@ -62,7 +73,7 @@ def test_means_over_two_batches_by_hand_and_then_anew() -> None:
     assert sums.num_steps == 0
     sums.begin_batch()
     for step in (1, 2):
-        sums.add(of_all(step, [1.0, 1.0], [1, 1]), BOTH)
+        add(sums, of_all(step, [1.0, 1.0], [1, 1]))
         add_update(sums, 1.0, 2.0)
     means = sums.read(ALONE)
     assert (means.loss, means.grad_norm) == (1.0, 2.0)
@@ -71,9 +82,9 @@ def test_means_over_two_batches_by_hand_and_then_anew() -> None:
 
 
 def test_what_fills_a_batch_up_counts_nowhere() -> None:
-    sums = MetricSums(NAMES, num_supervision_steps=2, device=CPU)
+    sums = MetricSums(NAMES, num_supervision_steps=2, device=CPU, flops=FLOPS)
     sums.begin_batch()
-    sums.add(of_all(2, [0.5, 0.9], [1, 0]), torch.tensor([True, False]))
+    add(sums, of_all(2, [0.5, 0.9], [1, 0]), torch.tensor([True, False]))
     means = sums.read(ALONE)
     assert means.finished == {"cell_accuracy": 0.5, "exact_accuracy": 1.0}
     assert {name: values[1] for name, values in means.by_step.items()} == means.finished
@@ -81,13 +92,13 @@ def test_what_fills_a_batch_up_counts_nowhere() -> None:
 
 def test_examples_at_steps_of_their_own_count_at_these_by_hand() -> None:
     """Three slots, two optimizer steps, up to three supervision steps: as with halting."""
-    sums = MetricSums(("metric",), num_supervision_steps=3, device=CPU)
+    sums = MetricSums(("metric",), num_supervision_steps=3, device=CPU, flops=FLOPS)
     for steps, finished, values in (
         ([1, 3, 1], [False, True, True], [10.0, 20.0, 30.0]),
         ([2, 1, 1], [True, False, False], [40.0, 50.0, 60.0]),
     ):
         sums.begin_batch()
-        sums.add(step_result(steps, finished, metric=values), torch.ones(3, dtype=torch.bool))
+        add(sums, step_result(steps, finished, metric=values), torch.ones(3, dtype=torch.bool))
         add_update(sums, 1.0, 1.0)
     means = sums.read(ALONE)
     assert means.by_step == {"metric": [(10 + 30 + 50 + 60) / 4, 40, 20]}
@@ -95,9 +106,9 @@ def test_examples_at_steps_of_their_own_count_at_these_by_hand() -> None:
 
 
 def test_what_no_example_took_or_finished_has_no_metric() -> None:
-    sums = MetricSums(("metric",), num_supervision_steps=3, device=CPU)
+    sums = MetricSums(("metric",), num_supervision_steps=3, device=CPU, flops=FLOPS)
     sums.begin_batch()
-    sums.add(step_result([2, 2], [False, False], metric=[1.0, 2.0]), BOTH)
+    add(sums, step_result([2, 2], [False, False], metric=[1.0, 2.0]))
     add_update(sums, 1.5, 1.0)
     means = sums.read(ALONE)
     assert means.finished == {}
@@ -161,16 +172,23 @@ def test_metrics_are_means_over_the_examples_of_two_ranks_and_losses_known_to_bo
     assert means.by_step["exact_accuracy"] == pytest.approx([0.25, 0.75])
     assert means.finished["exact_accuracy"] == pytest.approx(0.75)
     assert (means.steps_per_second, means.examples_per_second) == (4 / 8, examples / 8)
+    # Sequences of 3 and 4 tokens took two steps in each of two batches.
+    ranks_worth = examples / 4
+    assert means.tokens_per_second == ranks_worth * 4 * (3 + 4) / 8
+    assert means.flops_per_second == ranks_worth * 4 * FLOPS(2, 3 + 4, 9 + 16) / 8
 
 
 def test_the_names_of_the_metrics() -> None:
     means = TrainingMetrics(
+        num_steps=6,
         loss=1.5,
         grad_norm=7.0,
         finished={"steps_taken": 2.5, "exact_accuracy": 0.4},
         by_step={"steps_taken": [1.0, 2.0, 3.0], "exact_accuracy": [0.3, math.nan, 0.5]},
         steps_per_second=8.0,
         examples_per_second=9.0,
+        tokens_per_second=90.0,
+        flops_per_second=1e9,
         skipped_steps=3,
     )
     assert means.as_dict() == {
@@ -178,6 +196,7 @@ def test_the_names_of_the_metrics() -> None:
         "train/grad_norm": 7.0,
         "train/steps_per_second": 8.0,
         "train/examples_per_second": 9.0,
+        "train/tokens_per_second": 90.0,
         "train/skipped_steps": 3,
         "train/exact_accuracy": 0.4,
         "train/steps_taken": 2.5,  # After each step it is the step's number: not said.

@@ -137,6 +137,11 @@ class CheckpointFolder:
         write_score(self._path_of(step), score)
         self._prune()
 
+    def best_or_newest(self) -> Path:
+        """Of the checkpoints that there are: the one with the best score, else the newest."""
+        checkpoints = complete_checkpoints(self.path)
+        return best_checkpoint(checkpoints) or checkpoints[-1]
+
     def _path_of(self, step: int) -> Path:
         return self.path / f"{STEP_PREFIX}{step:08d}"
 

@@ -232,7 +232,8 @@ class Engine:
         def accumulate() -> None:
             result = self.supervision.step(progress)
             self.gradients.add(progress.batch, result)
-            self.metrics.add(result, progress.batch.is_example)
+            batch = progress.batch
+            self.metrics.add(result, batch.is_example, batch.offsets.diff())
 
         return accumulate
 

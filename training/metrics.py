@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +16,16 @@ from models.supervision import StepResult
 log = logging.getLogger(__name__)
 
 
+def is_of_the_machine(name: str) -> bool:
+    """Whether a metric tells what the machine does, and nothing of what is learned."""
+    return any(word in name for word in ("per_second", "minutes", "hours", "peak"))
+
+
 class TrainingMetrics(NamedTuple):
     """Means since the last reading, over all ranks."""
 
+    num_steps: int
+    """Optimizer steps since then."""
     loss: float
     """Over the optimizer steps that made an update, weights applied; NaN if none did."""
     grad_norm: float
@@ -30,6 +37,10 @@ class TrainingMetrics(NamedTuple):
     """Optimizer steps."""
     examples_per_second: float
     """Examples that took their last supervision step."""
+    tokens_per_second: float
+    """Tokens, prefixes included, that took any supervision step."""
+    flops_per_second: float
+    """Model FLOPs of all ranks, see `models.flops`."""
     skipped_steps: int
     """Optimizer steps without an update, as loss or gradient were not finite."""
 
@@ -46,6 +57,7 @@ class TrainingMetrics(NamedTuple):
             "grad_norm": self.grad_norm,
             "steps_per_second": self.steps_per_second,
             "examples_per_second": self.examples_per_second,
+            "tokens_per_second": self.tokens_per_second,
             "skipped_steps": self.skipped_steps,
             **self.finished,
             **by_step,
@@ -60,15 +72,22 @@ class MetricSums:
         names: of the metrics of an example.
         num_supervision_steps: S.
         device: where they are summed.
+        flops: of a supervision step of so many sequences, tokens and squares of lengths, see
+            `models.flops.step_flops`.
     """
 
     def __init__(
-        self, names: Sequence[str], num_supervision_steps: int, device: torch.device
+        self,
+        names: Sequence[str],
+        num_supervision_steps: int,
+        device: torch.device,
+        flops: Callable[[float, float, float], float],
     ) -> None:
         self._names = names
+        self._flops = flops
         # A row for each supervision step and one for what is finished; a column for each
-        # metric, and one that counts examples.
-        self._sums = torch.zeros(num_supervision_steps + 1, len(names) + 1, device=device)
+        # metric, and three for examples, their tokens, and the squares of their lengths.
+        self._sums = torch.zeros(num_supervision_steps + 1, len(names) + 3, device=device)
         self._updates = torch.zeros(3, device=device)  # Loss, gradient norm, number of updates.
         self._started = 0.0
         self.num_steps = 0
@@ -82,10 +101,17 @@ class MetricSums:
         if self.num_steps == 0:
             self._started = time.perf_counter()
 
-    def add(self, result: StepResult, is_example: Tensor) -> None:
-        """Add one supervision step of a micro-batch; only what `is_example` [B] counts."""
-        columns = [result.metrics[name] for name in self._names]
-        values = torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+    def add(self, result: StepResult, is_example: Tensor, lengths: Tensor) -> None:
+        """Add one supervision step of a micro-batch.
+
+        Args:
+            result: of the step.
+            is_example: bool [B] which sequences count.
+            lengths: int [B] of the sequences in tokens, prefixes included.
+        """
+        tokens = lengths.float()
+        metrics = [result.metrics[name] for name in self._names]
+        values = torch.stack([*metrics, torch.ones_like(tokens), tokens, tokens.square()], dim=1)
         # Numbers of a step that is not finite would spoil those of all others in the products.
         values = values.nan_to_num(0.0, 0.0, 0.0) * is_example.unsqueeze(1)
         # By products, which are summed in one order, as adding by index on CUDA is not.
@@ -104,18 +130,23 @@ class MetricSums:
         *totals, num_updates = self._updates.tolist()
         loss, grad_norm = (total / num_updates if num_updates else math.nan for total in totals)
         sums = ranks.sum(self._sums).cpu()
+        num_names = len(self._names)
         # Without any example the mean is 0/0: NaN.
-        means, counts = sums[:, :-1] / sums[:, -1:], sums[:, -1]
+        means = sums[:, :num_names] / sums[:, num_names, None]
         seconds = time.perf_counter() - self._started
-        num_finished = counts[-1].item()
+        num_finished = sums[-1, num_names].item()
+        num_sequences, num_tokens, num_squared = sums[:-1, num_names:].sum(dim=0).tolist()
         finished = dict(zip(self._names, means[-1].tolist(), strict=True)) if num_finished else {}
         metrics = TrainingMetrics(
+            self.num_steps,
             loss,
             grad_norm,
             finished,
             dict(zip(self._names, means[:-1].T.tolist(), strict=True)),
             steps_per_second=self.num_steps / seconds,
             examples_per_second=num_finished / seconds,
+            tokens_per_second=num_tokens / seconds,
+            flops_per_second=self._flops(num_sequences, num_tokens, num_squared) / seconds,
             skipped_steps=self.num_steps - round(num_updates),
         )
         self._updates.zero_()

@@ -101,6 +101,14 @@ def lr_schedule(config: OptimConfig, step: int, total_steps: int, time_used: flo
             assert_never(other)
 
 
+def learning_rates(config: OptimConfig, factor: float) -> dict[str, float]:
+    """The rates at a factor on their peaks, by the names of their keys."""
+    rates = {"lr": config.lr, "puzzle_lr": config.puzzle_lr}
+    if config.name == "muon":
+        rates["muon_lr"] = config.muon_lr
+    return {name: peak * factor for name, peak in rates.items()}
+
+
 def build_optimizers(config: OptimConfig, model: TinyRecursiveModel) -> list[torch.optim.Optimizer]:
     """The model's optimizers; their learning rates follow the schedule, see `scale_lr`.
 

@@ -1,45 +1,21 @@
 """The run's log: metrics as JSON lines, mirrored to Weights & Biases.
 
-W&B never stops a run: without a login or a network it records offline, and what it raises is
-logged once. It is imported only when a run is logged with it, so a machine without it can train.
 Only the main rank logs; the others get a log that does nothing.
 """
 
-import importlib
 import json
 import logging
 import math
-import os
-import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import Field
+from typing import Any
 
 from common.files import atomic_write
-from common.settings import Settings
-from training.scores import Score
+from common.media import Media
+from training.wandb_run import AXES, WandbConfig, WandbRun
 
 METRICS_FILE = "metrics.jsonl"
-WANDB_TIMEOUT_SECONDS = 30
-
-log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-
-
-class WandbConfig(Settings):
-    """Where the metrics go besides the run folder."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto",
-        description="auto: what WANDB_MODE says, or else online if logged in, else offline (sync "
-        "later with `wandb sync`)",
-    )
-    project: str = Field("deep-improvement-supervision", description="W&B project")
-    run_name: str | None = Field(None, description="W&B run name; null: the run folder's name")
 
 
 def configure_logging(is_main: bool) -> None:
@@ -55,8 +31,9 @@ class RunLog:
         config: W&B options.
         run_config: the resolved configuration, as shown in W&B.
         resume_step: optimizer step that the run goes on from; lines of later steps are dropped.
-        score: what the evaluation at that step found, which is recorded anew.
+        found: metrics of the evaluation at that step, which are recorded anew.
         wandb_run_id: id of the W&B run to go on with, from the checkpoint.
+        media_of: what an evaluation at a step has to show in W&B; None: nothing.
     """
 
     def __init__(
@@ -65,32 +42,49 @@ class RunLog:
         config: WandbConfig,
         run_config: dict[str, Any],
         resume_step: int = 0,
-        score: Score | None = None,
+        found: Mapping[str, float] | None = None,
         wandb_run_id: str | None = None,
+        media_of: Callable[[int], Media] | None = None,
     ) -> None:
         self.path = run_dir / METRICS_FILE
+        self._media_of = media_of
         before: list[dict[str, Any]] = []
         if self.path.exists():
-            scored = set() if score is None else score.metrics.keys()
+            scored = (found or {}).keys() - set(AXES)
             before = _drop_lines_after(self.path, resume_step, scored)
         self._file = self.path.open("a", encoding="utf-8")
-        self.wandb_run_id = wandb_run_id
-        self._run = self._start_wandb(run_dir, config, run_config)
+        self._wandb = WandbRun(run_dir, config, run_config, "train", wandb_run_id)
         self._mirror_missing(before)
-        # The process that found it may have been lost before it could record it.
-        if score is not None:
-            self.write(resume_step, score.metrics)
+        # The process that found them may have been lost before it could record them.
+        if found is not None:
+            self.write(resume_step, found)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    @property
+    def wandb_run_id(self) -> str | None:
+        return self._wandb.run_id
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of one optimizer step."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         self._mirror(step, metrics)
 
-    def _mirror(self, step: int, metrics: dict[str, float]) -> None:
-        run = self._run
-        if run is not None and not _attempt("record", lambda: _record(run, step, metrics)):
-            self._run = None
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """Say in W&B's table of runs what the run has come to."""
+        self._wandb.summarise(values)
+
+    def attach(self, path: Path, kind: str) -> None:
+        """Keep a file or folder with the run in W&B."""
+        self._wandb.attach(path, kind)
+
+    def close(self) -> None:
+        self._file.close()
+        self._wandb.finish()
+
+    def _mirror(self, step: int, metrics: Mapping[str, float]) -> None:
+        is_evaluation = any(name.startswith("eval/") for name in metrics)
+        media = self._media_of(step) if self._media_of and is_evaluation else {}
+        self._wandb.record(step, metrics, media)
 
     def _mirror_missing(self, lines: Sequence[dict[str, Any]]) -> None:
         """Record what an earlier process has logged, unless W&B has it.
@@ -99,80 +93,11 @@ class RunLog:
         folder for each process, of which the newest is to hold the whole run: one of them is
         synced, over another.
         """
-        run = self._run
-        if run is None or (next_step := _attempt("tell its step", lambda: int(run.step))) is None:
+        if (next_step := self._wandb.next_step) is None:
             return
         for line in lines:
             if line["step"] >= next_step:
                 self._mirror(line["step"], {k: v for k, v in line.items() if k != "step"})
-
-    def close(self) -> None:
-        self._file.close()
-        if self._run is not None:
-            _attempt("finish", self._run.finish)
-
-    def _start_wandb(self, run_dir: Path, config: WandbConfig, run_config: dict[str, Any]) -> Any:
-        mode = config.mode if config.mode != "auto" else _mode_of_environment()
-        if mode == "disabled":
-            return None
-        wandb = _attempt("be imported", lambda: importlib.import_module("wandb"))
-        if wandb is None:
-            return None
-
-        def start(mode: Literal["online", "offline"], run_id: str) -> Any:
-            settings = wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=WANDB_TIMEOUT_SECONDS,
-                finish_timeout=WANDB_TIMEOUT_SECONDS,
-            )
-            return wandb.init(
-                dir=run_dir,
-                mode=mode,
-                project=config.project,
-                name=config.run_name or run_dir.resolve().name,
-                id=run_id,
-                resume="allow" if mode == "online" else None,
-                config=run_config,
-                settings=settings,
-            )
-
-        run_id = self.wandb_run_id = self.wandb_run_id or secrets.token_hex(4)
-        if mode != "offline":
-            # Looks for credentials as W&B does, without the network and without asking for them;
-            # going online without any would make W&B ask.
-            if _attempt("log in", lambda: wandb.login(prompt=False, verify=False)):
-                run = _attempt("start online", lambda: start("online", run_id))
-                if run is not None:
-                    return run
-                # The attempt that failed still holds its id. The checkpoints keep it, so that the
-                # run is found again when it is next resumed with a network.
-                run_id = secrets.token_hex(4)
-            elif mode == "online":
-                log.warning("wandb.mode=online, but there is no login: recording offline instead.")
-        return _attempt("start offline", lambda: start("offline", run_id))
-
-
-def _mode_of_environment() -> str:
-    """What `wandb.mode=auto` means: what W&B's variable says, or else to look for a login."""
-    mode = os.environ.get("WANDB_MODE", "").lower()
-    return mode if mode in ("online", "offline", "disabled") else "auto"
-
-
-def _record(run: Any, step: int, metrics: dict[str, float]) -> bool:
-    run.log(metrics, step=step)
-    return True
-
-
-def _attempt(what: str, call: Callable[[], Result]) -> Result | None:
-    """The result of a call of W&B; None if it fails, which is said and not held against the run."""
-    try:
-        return call()
-    except Exception as error:
-        # Not only wandb.Error: it also raises types that it does not publish, and whatever it is,
-        # training matters more.
-        log.warning("W&B could not %s (%s); training goes on.", what, str(error).split("\n")[0])
-        return None
 
 
 class NoLog:
@@ -180,7 +105,13 @@ class NoLog:
 
     wandb_run_id: str | None = None
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def attach(self, path: Path, kind: str) -> None:
         pass
 
     def close(self) -> None:

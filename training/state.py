@@ -13,6 +13,7 @@ from torch import Tensor
 from common.distributed import Ranks
 from common.errors import UserError
 from common.settings import Settings, fields_of, select
+from models.build import describe
 from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from models.recursive import TinyRecursiveModel
 from training import checkpoints
@@ -61,6 +62,26 @@ class TrainingState:
         """Of puzzle embeddings; None: factored ones are part of the model."""
         embedding = self.puzzle_embedding
         return embedding.weight if isinstance(embedding, PuzzleTable) else None
+
+    def facts(self) -> dict[str, Any]:
+        """What is trained on what: sizes, and the dataset without the names of its tasks."""
+        dataset = {key: value for key, value in self.dataset.items() if key != "tasks"}
+        return {**describe(self.model, self.puzzle_embedding), "dataset": dataset}
+
+    def norms(self) -> dict[str, float]:
+        """Of the network's weights, and the mean over the puzzles' vectors that are not zero.
+
+        Factored vectors are those of tasks. Waits for the device.
+        """
+        table, own = self.table, self.model.puzzle_embedding
+        vectors = table if own is None else own.task.weight
+        assert vectors is not None, "puzzles have embeddings of one kind"
+        of_puzzles = torch.linalg.vector_norm(vectors.detach(), dim=1)
+        trained = of_puzzles.count_nonzero().clamp(min=1)
+        weights = [p.detach() for p in self.model.parameters()]
+        of_network = torch.stack(torch._foreach_norm(weights)).square().sum().sqrt()
+        found = torch.stack([of_network, of_puzzles.sum() / trained]).tolist()
+        return dict(zip(("weight_norm", "puzzle_embedding_norm"), found, strict=True))
 
     def save(
         self,
