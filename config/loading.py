@@ -5,6 +5,7 @@ are plain `key=value`. What is wrong with them becomes one sentence.
 """
 
 import difflib
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 
 from common.errors import UserError
 from common.settings import SettingsType, fields_of, validate
+from config.multirun import FLAGS, combinations, run_all
 
 CONFIG_DIR = Path(__file__).resolve().parent
 
@@ -29,7 +31,8 @@ def load_config(
 ) -> SettingsType:
     """Compose the defaults of `schema`, `config/{name}.yaml` and overrides, and check the result.
 
-    With `--help` among the arguments, print every key and leave.
+    With `--help` among the arguments, print every key and leave. With `--multirun`, run this
+    program for each combination of values, see `config.multirun`, and leave.
 
     Raises:
         UserError: an unknown key or option, a value out of range, an impossible combination.
@@ -37,6 +40,8 @@ def load_config(
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(help_text(name, schema, description))
         sys.exit(0)
+    if FLAGS & set(arguments):
+        sys.exit(_run_each(name, schema, [word for word in arguments if word not in FLAGS]))
     arguments = [_quote_home(argument) for argument in arguments]
     groups = groups_of(name)
     known = [key for key, _ in fields_of(schema)]
@@ -55,6 +60,23 @@ def load_config(
         reason = str(error).partition("Config search path")[0].partition("See https")[0]
         raise UserError(f"configuration: {reason.strip()}; --help lists all keys") from error
     return validate(schema, values, source="configuration")
+
+
+def _run_each(name: str, schema: type[BaseModel], arguments: Sequence[str]) -> int:
+    """Check the configurations of all runs, then run them; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    runs = combinations(arguments)
+    folders: dict[str, list[str]] = {}
+    for overrides in runs:
+        config = load_config(name, schema, "", overrides)
+        folder = str(getattr(config, "run_dir", None) or getattr(config, "output_dir", None))
+        if folder in folders and folder != "None":  # Else it is named by what is scored.
+            raise UserError(
+                f"--multirun: {' '.join(folders[folder])} and {' '.join(overrides)} are both to go "
+                f"into {folder}: name what differs, as in 'run_dir=runs/lr${{optim.lr}}-${{seed}}'"
+            )
+        folders[folder] = overrides
+    return 1 if run_all(sys.argv[0], runs) else 0
 
 
 def _compose(name: str, schema: type[BaseModel], overrides: Sequence[str]) -> DictConfig:

@@ -177,7 +177,9 @@ class WandbRun:
                 settings=settings,
             )
 
-        run_id = self.run_id = self.run_id or secrets.token_hex(4)
+        # Of an agent of a sweep the run has an id already.
+        run_id = self.run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        self.run_id = run_id
         if mode != "offline":
             # Looks for credentials as W&B does, without the network and without asking for them;
             # going online without any would make W&B ask.
