@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
-from common.json_files import read_object
 from config.loading import load_config
 from config.schema import EvaluateConfig, TrainConfig
 from dataset.storage import puzzles_file
@@ -41,6 +40,7 @@ from evaluation.predictions import (
 )
 from evaluation.results import (
     METRICS_FILE,
+    recorded_test_set,
     score_document,
     step_answers_of,
     write_arc_results,
@@ -122,7 +122,7 @@ def predict_and_write(
     if isinstance(test_set, BoardTestSet):
         write_boards(config, output_dir, test_set, answered[0], described)
     else:
-        write_votes(config, output_dir, test_set, answered, described)
+        write_votes(config, output_dir, test_set, answered, stored[0], described)
     drop_unfinished(output_dir)
 
 
@@ -173,6 +173,7 @@ def write_votes(
     output_dir: Path,
     test_set: ArcTestSet,
     answered: Sequence[Answers],
+    first_trained_as: TrainConfig,
     described: dict[str, Any],
 ) -> None:
     """Count the votes of all checkpoints together, score them, and write everything."""
@@ -186,7 +187,10 @@ def write_votes(
         for facts, answers in zip(described["checkpoints"], answered, strict=True):
             facts |= summarise(test_set, answers)
     document = {**metrics, "num_predictions": len(predictions), **described}
-    steps = step_answers_of(test_set, answered[0])
+    first = first_trained_as  # How answers developed is shown of the first checkpoint alone.
+    steps = step_answers_of(
+        test_set, answered[0], first.supervision, first.arch.num_supervision_steps
+    )
     write_arc_results(output_dir, tasks, predictions, votes, steps, document, config.report)
 
 
@@ -226,7 +230,7 @@ def recount_and_write(config: EvaluateConfig, paths: Sequence[Path], output_dir:
     predictions = pool_predictions([load_predictions(path) for path in paths])
     if config.eval.max_variants is not None:
         predictions = first_variants(predictions, config.eval.max_variants)
-    recorded = recorded_test_set(paths[0])
+    recorded = recorded_test_set(paths[0].parent)
     if config.data.path is None and "dataset" not in recorded:
         raise UserError(
             f"data.path is needed: there is no {paths[0].with_name(METRICS_FILE)} that records it"
@@ -242,15 +246,6 @@ def recount_and_write(config: EvaluateConfig, paths: Sequence[Path], output_dir:
         "num_predictions": len(predictions),
     }
     write_arc_results(output_dir, tasks, predictions, votes, None, document, config.report)
-
-
-def recorded_test_set(predictions: Path) -> dict[str, Any]:
-    """What predictions were made on, from the metrics.json beside them; empty without one."""
-    path = predictions.with_name(METRICS_FILE)
-    recorded = read_object(path, "evaluate again") if path.is_file() else {}
-    test_set = recorded.get("test_set")
-    test_set = test_set if isinstance(test_set, dict) else {}
-    return {key: value for key, value in test_set.items() if isinstance(value, str)}
 
 
 def as_list(paths: Path | list[Path] | None) -> list[Path]:

@@ -19,7 +19,7 @@ from models.diagnostics import ACCURACY, DIAGNOSTICS, accuracy, margins, movemen
 from models.objective import IGNORE, counted_solution, per_sequence, stablemax_cross_entropy
 from models.randomness import CellRandom
 from models.steps import Improvement, TrainedModel
-from models.supervision import step_targets
+from models.supervision import SupervisionConfig, step_targets
 from models.targets import TargetRequest
 
 TARGET_SEED = 0
@@ -65,16 +65,14 @@ class StepMetrics:
         self.targets: Tensor | None = None
         self._previous = batch.to_canvas(batch.inputs, num_cells)
         if diagnostics:
-            cells = torch.arange(num_cells, device=labels.device)
-            request = TargetRequest(
+            self.targets = targets_at_test_time(
+                trained.supervision,
+                trained.trained_steps,
                 self._previous,
                 labels,
-                trained.trained_steps,
-                CellRandom(TARGET_SEED, batch.rows, cells),
+                batch.rows,
                 colours,
-                path_power=trained.supervision.path_power,
             )
-            self.targets = step_targets(trained.supervision, request)
         self._rows: list[Tensor] = []
 
     def add(self, step: Improvement, answer: Tensor) -> None:
@@ -113,6 +111,35 @@ class StepMetrics:
         """[B, S, K] in the order of `metric_names`, NaN where the solution is hidden."""
         is_known = (self.solution != IGNORE).any(dim=1)
         return torch.stack(self._rows, dim=1).masked_fill(~is_known.view(-1, 1, 1), float("nan"))
+
+
+def targets_at_test_time(
+    supervision: SupervisionConfig,
+    trained_steps: int,
+    inputs: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    colours: range,
+) -> Tensor:
+    """What each step was trained towards [B, S + 1, L], see `models.supervision.step_targets`.
+
+    A random path is one draw of many, the same at every evaluation; in place of trajectories from a
+    file stands the linear path.
+
+    Args:
+        supervision: of the training.
+        trained_steps: S.
+        inputs: int64 [B, L] whole canvases.
+        labels: int64 [B, L] the solutions.
+        rows: int64 [B] places in the test set: what a random path depends on.
+        colours: see `TargetRequest`.
+    """
+    cells = torch.arange(inputs.shape[1], device=inputs.device)
+    random = CellRandom(TARGET_SEED, rows, cells)
+    request = TargetRequest(
+        inputs, labels, trained_steps, random, colours, path_power=supervision.path_power
+    )
+    return step_targets(supervision, request)
 
 
 def metric_names(diagnostics: bool) -> tuple[str, ...]:

@@ -8,27 +8,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from common.files import atomic_directory
+from common.json_files import read_object
 from common.tokens import PAD
-from dataset.canvas import canvas_side, read_back
 from dataset.storage import read_build
-from dataset.tasks import Grid, Task
-from evaluation.boards import is_solved
+from dataset.tasks import Task
+from evaluation.metrics import targets_at_test_time
+from evaluation.pages import arc_page, board_page
 from evaluation.predict import Answers
 from evaluation.predictions import PREDICTIONS_FILE, Predictions
-from evaluation.report import Attempt, ReportCase, write_report
+from evaluation.report import Page, write_page
 from evaluation.summary import HEADLINES
 from evaluation.test_set import ArcTestSet, BoardTestSet
-from evaluation.voting import ATTEMPTS, Ranking, Votes, score, submission
+from evaluation.uncertainty import share_of
+from evaluation.voting import ATTEMPTS, Scores, Votes, score, submission
+from models.supervision import SupervisionConfig
 
 METRICS_FILE = "metrics.json"
 SUBMISSION_FILE = "submission.json"
 STEP_ANSWERS_FILE = "step_answers.npz"
 BOARDS_FILE = "boards.npz"
 REPORT_FILE = "report.html"
-REPORTED_BOARDS = 100
-"""How many boards the page shows: the first ones."""
 Document = dict[str, Any]
 """What `metrics.json` holds."""
 Arrays = dict[str, npt.NDArray[Any]]
@@ -60,8 +62,12 @@ def write_arc_results(
     arrays = {PREDICTIONS_FILE: predictions.arrays()}
     if step_answers is not None:
         arrays[STEP_ANSWERS_FILE] = step_answers
-    cases = arc_cases(tasks, votes, step_answers) if report else None
-    _write(output_dir, document, arrays, {SUBMISSION_FILE: submission(votes, tasks)}, cases)
+    page = None
+    if report:
+        over = document["test_set"]
+        subsets = subsets_of(Path(over["dataset"]), over["split"], tasks)
+        page = arc_page(tasks, votes, step_answers, document, subsets)
+    _write(output_dir, document, arrays, {SUBMISSION_FILE: submission(votes, tasks)}, page)
 
 
 def write_board_results(
@@ -69,19 +75,42 @@ def write_board_results(
 ) -> None:
     """The same for boards, on which nothing votes."""
     inputs, labels = test_set.split.read(test_set.examples.rows[answers.rows])
+    if "solved" in document:
+        share = share_of(document["solved"] * len(inputs), len(inputs))
+        document = {**document, "solved_interval": [share.low, share.high]}
     boards = {"inputs": inputs, "labels": labels, "answers": answers.steps}
     arrays = {BOARDS_FILE: boards | {"confidence": answers.confidence}}
-    cases = board_cases(test_set, answers, inputs, labels) if report else None
-    _write(output_dir, document, arrays, {}, cases)
+    page = board_page(test_set, answers, inputs, labels, document) if report else None
+    _write(output_dir, document, arrays, {}, page)
 
 
-def step_answers_of(test_set: ArcTestSet, answers: Answers) -> Arrays:
-    """How the answers to the unaugmented test inputs developed: `canvas` is [M, S, cells]."""
-    return {
-        "task_id": test_set.task_ids[answers.followed],
-        "test_index": test_set.examples.test_indices[answers.followed].astype(np.int32),
+def step_answers_of(
+    test_set: ArcTestSet, answers: Answers, supervision: SupervisionConfig, trained_steps: int
+) -> Arrays:
+    """How the answers to the unaugmented test inputs developed, and what they were trained towards.
+
+    `canvas` and `targets` are [M, S, cells]; beyond the trained steps the target stays the
+    solution. Targets are PAD where they do not count, and throughout where the solution is hidden;
+    there are none if no solution is known. See `targets_at_test_time` for those that are random.
+    """
+    followed = answers.followed
+    arrays: Arrays = {
+        "task_id": test_set.task_ids[followed],
+        "test_index": test_set.examples.test_indices[followed].astype(np.int32),
         "canvas": answers.steps,
     }
+    canvases = test_set.split.read(test_set.examples.rows[followed])
+    inputs, labels = (torch.from_numpy(part.astype(np.int64)) for part in canvases)
+    is_known = (labels != PAD).any(dim=1)
+    if is_known.any():
+        rows = torch.from_numpy(followed)
+        frames = targets_at_test_time(
+            supervision, trained_steps, inputs, labels, rows, test_set.colours
+        )
+        steps = torch.arange(1, answers.steps.shape[1] + 1).clamp(max=trained_steps)
+        counted = is_known.view(-1, 1, 1) & (frames >= 0)
+        arrays["targets"] = torch.where(counted, frames, PAD)[:, steps].to(torch.uint8).numpy()
+    return arrays
 
 
 def score_document(
@@ -111,13 +140,37 @@ def score_document(
     }
     if num_scored < num_inputs:
         over["hidden_test_inputs"] = num_inputs - num_scored
-    document = {**(whole.by_name() if whole else {}), "test_set": over}
+    document = {**(_with_intervals(whole) if whole else {}), "test_set": over}
     if len(by_set) > 1:
         document["by_test_set"] = {
-            name: {**s.by_name(), "tasks": s.num_tasks, "test_inputs": s.num_test_inputs}
+            name: {**_with_intervals(s), "tasks": s.num_tasks, "test_inputs": s.num_test_inputs}
             for name, s in by_set.items()
         }
     return document
+
+
+def recorded_test_set(results: Path) -> dict[str, Any]:
+    """What the evaluation in a folder was on, from its metrics.json; empty without one."""
+    path = results / METRICS_FILE
+    recorded = read_object(path, "evaluate again") if path.is_file() else {}
+    test_set = recorded.get("test_set")
+    test_set = test_set if isinstance(test_set, dict) else {}
+    return {key: value for key, value in test_set.items() if isinstance(value, str)}
+
+
+def _with_intervals(scores: Scores) -> Document:
+    """The scores by name, those of the attempts with their 95% intervals over tasks."""
+    document: Document = dict(scores.by_name())
+    for k in range(1, ATTEMPTS + 1):
+        over_tasks = share_of(scores.over_tasks[k] * scores.num_tasks, scores.num_tasks)
+        document[f"pass@{k}_interval"] = [over_tasks.low, over_tasks.high]
+    return document
+
+
+def subsets_of(data_path: Path, split_name: str, tasks: Sequence[Task]) -> dict[str, str]:
+    """Task -> the test set that it is of; of the last one if of several."""
+    sets = _test_sets(data_path, split_name, tasks)
+    return {task.task_id: name for name, members in sets.items() for task in members}
 
 
 def _test_sets(
@@ -140,7 +193,7 @@ def _write(
     document: Document,
     arrays: Mapping[str, Arrays],
     objects: Mapping[str, Any],
-    cases: Sequence[ReportCase] | None,
+    page: Page | None,
 ) -> None:
     """Write everything at once, and say what came out."""
     with atomic_directory(output_dir) as folder:
@@ -149,91 +202,11 @@ def _write(
         for name, content in arrays.items():
             # Compressed, as canvases are mostly PAD.
             np.savez_compressed(folder / name, allow_pickle=False, **content)
-        if cases is not None:
-            title = f"Answers on {document['test_set']['name']}"
-            write_report(folder / REPORT_FILE, title, _facts(document), cases)
+        if page is not None:
+            write_page(folder / REPORT_FILE, page)
     headlines = {key: document[key] for key in HEADLINES if key in document}
     for key, value in headlines.items():
         log.info("%s %.3f", key, value)
     if not headlines:
         log.info("No solutions are known for this test set: it was predicted, not scored.")
     log.info("Wrote %s", output_dir)
-
-
-def _facts(document: Document) -> dict[str, str]:
-    """The table at the top of the page."""
-    facts = {
-        key: f"{document[key]:.3f}"
-        for key in HEADLINES
-        if key in document and key != "exact_accuracy"
-    }
-    facts["test set"] = document["test_set"]["name"]
-    facts["predictions"] = f"{document['num_predictions']:,}"
-    for number, checkpoint in enumerate(document.get("checkpoints", []), start=1):
-        weights = f"{checkpoint['weights']} weights"
-        facts[f"checkpoint {number}"] = f"{checkpoint['checkpoint']} ({weights})"
-    return facts
-
-
-def arc_cases(tasks: Sequence[Task], votes: Votes, step_answers: Arrays | None) -> list[ReportCase]:
-    """One case for each test input of each task, in order."""
-    steps: dict[tuple[str, int], tuple[Grid | None, ...]] = {}
-    if step_answers is not None:
-        rows = zip(*(step_answers[key] for key in ("task_id", "test_index", "canvas")), strict=True)
-        steps = {(str(i), int(n)): tuple(map(read_back, canvases)) for i, n, canvases in rows}
-    return [
-        ReportCase(
-            task_id=task.task_id,
-            test_index=index,
-            demonstrations=task.train,
-            test_input=pair.input,
-            solution=pair.output,
-            attempts=_attempts(votes.get((task.task_id, index))),
-            step_answers=steps.get((task.task_id, index), ()),
-        )
-        for task in tasks
-        for index, pair in enumerate(task.test)
-    ]
-
-
-def _attempts(ranking: Ranking | None) -> tuple[Attempt, ...]:
-    if ranking is None:
-        return ()
-    ranked = zip(ranking.grids, ranking.votes, ranking.confidences, strict=True)
-    return tuple(
-        Attempt(grid, float(votes), float(confidence)) for grid, votes, confidence in ranked
-    )[:ATTEMPTS]
-
-
-def board_cases(
-    test_set: BoardTestSet,
-    answers: Answers,
-    inputs: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.uint8],
-) -> list[ReportCase]:
-    """The first boards; where an answer is right, it is the solution that is shown."""
-    side = canvas_side(inputs.shape[1])
-
-    def grid(board: npt.NDArray[np.uint8]) -> Grid:
-        # PAD and empty cells are black, what stands on the board has ARC's colours.
-        return (np.maximum(board, 1) - 1).reshape(side, side)
-
-    cases = []
-    solved = is_solved(test_set, answers)
-    for index in range(min(len(inputs), REPORTED_BOARDS)):
-        answer = grid(answers.canvases[index])
-        is_hidden = bool((labels[index] == PAD).all())
-        solution = answer if solved[index] else None if is_hidden else grid(labels[index])
-        cases.append(
-            ReportCase(
-                task_id=f"board {index + 1}",
-                test_index=0,
-                demonstrations=(),
-                test_input=grid(inputs[index]),
-                solution=solution,
-                attempts=(Attempt(answer, 1, float(answers.confidence[index])),),
-                step_answers=tuple(map(grid, answers.steps[index])),
-                num_attempts=1,
-            )
-        )
-    return cases

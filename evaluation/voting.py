@@ -35,6 +35,19 @@ OUTSIDE = NUM_COLOURS
 """Marks the cells of a square that are not part of the grid at its top-left."""
 
 
+class Voters(NamedTuple):
+    """The predictions that voted for an answer to one test input: who said what."""
+
+    variant: npt.NDArray[np.int64]
+    """[n] place of the variant among those predicted, by identifier: 0 is the original."""
+    answer: npt.NDArray[np.int64]
+    """[n] its answer, as a row of the ranking."""
+    confidence: npt.NDArray[np.float64]
+    """[n]"""
+    cell_order: npt.NDArray[np.int64]
+    """[K] place of each row of the ranking among the answers ordered by their cells."""
+
+
 class Ranking(NamedTuple):
     """Distinct answers to one test input, best first."""
 
@@ -43,6 +56,8 @@ class Ranking(NamedTuple):
     """[K] predictions that gave each answer."""
     confidences: npt.NDArray[np.float64]
     """[K] mean confidence of those predictions."""
+    voters: Voters | None = None
+    """None where only the result is known."""
 
 
 Votes = dict[TestInput, Ranking]
@@ -79,21 +94,48 @@ def rank_answers(predictions: Predictions) -> Ranking:
     squares = invert_canvases(
         predictions.canvas, predictions.dihedral, predictions.colour_permutation
     )
+    _, variant = np.unique(predictions.identifier, return_inverse=True)
     shown = squares[:, 0, 0] != OUTSIDE
     squares, confidence = squares[shown], predictions.confidence[shown].astype(np.float64)
     side = squares.shape[1]
     # A row of bytes is one item, so that equal squares are equal items.
     items = np.ascontiguousarray(squares).reshape(len(squares), side * side).view(f"V{side * side}")
-    distinct, answer_of, votes = np.unique(items.ravel(), return_inverse=True, return_counts=True)
-    # Sorted before they are summed: the mean is then the same to the last bit in any order.
-    by_confidence = np.argsort(confidence)
-    total = np.bincount(
-        answer_of[by_confidence], weights=confidence[by_confidence], minlength=len(distinct)
-    )
-    means = total / np.maximum(votes, 1)
+    distinct, answer_of = np.unique(items.ravel(), return_inverse=True)
+    votes, means = _tally(answer_of, confidence, len(distinct))
     best_first = np.lexsort((np.arange(len(distinct)), -means, -votes))
     answers = distinct[best_first].view(np.uint8).reshape(-1, side, side)
-    return Ranking([_crop(square) for square in answers], votes[best_first], means[best_first])
+    place = np.empty_like(best_first)
+    place[best_first] = np.arange(len(distinct))
+    voters = Voters(variant[shown], place[answer_of], confidence, best_first)
+    return Ranking(
+        [_crop(square) for square in answers], votes[best_first], means[best_first], voters
+    )
+
+
+def _tally(
+    answer: npt.NDArray[np.int64], confidence: npt.NDArray[np.float64], num_answers: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Votes [K] for each answer, and the mean confidence [K] of those who gave it."""
+    votes = np.bincount(answer, minlength=num_answers)
+    # Sorted before they are summed: the mean is then the same to the last bit in any order.
+    order = np.argsort(confidence)
+    total = np.bincount(answer[order], weights=confidence[order], minlength=num_answers)
+    return votes, total / np.maximum(votes, 1)
+
+
+def place_among_first(ranking: Ranking, row: int, num_variants: int) -> float:
+    """Place, from 1, that a row of the ranking would have if only the first variants had voted.
+
+    Infinite where none of these gave that answer.
+    """
+    assert ranking.voters is not None, "who voted is not known"
+    variant, answer, confidence, cell_order = ranking.voters
+    votes_now = variant < num_variants
+    votes, means = _tally(answer[votes_now], confidence[votes_now], len(ranking.grids))
+    if not votes[row]:
+        return float("inf")
+    order = np.lexsort((cell_order, -means, -votes))
+    return float(np.flatnonzero(order == row)[0] + 1)
 
 
 def invert_canvases(

@@ -7,7 +7,6 @@ records/README.md        the rules, and the table, which `write_table` makes fro
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +16,10 @@ from pydantic import Field
 from common.files import atomic_write
 from common.json_files import read_object
 from common.settings import Settings, validate
+from evaluation.uncertainty import mean_share
 
 RESAMPLES: Final = 10_000
-"""Of the tasks, for an interval or a test."""
-CONFIDENCE: Final = 0.95
+"""Of the tasks, for a test."""
 
 TRACKS: Final = {"tiny": 300_000, "small": 1_200_000, "medium": 8_000_000, "large": 20_000_000}
 """Most parameters of a network in a track, its puzzle embeddings included."""
@@ -51,23 +50,12 @@ class Record(Settings):
         return float(np.mean(list(self.pass_at_2.values())))
 
 
-def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """Between what values the mean over tasks lies with `CONFIDENCE`, had other tasks been drawn.
-
-    By resampling the tasks (bootstrap percentiles).
-    """
-    values = np.asarray(scores)
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
 def paired_test(scores: dict[str, float], before: dict[str, float]) -> float:
     """How likely the mean would rise this much or more if neither were better: one-sided p.
 
     By flipping, at random, which of the two a task's scores belong to. Both must be of the same
-    tasks.
+    tasks. A claim has a direction, and tasks weigh by how much of them changed, unlike in
+    `evaluation.uncertainty.sign_test`.
     """
     assert scores.keys() == before.keys(), "of the same tasks"
     differences = np.array([scores[task] - before[task] for task in scores])
@@ -116,13 +104,13 @@ def table_of(rows: dict[int, Record]) -> str:
         for number, row in rows.items():
             if row.track != track:
                 continue
-            low, high = interval(list(row.pass_at_2.values()))
+            mean = mean_share([*row.pass_at_2.values()])
             against = ""
             if best is not None and rows[best].pass_at_2.keys() == row.pass_at_2.keys():
                 p = paired_test(row.pass_at_2, rows[best].pass_at_2)
                 against = f"{p:.3f}, #{best}"
             lines.append([
-                str(number), row.date, track, f"{row.score:.3f} ({low:.3f}–{high:.3f})",
+                str(number), row.date, track, f"{row.score:.3f} ({mean.low:.3f}–{mean.high:.3f})",
                 f"{np.mean(list(row.pass_at_1.values())):.3f}", f"{row.minutes:.1f}",
                 f"{row.training_minutes:.1f}", row.device,
                 f"{row.parameters:,} ({row.network_parameters:,})", f"{row.examples:,}",

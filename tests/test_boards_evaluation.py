@@ -23,10 +23,11 @@ from dataset.build_nqueens_dataset import RULES, BuildOptions, build, solutions
 from dataset.storage import BUILD_FILE
 from evaluation.boards import board_metrics, is_solved
 from evaluation.metrics import metric_names
+from evaluation.pages import board_cases, board_page
 from evaluation.predict import Answers, predict
-from evaluation.results import board_cases
 from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set
+from evaluation.uncertainty import share_of
 from models.steps import Improvement
 from runs import (
     eval_config,
@@ -177,8 +178,34 @@ def test_the_page_takes_any_right_completion_for_right() -> None:
     cases = board_cases(test_set, answers, *test_set.split.read(answers.rows))
     assert np.array_equal(cases[0].solution, other.reshape(8, 8) - 1)
     assert np.array_equal(cases[1].solution, stored.reshape(8, 8) - 1)
-    assert [case.num_attempts for case in cases] == [1, 1]
+    assert [case.answers[0].num_attempts for case in cases] == [1, 1]
+    assert [case.outcome for case in cases] == ["first", "unsolved"]
     assert cases[0].test_input.max() == 0, "an empty cell is black"
+
+
+def test_the_page_of_boards_has_their_score_with_its_interval_and_shows_the_first() -> None:
+    count = 120
+    right = solutions()[0]
+    inputs, labels = np.ones((count, 64), np.uint8), np.stack([right] * count)
+    test_set, answers = boards_of(inputs, labels), answered(*labels)
+    document = {
+        "solved": 0.5, "solved_step1": 0.5, "exact_accuracy_step1": 0.25, "valid": 0.75,
+        "test_set": {"name": "queens"}, "num_predictions": count,
+    }  # fmt: skip
+    page = board_page(test_set, answers, inputs, labels, document)
+    assert page.title == "Answers on queens"
+    assert page.summary == "100 of 100 test inputs right among the first 100, which are shown"
+    (score,) = page.scores
+    assert (score.name, score.value, score.over) == ("solved", "50.0%", "of 120 boards")
+    assert score.share == share_of(60, 120)
+    (steps,) = page.charts
+    assert [drawn.name for drawn in steps.series] == ["solved by the rules", "the whole answer"]
+    assert page.facts["valid"] == "0.750" and "solved" not in page.facts
+    assert page.bars is None and page.gallery.filters == []
+    assert board_page(test_set, answers, inputs, labels, {**document, "solved": 0}).scores
+    unknown = {key: document[key] for key in ("test_set", "num_predictions")}
+    without_rules = board_page(test_set, answers, inputs, labels, unknown)
+    assert without_rules.scores == without_rules.charts == []
 
 
 def test_the_page_judges_no_answer_whose_solution_is_hidden() -> None:
@@ -190,7 +217,7 @@ def test_the_page_judges_no_answer_whose_solution_is_hidden() -> None:
     inputs = np.ones((3, 64), np.uint8)
     by_rules, hidden, partly = board_cases(boards_of(inputs, labels), answers, inputs, labels)
     assert np.array_equal(by_rules.solution, right.reshape(8, 8) - 1)
-    assert hidden.solution is None
+    assert hidden.solution is None and hidden.outcome == "hidden"
     assert np.array_equal(partly.solution, right.reshape(8, 8) - 1)
     without_rules = board_cases(boards_of(inputs, labels, None), answers, inputs, labels)
     assert [case.solution is None for case in without_rules] == [True, True, False]
@@ -246,6 +273,9 @@ def test_boards_train_are_scored_and_evaluated_by_the_scripts(
     boards = np.load(results / "boards.npz")
     assert boards["answers"].shape == (10, 3, cells)
     assert metrics["exact_ceiling"] == rules_of(puzzle).exact_ceiling(boards["inputs"]).mean()
-    assert "board 10" in (results / "report.html").read_text()
+    low, high = metrics["solved_interval"]
+    assert 0 <= low <= metrics["solved"] <= high <= 1
+    page = (results / "report.html").read_text()
+    assert "board 10" in page and "of 10 boards" in page and "Accuracy by step" in page
     arguments = (f"checkpoint=[{run},{run}]", f"output_dir={tmp_path / 'pooled'}")
     assert "several cannot be pooled" in refused_in_process(evaluate.main, *arguments)

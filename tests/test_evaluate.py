@@ -15,6 +15,7 @@ import evaluate
 from dataset.augmentation import invert
 from dataset.canvas import read_back
 from dataset.task_files import load_tasks
+from evaluation.results import recorded_test_set
 from runs import call, read_metrics, read_results, run_evaluation, run_training, torchrun
 
 SCHEMA = {
@@ -129,6 +130,8 @@ def test_the_score_names_what_was_scored(results: Path) -> None:
     for k in (1, 2, 5, 10, 100, 1000):
         assert metrics[f"pass@{k}"] <= metrics["pass@1000"]
         assert f"pass@{k}_test_inputs" in metrics
+    low, high = metrics["pass@2_interval"]
+    assert low <= metrics["pass@2"] <= high
 
 
 def test_submission_and_report_have_every_test_input(results: Path, tiny_dataset: Path) -> None:
@@ -138,6 +141,7 @@ def test_submission_and_report_have_every_test_input(results: Path, tiny_dataset
     parser = HTMLParser()
     parser.handle_data = texts.append  # type: ignore[method-assign]
     parser.feed((results / "report.html").read_text())
+    assert {"Score against votes", "Accuracy by step", "Score by kind of task"} <= set(texts)
     tasks = load_tasks(tiny_dataset / "test_puzzles.json")
     assert list(submission) == [task.task_id for task in tasks]
     for task in tasks:
@@ -236,6 +240,7 @@ def test_a_dial_changes_the_answers(
     assert metrics["checkpoints"][0]["weights"] == weights
     with np.load(turned / "step_answers.npz") as file:
         assert file["canvas"].shape[1] == num_steps
+        assert file["targets"].shape == file["canvas"].shape
 
 
 # ---- windows, layouts, ranks ----
@@ -330,7 +335,7 @@ def test_what_the_recorded_test_set_does_not_say_in_words_it_does_not_say(
     tmp_path: Path, recorded: Any
 ) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"test_set": recorded}))
-    assert evaluate.recorded_test_set(tmp_path / "predictions.npz") == {}
+    assert recorded_test_set(tmp_path) == {}
 
 
 def test_a_recount_is_over_the_split_that_was_predicted(

@@ -2,48 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dataset.canvas import place
 from dataset.tasks import Grid, Pair, Task
-from evaluation.results import arc_cases, score_document
+from evaluation.results import score_document, step_answers_of, subsets_of
 from evaluation.voting import Ranking
+from models.supervision import SupervisionConfig
 
 
 def grid(*rows: str) -> Grid:
     return np.array([[int(cell) for cell in row] for row in rows], dtype=np.uint8)
-
-
-def test_the_page_has_a_case_for_every_test_input_with_what_led_to_its_answer() -> None:
-    question, answers = grid("1"), [grid("12"), grid("3"), grid("4")]
-    demonstration = Pair(question, question)
-    tasks = [
-        Task("a", (demonstration,), (Pair(question, answers[0]), Pair(question, None))),
-        Task("not predicted", (demonstration,), (Pair(question, None),)),
-    ]
-    votes = {
-        ("a", 0): Ranking(answers, np.array([3, 2, 1]), np.array([0.5, 0.25, 0.75])),
-        ("a", 1): Ranking([], np.array([]), np.array([])),
-    }
-    shown = place(answers[0][None], 3)[0]
-    steps = {
-        "task_id": np.array(["a"]),
-        "test_index": np.array([0]),
-        "canvas": np.stack([np.zeros_like(shown), shown])[None],
-    }
-    first, *others = cases = arc_cases(tasks, votes, steps)
-    named = [("a", 0), ("a", 1), ("not predicted", 0)]
-    assert [(case.task_id, case.test_index) for case in cases] == named
-    attempts = [(a.grid.tolist(), a.votes, a.confidence) for a in first.attempts]
-    assert attempts == [([[1, 2]], 3, 0.5), ([[3]], 2, 0.25)], "two at most"
-    assert first.step_answers[0] is None, "no grid yet"
-    assert np.array_equal(first.step_answers[1], answers[0])
-    assert first.demonstrations == (demonstration,)
-    assert all(case.attempts == case.step_answers == () for case in others)
-    without_a_model = arc_cases(tasks, votes, None)
-    assert all(case.step_answers == () for case in without_a_model)
 
 
 def ranking(*grids: Grid) -> Ranking:
@@ -78,6 +51,7 @@ def test_a_score_says_what_it_is_over(tmp_path: Path, split: str, is_ours: bool,
         "hidden_test_inputs": 2,
     }
     assert document.pop("pass@1") == document.pop("pass@1_test_inputs") == 0.5
+    assert document.pop("pass@1_interval") == pytest.approx([0.0945, 0.9055], abs=1e-4)
     assert "by_test_set" not in document
     unscored = score_document({}, tasks[1:2], path, split)
     assert list(unscored) == ["test_set"]
@@ -99,6 +73,78 @@ def test_each_of_two_test_sets_has_its_scores_and_counts_and_a_hidden_one_has_no
     assert {name: (s["pass@2"], s["tasks"], s["test_inputs"]) for name, s in found.items()} == {
         "one": (0.0, 1, 1), "two": (0.5, 2, 2)
     }  # fmt: skip
+    assert found["one"]["pass@2_interval"] == pytest.approx([0, 0.7935], abs=1e-4)
+    of_tasks = {"a": "one", "b": "two", "c": "two", "d": "hidden"}
+    assert subsets_of(tmp_path, "test", tasks) == of_tasks
     alone = score_document(votes, [tasks[0], tasks[3]], tmp_path, "test")
     assert alone["test_set"]["name"] == "one"
     assert "by_test_set" not in alone
+
+
+# ---- how answers developed ----
+
+
+def unaugmented(inputs: list[Grid], solutions: list[Grid | None]) -> Any:
+    """Unaugmented inputs of one task on canvases of 4 x 4."""
+    labels = [np.zeros(16, np.uint8) if s is None else place(s[None], 4)[0] for s in solutions]
+    canvases = np.stack([place(i[None], 4)[0] for i in inputs]), np.stack(labels)
+    rows = np.arange(len(inputs))
+    return SimpleNamespace(
+        task_ids=np.array(["a"] * len(inputs)),
+        examples=SimpleNamespace(rows=rows, test_indices=rows),
+        split=SimpleNamespace(read=lambda wanted: tuple(part[wanted] for part in canvases)),
+        colours=range(2, 12),
+    )
+
+
+def answered(num_inputs: int, num_steps: int) -> Any:
+    steps = np.zeros((num_inputs, num_steps, 16), np.uint8)
+    return SimpleNamespace(followed=np.arange(num_inputs), steps=steps)
+
+
+def shown(canvas: Any) -> list[list[int]]:
+    """The top-left 2 x 2, as colours."""
+    corner: list[list[int]] = (canvas.reshape(4, 4)[:2, :2].astype(int) - 2).tolist()
+    return corner
+
+
+def test_a_step_has_the_target_that_it_was_trained_towards_and_later_ones_the_solution() -> None:
+    """Row by row: two steps for four cells. The third step was not trained."""
+    test_set = unaugmented([grid("11", "11")], [grid("23", "45")])
+    config = SupervisionConfig(targets="edits_by_row")
+    arrays = step_answers_of(test_set, answered(1, 3), config, trained_steps=2)
+    (targets,) = arrays["targets"]
+    assert targets.dtype == np.uint8
+    assert [shown(t) for t in targets] == [[[2, 3], [1, 1]], [[2, 3], [4, 5]], [[2, 3], [4, 5]]]
+    assert (targets.reshape(3, 4, 4)[:, 3, 3] == 0).all(), "what does not count is PAD"
+    fewer = step_answers_of(test_set, answered(1, 1), config, trained_steps=2)["targets"]
+    assert [shown(t) for t in fewer[0]] == [[[2, 3], [1, 1]]]
+
+
+def test_with_halting_the_target_is_the_solution_at_each_step() -> None:
+    test_set = unaugmented([grid("1")], [grid("23")])
+    config = SupervisionConfig(targets="final", halting=True)
+    (targets,) = step_answers_of(test_set, answered(1, 4), config, trained_steps=4)["targets"]
+    assert (targets == place(grid("23")[None], 4)[0]).all()
+
+
+@pytest.mark.parametrize("pad_cells", ["ignored", "counted_until_replaced"])
+def test_a_hidden_solution_has_no_targets(pad_cells: Any) -> None:
+    """Its row is PAD; where all are hidden the array is left out."""
+    config = SupervisionConfig(pad_cells=pad_cells)
+    both = unaugmented([grid("1"), grid("1")], [grid("2"), None])
+    targets = step_answers_of(both, answered(2, 2), config, trained_steps=2)["targets"]
+    assert targets[0].any(axis=1).all() and not targets[1].any()
+    hidden = step_answers_of(unaugmented([grid("1")], [None]), answered(1, 2), config, 2)
+    assert sorted(hidden) == ["canvas", "task_id", "test_index"]
+
+
+def test_a_random_path_is_the_same_at_every_evaluation() -> None:
+    test_set = unaugmented([grid("1111", "1111")], [grid("2345", "6789")])
+    first, second = (
+        step_answers_of(test_set, answered(1, 4), SupervisionConfig(), 4)["targets"]
+        for _ in range(2)
+    )
+    assert np.array_equal(first, second)
+    wrong = (first[0] != place(grid("2345", "6789")[None], 4)[0]).sum(axis=1)
+    assert sorted(wrong, reverse=True) == wrong.tolist() and wrong[0] > 0 == wrong[-1]

@@ -111,7 +111,7 @@ def plain(rankings: dict[TestInput, Ranking]) -> dict[TestInput, list[tuple[Any,
     return {
         key: [
             (grid.tolist(), int(count), float(confidence))
-            for grid, count, confidence in zip(*ranking, strict=True)
+            for grid, count, confidence in zip(*ranking[:3], strict=True)
         ]
         for key, ranking in rankings.items()
     }
