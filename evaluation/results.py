@@ -18,9 +18,10 @@ from evaluation.boards import is_solved
 from evaluation.predict import Answers
 from evaluation.predictions import PREDICTIONS_FILE, Predictions
 from evaluation.report import Attempt, ReportCase, write_report
+from evaluation.submission import ATTEMPTS, check_submission, submission
 from evaluation.summary import HEADLINES
 from evaluation.test_set import ArcTestSet, BoardTestSet
-from evaluation.voting import ATTEMPTS, Ranking, Votes, score, submission
+from evaluation.voting import Ranking, Votes, score
 
 METRICS_FILE = "metrics.json"
 SUBMISSION_FILE = "submission.json"
@@ -46,7 +47,7 @@ def write_arc_results(
     document: Document,
     report: bool,
 ) -> None:
-    """Write predictions, votes and what was scored.
+    """Write predictions, votes and what was scored; nothing unless the submission is valid.
 
     Args:
         output_dir: folder to create.
@@ -61,7 +62,9 @@ def write_arc_results(
     if step_answers is not None:
         arrays[STEP_ANSWERS_FILE] = step_answers
     cases = arc_cases(tasks, votes, step_answers) if report else None
-    _write(output_dir, document, arrays, {SUBMISSION_FILE: submission(votes, tasks)}, cases)
+    submitted = submission(votes, tasks)
+    check_submission(submitted, tasks)
+    _write(output_dir, document, arrays, {SUBMISSION_FILE: submitted}, cases)
 
 
 def write_board_results(
