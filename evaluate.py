@@ -29,7 +29,7 @@ from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
 from common.json_files import read_object
 from config.loading import load_config
-from config.schema import EvaluateConfig, TrainConfig
+from config.schema import EvaluateConfig, TrainedAs
 from dataset.storage import puzzles_file
 from dataset.task_files import load_tasks
 from evaluation.predict import Answers, predict
@@ -50,8 +50,9 @@ from evaluation.shards import drop_unfinished, predict_in_shards, unfinished_fol
 from evaluation.summary import answer_metrics, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, TestSet, open_test_set
 from evaluation.voting import count_votes
+from models.weights import MODEL_FILE
 from training.checkpoints import load_trained, stored_config
-from training.run_folder import MODEL_FILE, default_output_dir, new_output
+from training.run_folder import default_output_dir, new_output
 from training.run_log import configure_logging
 from training.scores import chosen_checkpoints
 
@@ -75,7 +76,7 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     options = config.eval
     chosen = [chosen_checkpoints(path, options.best, options.pool_last) for path in paths]
     found = list(chain(*chosen))
-    stored = [stored_config(path, TrainConfig) for path in found]
+    stored = [stored_config(path, TrainedAs) for path in found]
     split = config.eval.resolved(stored[0].data.canvas).split
     output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
     if ranks.is_main and (output_dir / METRICS_FILE).is_file():
@@ -87,13 +88,13 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
 def predict_and_write(
     config: EvaluateConfig,
     found: Sequence[Path],
-    stored: Sequence[TrainConfig],
+    stored: Sequence[TrainedAs],
     output_dir: Path,
     ranks: Ranks,
 ) -> None:
     """Predict with checkpoints, of which `stored` are the configurations, and write the results."""
     started = time.perf_counter()
-    data_path = config.data.resolved(stored[0])
+    data_path = config.data.resolved(stored[0], found[0])
     asked = [config.eval.resolved(trained_as.data.canvas) for trained_as in stored]
     split = asked[0].split
     needed = "window" if "window" in {options.canvas for options in asked} else "whole"
@@ -128,7 +129,7 @@ def predict_and_write(
 
 def predict_with(
     path: Path,
-    trained_as: TrainConfig,
+    trained_as: TrainedAs,
     test_set: TestSet,
     config: EvaluateConfig,
     kept: Path,

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from common.errors import UserError
 from common.settings import AnyPath, PathText, Settings, expanded
 from dataset.batches import DataConfig
 from evaluation.predict import EvalConfig, PredictConfig
@@ -134,8 +135,8 @@ class TrainConfig(Settings):
     )
     init_from: AnyPath | None = Field(
         None,
-        description="checkpoint or run folder whose weights, averaged if it has such, a new run "
-        "starts from",
+        description="checkpoint, run folder or exported model whose weights, averaged if it has "
+        "such, a new run starts from",
     )
     init_puzzle_embedding: bool = Field(
         True, description="with init_from: also take its puzzle embeddings (same dataset only)"
@@ -171,19 +172,37 @@ class TrainConfig(Settings):
         return self
 
 
+class TrainedAs(Settings):
+    """Of what a model was trained as, what the scripts that run it must know."""
+
+    model_config = ConfigDict(extra="ignore")  # All else that a trainer's configuration holds.
+
+    arch: ArchConfig = ArchConfig()
+    data: DataConfig = DataConfig()
+    """An exported model does not say where its dataset is: `path` is None."""
+    supervision: SupervisionConfig = SupervisionConfig()
+
+
 class EvaluationDataConfig(Settings):
     """Which dataset is scored."""
 
     path: AnyPath | None = Field(
         None,
         description="dataset folder; null: the one that the checkpoint was trained on or "
-        "the predictions were made on",
+        "the predictions were made on; an exported model does not name one",
     )
 
-    def resolved(self, trained_as: TrainConfig) -> Path:
-        """The folder that is named, or else that of training."""
-        path = self.path or trained_as.data.path
-        assert path is not None, "the schema requires a path to train on"
+    def resolved(self, trained_as: TrainedAs, checkpoint: Path) -> Path:
+        """The folder that is named, or else that of training.
+
+        Raises:
+            UserError: neither is known.
+        """
+        if (path := self.path or trained_as.data.path) is None:
+            raise UserError(
+                f"data.path is needed: {checkpoint} does not say where its dataset is; name the "
+                f"one that it was trained on"
+            )
         return path
 
 
@@ -226,8 +245,8 @@ class EvaluateConfig(CheckpointConfig):
     eval: PooledEvalConfig = PooledEvalConfig()
     checkpoint: PathOrPaths | None = Field(
         None,
-        description="run folder (its newest checkpoint), checkpoint, or a [list,of,them] whose "
-        "votes are pooled",
+        description="run folder (its newest checkpoint), checkpoint, exported model, or a "
+        "[list,of,them] whose votes are pooled",
     )
     predictions: PathOrPaths | None = Field(
         None, description="predictions.npz, or a [list,of,them], to vote on again without a model"
@@ -257,7 +276,7 @@ class DiagnoseConfig(CheckpointConfig):
 
     eval: PredictConfig = PredictConfig()
     checkpoint: AnyPath | None = Field(
-        None, description="run folder (its newest checkpoint) or checkpoint"
+        None, description="run folder (its newest checkpoint), checkpoint, or exported model"
     )
     num_steps: int | None = Field(
         None, gt=0, description="steps to follow the answers for; null: twice as many as trained"

@@ -16,14 +16,14 @@ import yaml
 from common.distributed import Ranks
 from common.errors import UserError
 from common.files import atomic_write, require_new_directory
+from models.weights import MODEL_FILE
+from training.foreign import what_it_is
 
 log = logging.getLogger(__name__)
 
 RUN_CONFIG_FILE = "config.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
 STEP_PREFIX = "step_"
-MODEL_FILE = "model.safetensors"
-"""The file by which a folder is known as a checkpoint."""
 
 
 def find_start(run_dir: Path, resume: str) -> Path | None:
@@ -133,6 +133,8 @@ def checkpoints_of(path: Path, key: str) -> list[Path]:
     """
     found = complete_checkpoints(path / CHECKPOINTS_FOLDER) or complete_checkpoints(path)
     if not found:
+        if known := what_it_is(path):
+            raise UserError(f"{key}={path}: {known}")
         hint = "; eval.best=true scores the best of a run folder" if path.name == "best" else ""
         raise UserError(
             f"{key}={path}: no checkpoint there; give a run folder or one of its "
