@@ -170,7 +170,9 @@ def training_facts(path: Path, config: TrainConfig) -> dict[str, str]:
     step = path.name.removeprefix(STEP_PREFIX)
     facts = {"optimizer steps": f"{int(step):,}"} if step.isdigit() else {}
     state = load_training_state(path) if (path / STATE_FILE).is_file() else {}
-    if isinstance(seconds := state.get("seconds"), float | int) and seconds > 0:
+    # Earlier versions did not take the time.
+    seconds = state.get("seconds") if isinstance(state, dict) else None
+    if isinstance(seconds, float):
         facts["minutes of training"] = f"{seconds / 60:.1f}"
     if config.init_from is not None:
         facts["started from"] = f"the weights of another run, {config.init_from.name}"

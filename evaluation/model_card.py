@@ -12,8 +12,10 @@ from typing import Any
 
 import jinja2
 import yaml
+from pydantic import BaseModel
 
 from common.json_files import read_object
+from common.settings import validate
 from dataset.canvas import VOCAB_SIZE
 from evaluation.results import METRICS_FILE
 from models.pretrained import StoredModel
@@ -100,7 +102,7 @@ def _text(value: Any) -> str:
 
 def _front_matter(stored: StoredModel, facts: CardFacts) -> dict[str, Any]:
     words = _words(stored)
-    datasets = words.get("subsets") or [words[key] for key in ("puzzle",) if key in words]
+    datasets = words.get("subsets", words.get("puzzle"))
     results = [
         {
             "task": {"type": "other", "name": "abstract reasoning puzzles"},
@@ -120,7 +122,7 @@ def _front_matter(stored: StoredModel, facts: CardFacts) -> dict[str, Any]:
         "tags": list(TAGS),
     }
     if datasets:
-        front["datasets"] = [str(name) for name in datasets]
+        front["datasets"] = list(map(str, datasets if isinstance(datasets, list) else [datasets]))
     if results:
         front["metrics"] = named
         front["model-index"] = [{"name": facts.name, "results": results}]
@@ -134,37 +136,64 @@ def shown(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+class _Checkpoint(BaseModel):
+    checkpoint: str
+    weights: str
+
+
+class _TestSet(BaseModel):
+    name: str
+    split: str = "test"  # Earlier versions had no other.
+    tasks: int | None = None
+    test_inputs: int | None = None
+
+
+class _Options(BaseModel):
+    max_variants: int | None = None
+    guidance_weight: float = 1.0
+    num_supervision_steps: int | None = None
+
+
+class _Evaluation(BaseModel):
+    """What a metrics.json says of how its scores came about."""
+
+    checkpoints: list[_Checkpoint] = []  # A recount has none.
+    test_set: _TestSet
+    num_predictions: int
+    options: _Options = _Options()
+
+    def is_of(self, checkpoint: Path, weights: str) -> bool:
+        """Whether it is of this checkpoint alone, and of these weights."""
+        # Runs may have been moved since, but they keep the names of their checkpoints.
+        place = checkpoint.resolve().parts[-2:]
+        found = [(Path(c.checkpoint).parts[-2:], c.weights) for c in self.checkpoints]
+        return found == [(place, weights)]
+
+    def how(self) -> str:
+        """See `Measured`."""
+        parts, options = [], self.options
+        if self.test_set.tasks is not None:
+            parts.append(f"{self.test_set.tasks} tasks, {self.test_set.test_inputs} test inputs")
+            most = options.max_variants
+            parts.append("all variants vote" if most is None else f"up to {most} variants vote")
+        parts.append(f"{self.num_predictions:,} predictions")
+        if options.guidance_weight != 1.0:
+            parts.append(f"guidance weight {options.guidance_weight:g}")
+        if options.num_supervision_steps is not None:
+            parts.append(f"{options.num_supervision_steps} steps")
+        return ", ".join(parts)
+
+
 def measured_beside(run_dir: Path, checkpoint: Path, weights: str) -> Iterator[Measured]:
     """What evaluations in the run folder have found for one checkpoint's `weights`, by name.
 
     Those of pooled checkpoints are left out: they are no model's.
+
+    Raises:
+        UserError: one is damaged.
     """
     for path in sorted(run_dir.glob(f"*/{METRICS_FILE}")):
         document = read_object(path, "remove that evaluation, or evaluate again")
-        if _is_of(document, checkpoint, weights) and (metrics := shown(document)):
-            over = document["test_set"]
-            yield Measured(over["name"], over.get("split", "test"), _how(document), metrics)
-
-
-def _is_of(document: dict[str, Any], checkpoint: Path, weights: str) -> bool:
-    of = document.get("checkpoints")
-    if not isinstance(of, list) or len(of) != 1 or not isinstance(document.get("test_set"), dict):
-        return False
-    # Runs may have been moved since: but they keep the names of their checkpoints.
-    same = Path(of[0].get("checkpoint", "")).parts[-2:] == checkpoint.resolve().parts[-2:]
-    return same and of[0].get("weights") == weights
-
-
-def _how(document: dict[str, Any]) -> str:
-    over, options = document["test_set"], document.get("options", {})
-    parts = []
-    if "tasks" in over:
-        votes = options.get("max_variants")
-        parts.append(f"{over['tasks']} tasks, {over['test_inputs']} test inputs")
-        parts.append("all variants vote" if votes is None else f"up to {votes} variants vote")
-    parts.append(f"{document['num_predictions']:,} predictions")
-    if (weight := options.get("guidance_weight", 1.0)) != 1.0:
-        parts.append(f"guidance weight {weight:g}")
-    if (steps := options.get("num_supervision_steps")) is not None:
-        parts.append(f"{steps} steps")
-    return ", ".join(parts)
+        found = validate(_Evaluation, document, str(path))
+        if found.is_of(checkpoint, weights) and (metrics := shown(document)):
+            yield Measured(found.test_set.name, found.test_set.split, found.how(), metrics)

@@ -42,8 +42,8 @@ class DatasetFacts(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     vocab_size: int = Field(ge=2, le=255)
-    seq_len: int = Field(gt=0, le=2**20)
-    num_puzzle_identifiers: int = Field(gt=0)
+    seq_len: int = Field(gt=0, le=2**16)
+    num_puzzle_identifiers: int = Field(gt=0, le=2**32)
     tasks: tuple[str, ...] | None = None
     """Of factored puzzle embeddings, in their order."""
 
@@ -97,7 +97,11 @@ class StoredModel:
         """The model's own, or else the table; UserError if that is not for so many puzzles."""
         if model.puzzle_embedding is not None:
             return model.puzzle_embedding
-        table = PuzzleTable(num_puzzles, model.config.hidden_size, model.y_init.device)
+        width = model.config.hidden_size
+        # An outline first: a damaged number may be beyond all memory.
+        outline = torch.empty(num_puzzles, width, device="meta")
+        load_table(outline, self.table, self.source, remedy)
+        table = PuzzleTable(num_puzzles, width, model.y_init.device)
         load_table(table.weight, self.table, self.source, remedy)
         return table
 
@@ -116,6 +120,8 @@ class StoredModel:
             factors = unaugmented(facts.tasks)
             tasks = {name: number for number, name in enumerate(facts.tasks)}
         num_puzzles = len(tasks) if self.arch.is_factored else facts.num_puzzle_identifiers
+        if wrong := [name for name, puzzle in tasks.items() if not 0 <= puzzle < num_puzzles]:
+            raise UserError(f"{self.source}: task '{wrong[0]}' has no row; {USE_ANOTHER}")
         model = self.network(facts.vocab_size, facts.seq_len, compute, device, factors)
         embedding = self.embedding(model, num_puzzles, USE_ANOTHER)
         return PretrainedModel(
@@ -148,7 +154,8 @@ class PretrainedModel(TrainedModel):
                     f"that it does not know"
                 )
         identifiers = [self.tasks[task_id] for task_id in task_ids]
-        return self.puzzle_embedding.lookup(torch.tensor(identifiers, device=self.device)).detach()
+        numbers = torch.tensor(identifiers, dtype=torch.int64, device=self.device)
+        return self.puzzle_embedding.lookup(numbers).detach()
 
     @cached_property
     def mean_vector(self) -> Tensor:
