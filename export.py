@@ -1,7 +1,7 @@
 """Export a trained model to share it: one folder in the form of the Hugging Face hub.
 
-    python export.py runs/compact-seed0 shared/compact
-    python export.py runs/compact-seed0/checkpoints/step_00010000 shared/compact --weights raw
+    python export.py runs/compact-seed0 exported/compact
+    python export.py runs/compact-seed0/checkpoints/step_00010000 exported/compact --weights raw
 
 RUN is a run folder, of which the checkpoint with the best score is taken (without scores the newest
 one), or one checkpoint. OUT receives model.safetensors, config.json and README.md, the model card:
