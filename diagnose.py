@@ -27,7 +27,7 @@ from common.distributed import Ranks, start_ranks
 from common.errors import exit_cleanly
 from common.files import atomic_directory
 from config.loading import load_config
-from config.schema import DiagnoseConfig, TrainConfig
+from config.schema import DiagnoseConfig, TrainedAs
 from dataset.tasks import Task
 from evaluation.predict import Answers, EvalConfig, predict
 from evaluation.predictions import Predictions, predictions_of
@@ -56,7 +56,7 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
     """Take all measurements of one checkpoint and write them."""
     assert config.checkpoint is not None, "the schema requires one"
     path = find_checkpoint(config.checkpoint, "checkpoint")
-    trained_as = stored_config(path, TrainConfig)
+    trained_as = stored_config(path, TrainedAs)
     split = config.eval.resolved(trained_as.data.canvas).split
     output_dir = config.output_dir or default_output_dir([path], "diagnosis", split)
     with new_output(output_dir, ranks):
@@ -64,10 +64,10 @@ def diagnose(config: DiagnoseConfig, ranks: Ranks) -> None:
 
 
 def measure(
-    config: DiagnoseConfig, path: Path, trained_as: TrainConfig, output_dir: Path, ranks: Ranks
+    config: DiagnoseConfig, path: Path, trained_as: TrainedAs, output_dir: Path, ranks: Ranks
 ) -> None:
     """Take all measurements of a checkpoint, trained as configured, and write them."""
-    data_path = config.data.resolved(trained_as)
+    data_path = config.data.resolved(trained_as, path)
     shared = config.eval.resolved(trained_as.data.canvas)
     test_set = open_test_set(data_path, shared.max_variants, shared.canvas, shared.split)
     trained, facts = load_trained(

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
 from config.loading import load_config
-from config.schema import EvaluateConfig, TrainConfig
+from config.schema import EvaluateConfig, TrainedAs
 from dataset.storage import puzzles_file
 from dataset.task_files import load_tasks
 from evaluation.predict import Answers, predict
@@ -40,6 +40,7 @@ from evaluation.predictions import (
 )
 from evaluation.results import (
     METRICS_FILE,
+    REPORT_FILE,
     recorded_test_set,
     score_document,
     step_answers_of,
@@ -50,10 +51,12 @@ from evaluation.shards import drop_unfinished, predict_in_shards, unfinished_fol
 from evaluation.summary import answer_metrics, summarise
 from evaluation.test_set import ArcTestSet, BoardTestSet, TestSet, open_test_set
 from evaluation.voting import count_votes
+from models.weights import MODEL_FILE
 from training.checkpoints import load_trained, stored_config
-from training.run_folder import MODEL_FILE, default_output_dir, new_output
+from training.run_folder import default_output_dir, new_output, run_of
 from training.run_log import configure_logging
 from training.scores import chosen_checkpoints
+from training.wandb_run import WandbConfig, WandbRun, without_seed
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     options = config.eval
     chosen = [chosen_checkpoints(path, options.best, options.pool_last) for path in paths]
     found = list(chain(*chosen))
-    stored = [stored_config(path, TrainConfig) for path in found]
+    stored = [stored_config(path, TrainedAs) for path in found]
     split = config.eval.resolved(stored[0].data.canvas).split
     output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
     if ranks.is_main and (output_dir / METRICS_FILE).is_file():
@@ -87,13 +90,13 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
 def predict_and_write(
     config: EvaluateConfig,
     found: Sequence[Path],
-    stored: Sequence[TrainConfig],
+    stored: Sequence[TrainedAs],
     output_dir: Path,
     ranks: Ranks,
 ) -> None:
     """Predict with checkpoints, of which `stored` are the configurations, and write the results."""
     started = time.perf_counter()
-    data_path = config.data.resolved(stored[0])
+    data_path = config.data.resolved(stored[0], found[0])
     asked = [config.eval.resolved(trained_as.data.canvas) for trained_as in stored]
     split = asked[0].split
     needed = "window" if "window" in {options.canvas for options in asked} else "whole"
@@ -120,15 +123,16 @@ def predict_and_write(
         "seconds": round(time.perf_counter() - started, 1),
     }
     if isinstance(test_set, BoardTestSet):
-        write_boards(config, output_dir, test_set, answered[0], described)
+        document = write_boards(config, output_dir, test_set, answered[0], described)
     else:
-        write_votes(config, output_dir, test_set, answered, stored[0], described)
+        document = write_votes(config, output_dir, test_set, answered, stored[0], described)
     drop_unfinished(output_dir)
+    tell_wandb(config.wandb, found, output_dir, document)
 
 
 def predict_with(
     path: Path,
-    trained_as: TrainConfig,
+    trained_as: TrainedAs,
     test_set: TestSet,
     config: EvaluateConfig,
     kept: Path,
@@ -173,9 +177,9 @@ def write_votes(
     output_dir: Path,
     test_set: ArcTestSet,
     answered: Sequence[Answers],
-    first_trained_as: TrainConfig,
+    first_trained_as: TrainedAs,
     described: dict[str, Any],
-) -> None:
+) -> dict[str, Any]:
     """Count the votes of all checkpoints together, score them, and write everything."""
     tasks = test_set.tasks
     predictions = pool_predictions([predictions_of(test_set, answers) for answers in answered])
@@ -192,6 +196,7 @@ def write_votes(
         test_set, answered[0], first.supervision, first.arch.num_supervision_steps
     )
     write_arc_results(output_dir, tasks, predictions, votes, steps, document, config.report)
+    return document
 
 
 def write_boards(
@@ -200,7 +205,7 @@ def write_boards(
     test_set: BoardTestSet,
     answers: Answers,
     described: dict[str, Any],
-) -> None:
+) -> dict[str, Any]:
     """Score answers to boards and write everything."""
     path = test_set.path
     document = {
@@ -215,6 +220,22 @@ def write_boards(
         **described,
     }
     write_board_results(output_dir, test_set, answers, document, config.report)
+    return document
+
+
+def tell_wandb(
+    config: WandbConfig, found: Sequence[Path], output_dir: Path, document: dict[str, Any]
+) -> None:
+    """Record the scores and keep the page, in a run of its own beside that of the training."""
+    name = run_of(found[0]).resolve().name
+    facts = {key: value for key, value in document.items() if not isinstance(value, float)}
+    group = config.model_copy(update={"group": config.group or without_seed(name)})
+    run = WandbRun(output_dir, group, facts, "evaluate", f"{name} {output_dir.name}")
+    scores = {key: value for key, value in document.items() if isinstance(value, float)}
+    run.record(0, {f"eval/{key}": value for key, value in scores.items()}, media={})
+    if (page := output_dir / REPORT_FILE).is_file():
+        run.attach(page, "report")
+    run.finish()
 
 
 def recount_predictions(config: EvaluateConfig, paths: Sequence[Path], ranks: Ranks) -> None:

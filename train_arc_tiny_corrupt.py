@@ -115,7 +115,10 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         assert path is not None, "the schema requires a path to train on"
         options = config.eval.resolved(config.data.canvas, split_while_training(path))
         test_set = open_test_set(path, options.max_variants, options.canvas, options.split)
-        showcase = Showcase(config.run_dir, test_set, loop.show_tasks)
+        showcase = Showcase(
+            config.run_dir, test_set, config.supervision, config.arch.num_supervision_steps,
+            loop.show_tasks,
+        )  # fmt: skip
     start = agree_on_start(config.run_dir, config.resume, ranks)
 
     run = build_run(config, ranks, batches)

@@ -256,6 +256,7 @@ def main() -> None:
     evaluate = Stage(
         lambda output: [
             "evaluate.py", f"checkpoint={folder / 'run'}", f"output_dir={output}", "device=cpu",
+            "wandb.mode=disabled",
         ],
         folder / "evaluation",
     )  # fmt: skip

@@ -83,7 +83,11 @@ def study(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             output = run_dir / "evaluation"
             if not output.exists():
                 run_python(
-                    "evaluate.py", f"checkpoint={run_dir}", f"output_dir={output}", "report=false"
+                    "evaluate.py",
+                    f"checkpoint={run_dir}",
+                    f"output_dir={output}",
+                    "report=false",
+                    "wandb.mode=disabled",
                 )
             rows.append({"canvas": canvas, "seed": seed, **outcome(output, tasks)})
     return rows

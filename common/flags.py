@@ -2,7 +2,8 @@
 
 A field `num_aug: int = Field(1000, ge=0, description="variants per task")` is the flag `--num-aug`.
 Its description is the help text, to which the default is added; a field without a default must be
-given. A field's `title` is what stands for its value in the usage, a word for each of several.
+given. A field's `title` is what stands for its value in the usage, a word for each of several. What
+is annotated with POSITIONAL is no flag but an argument, named by its title.
 """
 
 from argparse import SUPPRESS
@@ -19,6 +20,9 @@ from common.errors import CommandParser, UserError
 from common.files import require_new_directory
 from common.settings import AnyPath, SettingsType
 
+POSITIONAL = "positional"
+"""Annotates a field whose value is given by its place: `Annotated[AnyPath, POSITIONAL]`."""
+
 
 def parse_flags(
     options: type[SettingsType],
@@ -34,11 +38,15 @@ def parse_flags(
     """
     parser = CommandParser(prog=prog, description=description, argument_default=SUPPRESS)
     for name, field in options.model_fields.items():
-        parser.add_argument(_flag(name), required=field.is_required(), **_behaviour(field))
+        behaviour = _behaviour(field)
+        if POSITIONAL not in field.metadata:
+            behaviour["required"] = field.is_required()
+        parser.add_argument(name if POSITIONAL in field.metadata else _flag(name), **behaviour)
     try:
         return options.model_validate(vars(parser.parse_args(arguments)))
     except ValidationError as error:
-        raise UserError("; ".join(map(_sentence, error.errors()))) from error
+        sentences = [_sentence(problem, options) for problem in error.errors()]
+        raise UserError("; ".join(sentences)) from error
 
 
 def _flag(name: object) -> str:
@@ -72,13 +80,16 @@ def _behaviour(field: FieldInfo) -> dict[str, Any]:
     return {"nargs": len(members), "metavar": metavar, "help": text}
 
 
-def _sentence(problem: Any) -> str:
+def _sentence(problem: Any, options: type[SettingsType]) -> str:
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if not problem["loc"]:  # A combination of flags, which the validator's message names.
         return str(message)
     given = problem["input"]
     shown = " ".join(map(str, given)) if isinstance(given, list) else given
-    return f"{_flag(problem['loc'][0])} {shown}: {message}"
+    name = problem["loc"][0]
+    field = options.model_fields.get(name)
+    is_flag = field is None or POSITIONAL not in field.metadata
+    return f"{_flag(name) if is_flag or field is None else field.title} {shown}: {message}"
 
 
 def _require_new(path: Path) -> Path:

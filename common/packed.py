@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from common.tokens import PAD
+
 NO_TOKEN: Final = -1
 """Stands in the prefix of a sequence, and in what fills a batch up."""
 
@@ -63,3 +65,23 @@ class PackedBatch(NamedTuple):
         index = (self.sequence * num_cells + self.cells).clamp(min=0)
         taken = canvases.movedim(0, -2).flatten(-2).index_select(-1, index)
         return taken.masked_fill(~self.is_cell, fill)
+
+
+def pack_whole(canvases: Tensor, prefix_length: int) -> PackedBatch:
+    """Canvases int64 [B, L], all cells shown, nothing to predict known; puzzle b is number b."""
+    count, num_cells = canvases.shape
+    device = canvases.device
+    cells = torch.arange(-prefix_length, num_cells, device=device)
+    rows = torch.arange(count, device=device)
+    prefix = canvases.new_full((count, prefix_length), NO_TOKEN)
+    inputs = torch.cat([prefix, canvases], dim=1).flatten()
+    return PackedBatch(
+        inputs=inputs,
+        labels=torch.full_like(inputs, PAD),
+        cells=cells.repeat(count),
+        sequence=rows.repeat_interleave(len(cells)),
+        offsets=torch.arange(0, len(inputs) + 1, len(cells), dtype=torch.int32, device=device),
+        is_example=torch.ones_like(rows, dtype=torch.bool),
+        puzzle_ids=rows,
+        rows=rows,
+    )

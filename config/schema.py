@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from common.errors import UserError
 from common.settings import AnyPath, PathText, Settings, expanded
 from dataset.batches import DataConfig
 from evaluation.predict import EvalConfig, PredictConfig
@@ -17,7 +18,7 @@ from models.recursive import ArchConfig
 from models.supervision import SupervisionConfig
 from models.targets import TARGETS
 from training.optimizers import OptimConfig
-from training.run_log import WandbConfig
+from training.wandb_run import TrainWandbConfig, WandbConfig
 
 PathOrPaths = Annotated[
     Path | Annotated[list[Path], Field(min_length=1)], BeforeValidator(expanded)
@@ -123,7 +124,7 @@ class TrainConfig(Settings):
     optim: OptimConfig = OptimConfig()
     train: LoopConfig = LoopConfig()
     eval: EvalConfig = EvalConfig()
-    wandb: WandbConfig = WandbConfig()
+    wandb: TrainWandbConfig = TrainWandbConfig()
     run_dir: AnyPath = Field(
         Path("runs/${arch.name}-seed${seed}"),  # Hydra puts the values in.
         description="folder of this run: config, metrics, checkpoints",
@@ -139,8 +140,8 @@ class TrainConfig(Settings):
     )
     init_from: AnyPath | None = Field(
         None,
-        description="checkpoint or run folder whose weights, averaged if it has such, a new run "
-        "starts from",
+        description="checkpoint, run folder or exported model whose weights, averaged if it has "
+        "such, a new run starts from",
     )
     init_puzzle_embedding: bool = Field(
         True, description="with init_from: also take its puzzle embeddings (same dataset only)"
@@ -176,19 +177,37 @@ class TrainConfig(Settings):
         return self
 
 
+class TrainedAs(Settings):
+    """Of what a model was trained as, what the scripts that run it must know."""
+
+    model_config = ConfigDict(extra="ignore")  # All else that a trainer's configuration holds.
+
+    arch: ArchConfig = ArchConfig()
+    data: DataConfig = DataConfig()
+    """An exported model does not say where its dataset is: `path` is None."""
+    supervision: SupervisionConfig = SupervisionConfig()
+
+
 class EvaluationDataConfig(Settings):
     """Which dataset is scored."""
 
     path: AnyPath | None = Field(
         None,
         description="dataset folder; null: the one that the checkpoint was trained on or "
-        "the predictions were made on",
+        "the predictions were made on; an exported model does not name one",
     )
 
-    def resolved(self, trained_as: TrainConfig) -> Path:
-        """The folder that is named, or else that of training."""
-        path = self.path or trained_as.data.path
-        assert path is not None, "the schema requires a path to train on"
+    def resolved(self, trained_as: TrainedAs, checkpoint: Path) -> Path:
+        """The folder that is named, or else that of training.
+
+        Raises:
+            UserError: neither is known.
+        """
+        if (path := self.path or trained_as.data.path) is None:
+            raise UserError(
+                f"data.path is needed: {checkpoint} does not say where its dataset is; name the "
+                f"one that it was trained on"
+            )
         return path
 
 
@@ -231,13 +250,14 @@ class EvaluateConfig(CheckpointConfig):
     eval: PooledEvalConfig = PooledEvalConfig()
     checkpoint: PathOrPaths | None = Field(
         None,
-        description="run folder (its newest checkpoint), checkpoint, or a [list,of,them] whose "
-        "votes are pooled",
+        description="run folder (its newest checkpoint), checkpoint, exported model, or a "
+        "[list,of,them] whose votes are pooled",
     )
     predictions: PathOrPaths | None = Field(
         None, description="predictions.npz, or a [list,of,them], to vote on again without a model"
     )
     report: bool = Field(True, description="also write report.html")
+    wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="after")
     def _combinations(self) -> "EvaluateConfig":
@@ -262,7 +282,7 @@ class DiagnoseConfig(CheckpointConfig):
 
     eval: PredictConfig = PredictConfig()
     checkpoint: AnyPath | None = Field(
-        None, description="run folder (its newest checkpoint) or checkpoint"
+        None, description="run folder (its newest checkpoint), checkpoint, or exported model"
     )
     num_steps: int | None = Field(
         None, gt=0, description="steps to follow the answers for; null: twice as many as trained"

@@ -15,6 +15,7 @@ from dataset.storage import (
     fingerprint,
     load_identifiers,
 )
+from dataset.tasks import SEPARATOR
 
 
 def puzzle_factors(dataset_path: Path, metadata: DatasetMetadata) -> PuzzleFactors:
@@ -54,3 +55,15 @@ def identity_of(
         return found, None
     factors = puzzle_factors(dataset_path, metadata)
     return found | {"tasks": list(factors.task_names)}, factors
+
+
+def unaugmented_puzzles(dataset_path: Path) -> dict[str, int]:
+    """A task's id -> the identifier of the task as it is; empty where no puzzle has a name."""
+    if not (dataset_path / IDENTIFIERS_FILE).is_file():
+        return {}
+    names = load_identifiers(dataset_path)
+    return {
+        name: identifier
+        for identifier, name in enumerate(names)
+        if name != BLANK_NAME and SEPARATOR not in name
+    }

@@ -34,8 +34,9 @@ from evaluation.pages import FILTER_TITLES, SUBSET, answers_of, curve_series, cu
 from evaluation.predictions import PREDICTIONS_FILE, load_predictions
 from evaluation.report import Page, Score, write_page
 from evaluation.results import METRICS_FILE, recorded_test_set, subsets_of
+from evaluation.submission import ATTEMPTS
 from evaluation.uncertainty import mean_share, sign_test
-from evaluation.voting import ATTEMPTS, Votes, count_votes, shares_within, solution_places
+from evaluation.voting import Votes, count_votes, shares_within, solution_places
 
 PAGE_FILE, NUMBERS_FILE = "compare.html", "compare.json"
 DECIDING = f"pass@{ATTEMPTS}"

@@ -36,10 +36,11 @@ from evaluation.grids import canvas_text, plural
 from evaluation.kinds import KINDS
 from evaluation.predict import Answers as Predicted
 from evaluation.report import Page, Score
+from evaluation.submission import ATTEMPTS
 from evaluation.summary import HEADLINES
 from evaluation.test_set import BoardTestSet
 from evaluation.uncertainty import Share, mean_share, share_of
-from evaluation.voting import ATTEMPTS, Ranking, Votes, shares_within, solution_places
+from evaluation.voting import Ranking, Votes, shares_within, solution_places
 
 REPORTED_BOARDS = 100
 """How many boards the page shows: the first ones."""

@@ -20,10 +20,11 @@ from evaluation.pages import arc_page, board_page
 from evaluation.predict import Answers
 from evaluation.predictions import PREDICTIONS_FILE, Predictions
 from evaluation.report import Page, write_page
+from evaluation.submission import ATTEMPTS, check_submission, submission
 from evaluation.summary import HEADLINES
 from evaluation.test_set import ArcTestSet, BoardTestSet
 from evaluation.uncertainty import share_of
-from evaluation.voting import ATTEMPTS, Scores, Votes, score, submission
+from evaluation.voting import Scores, Votes, score
 from models.supervision import SupervisionConfig
 
 METRICS_FILE = "metrics.json"
@@ -48,7 +49,7 @@ def write_arc_results(
     document: Document,
     report: bool,
 ) -> None:
-    """Write predictions, votes and what was scored.
+    """Write predictions, votes and what was scored; nothing unless the submission is valid.
 
     Args:
         output_dir: folder to create.
@@ -67,7 +68,9 @@ def write_arc_results(
         over = document["test_set"]
         subsets = subsets_of(Path(over["dataset"]), over["split"], tasks)
         page = arc_page(tasks, votes, step_answers, document, subsets)
-    _write(output_dir, document, arrays, {SUBMISSION_FILE: submission(votes, tasks)}, page)
+    submitted = submission(votes, tasks)
+    check_submission(submitted, tasks)
+    _write(output_dir, document, arrays, {SUBMISSION_FILE: submitted}, page)
 
 
 def write_board_results(

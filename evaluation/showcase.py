@@ -14,19 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from common.errors import UserError
 from common.files import atomic_directory, named_in_errors, remove_directory
 from common.media import Media, Table
 from common.tokens import PAD
-from dataset.canvas import Canvases, canvas_side, read_back
+from dataset.canvas import COLOUR_OFFSET, Canvases, canvas_side, read_back
 from dataset.tasks import Grid
+from evaluation.grids import WHITE as BLANK
+from evaluation.metrics import targets_at_test_time
 from evaluation.predict import Answers
 from evaluation.predictions import predictions_of
 from evaluation.strips import Frame, draw_strip
+from evaluation.submission import ATTEMPTS
 from evaluation.test_set import ArcTestSet, BoardTestSet, Rows
-from evaluation.voting import ATTEMPTS, rank_answers, solution_place
+from evaluation.voting import rank_answers, solution_place
+from models.supervision import SupervisionConfig
 
 FOLDER = "answers"
 TABLE_FILE = "table.json"
@@ -51,6 +56,8 @@ class Showcase:
     Args:
         run_dir: of the run; a folder in it holds the pictures.
         test_set: that is evaluated.
+        supervision: of the training, which says what steps are trained towards.
+        num_steps: S.
         task_ids: the tasks; None for a few, evenly spread; of boards the first ones.
 
     Raises:
@@ -61,10 +68,14 @@ class Showcase:
         self,
         run_dir: Path,
         test_set: ArcTestSet | BoardTestSet,
+        supervision: SupervisionConfig,
+        num_steps: int,
         task_ids: Sequence[str] | None,
     ) -> None:
         self.folder = run_dir / FOLDER
         self.test_set = test_set
+        self.supervision = supervision
+        self.num_steps = num_steps
         self.rows = _chosen_rows(test_set, task_ids)
 
     def record(self, step: int, answers: Answers) -> None:
@@ -112,12 +123,14 @@ class Showcase:
             question, solution = read_back(inputs[0]), read_back(labels[0])
             ranked = self._rank(row, answers, solution)
             step_grids = [read_back(canvas) for canvas in steps]
+            shape = None if solution is None else solution.shape
         else:
             name = f"board {row + 1}"
             question = _board(inputs[0])
             solution = None if (labels[0] == PAD).all() else _board(labels[0])
             ranked = None
             step_grids = [_board(canvas) for canvas in steps]
+            shape = question.shape
         line: list[Any] = [name, None, None, None, None]
         attempts = []
         if ranked is not None:
@@ -128,13 +141,40 @@ class Showcase:
                 Frame(f"attempt {n}", grid, note=f"{count} of {ranked.total} votes")
                 for n, (grid, count) in enumerate(zip(ranked.grids, counts, strict=True), 1)
             ]
+        targets: list[Grid | None] = [None] * len(steps)
+        if solution is not None and shape is not None:
+            targets = [self._shown(canvas, shape) for canvas in self._targets(row, inputs, labels)]
         frames = [
             Frame("question", question),
-            *(Frame(f"step {s}", grid) for s, grid in enumerate(step_grids, 1)),
+            *(
+                Frame(f"step {s}", grid, below=target)
+                for s, (grid, target) in enumerate(zip(step_grids, targets, strict=True), 1)
+            ),
             Frame("solution", solution, empty="hidden"),
             *attempts,
         ]
         return draw_strip(frames), line
+
+    def _targets(self, row: int, inputs: Canvases, labels: Canvases) -> Canvases:
+        """What the steps of a row are trained towards [S, cells]; below 0 where nothing counts."""
+        question, solution = (torch.from_numpy(c.astype(np.int64)) for c in (inputs, labels))
+        targets = targets_at_test_time(
+            self.supervision,
+            self.num_steps,
+            question,
+            solution,
+            torch.tensor([row]),
+            self.test_set.colours,
+        )
+        return targets[0, 1:].numpy()
+
+    def _shown(self, canvas: Canvases, shape: tuple[int, ...]) -> Grid:
+        """A target as a grid of the solution's shape, blank where it has no colour."""
+        if isinstance(self.test_set, BoardTestSet):
+            return _board(canvas)
+        side = canvas_side(len(canvas))
+        tokens = canvas.reshape(side, side)[: shape[0], : shape[1]]
+        return np.where(tokens >= COLOUR_OFFSET, tokens - COLOUR_OFFSET, BLANK).astype(np.uint8)
 
     def _rank(self, row: int, answers: Answers, solution: Grid | None) -> Ranked:
         """The votes for a test input's answers, of all its variants."""

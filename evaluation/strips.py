@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.tasks import Grid
-from evaluation.report import draw_grid
+from evaluation.grids import draw_grid
 
 MARGIN, GAP, LINE = 8, 12, 16  # Pixels.
 INK, PAPER, FAINT = "#1d1f21", "#ffffff", "#8a8f96"

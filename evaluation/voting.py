@@ -12,7 +12,7 @@ inputs stands beside it, since published figures mix the two.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,6 @@ TestInput = tuple[str, int]
 """Task id and index of one of its test inputs."""
 
 PASS_AT = (1, 2, 5, 10, 100, 1000)
-ATTEMPTS = 2
-EMPTY_ANSWER = [[0]]
-"""Submitted where there is no answer at all: the format asks for a grid."""
 OUTSIDE = NUM_COLOURS
 """Marks the cells of a square that are not part of the grid at its top-left."""
 
@@ -237,27 +234,3 @@ def solution_place(ranking: Ranking | None, solution: Grid) -> float:
         if np.array_equal(grid, solution):
             return place
     return float("inf")
-
-
-def submission(votes: Mapping[TestInput, Ranking], tasks: Sequence[Task]) -> dict[str, Any]:
-    """The Kaggle submission: two attempts for every test input of every task, in order.
-
-    With a single answer both attempts are it; with none both are a 1x1 grid of colour 0.
-    """
-    return {
-        task.task_id: [
-            {
-                f"attempt_{attempt + 1}": _attempt(votes.get((task.task_id, index)), attempt)
-                for attempt in range(ATTEMPTS)
-            }
-            for index in range(len(task.test))
-        ]
-        for task in tasks
-    }
-
-
-def _attempt(ranking: Ranking | None, attempt: int) -> list[list[int]]:
-    if ranking is None or not ranking.grids:
-        return EMPTY_ANSWER
-    grid: list[list[int]] = ranking.grids[min(attempt, len(ranking.grids) - 1)].tolist()
-    return grid

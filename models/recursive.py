@@ -22,7 +22,8 @@ whole canvas, D width, V vocabulary.
 """
 
 import math
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -44,6 +45,9 @@ from models.layers import (
     grid_angles,
 )
 from models.puzzle_embedding import NUM_COLOURS, FactoredPuzzleEmbedding
+
+if TYPE_CHECKING:
+    from models.pretrained import PretrainedModel
 
 
 class ArchConfig(Settings):
@@ -195,6 +199,30 @@ class TinyRecursiveModel(nn.Module):
         self.puzzle_embedding = (
             FactoredPuzzleEmbedding(num_tasks, width) if config.is_factored else None
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
+    ) -> "PretrainedModel":
+        """A model that `export.py` or `import_checkpoint.py` wrote, ready to predict.
+
+        That is the network with its puzzle embeddings and what its steps read, see
+        `models.pretrained`; the form of the files is in `models.exported`.
+
+        Args:
+            folder: on this machine; nothing is downloaded.
+            device: where the model shall be.
+            precision: of activations; auto: bf16 on CUDA, fp32 on a CPU.
+
+        Raises:
+            UserError: there is no such model, or a file is damaged.
+        """
+        from models.exported import load_pretrained  # Which builds upon this module.
+
+        return load_pretrained(Path(folder), torch.device(device), precision)
 
     def _new_network(self) -> nn.ModuleList:
         config = self.config

@@ -70,6 +70,7 @@ def run_evaluation(output_dir: Path, *overrides: str) -> Path:
         f"output_dir={output_dir}",
         "device=cpu",
         "eval.batch_tokens=2048",
+        "wandb.mode=disabled",
         *overrides,
     )
     return output_dir

@@ -13,14 +13,13 @@ from safetensors import SafetensorError
 
 from arc_oracles import contents
 from common.errors import UserError
+from models.weights import load_table, load_weights
 from tiny import tiny_model
 from training.checkpoints import (
     Checkpoint,
     CheckpointFolder,
     load_checkpoint,
-    load_table,
     load_training_state,
-    load_weights,
     require_same_dataset,
 )
 from training.run_folder import complete_checkpoints, find_checkpoint, find_start, write_run_config
@@ -137,12 +136,12 @@ FULL = "Error while serializing: I/O error: No space left on device (os error 28
 @pytest.mark.parametrize(
     ("function", "error"),
     [
-        ("save_file", OSError(errno.ENOSPC, "No space left on device")),
+        ("models.weights.save_file", OSError(errno.ENOSPC, "No space left on device")),
         # What safetensors makes of a full disk, and of anything else.
-        ("save_file", SafetensorError(FULL)),
-        ("save_file", SafetensorError("something else")),
-        ("torch.save", RuntimeError("unexpected pos 576 vs 534")),
-        ("json.dumps", TypeError("not serializable")),
+        ("models.weights.save_file", SafetensorError(FULL)),
+        ("models.weights.save_file", SafetensorError("something else")),
+        ("training.checkpoints.torch.save", RuntimeError("unexpected pos 576 vs 534")),
+        ("training.checkpoints.json.dumps", TypeError("not serializable")),
     ],
 )
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(
@@ -157,7 +156,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(
             arguments[-1].write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(f"training.checkpoints.{function}", fail)
+    monkeypatch.setattr(function, fail)
     is_full = "No space" in str(error)
     with pytest.raises(OSError if is_full else type(error)) as caught:
         folder.save(300, checkpoint(), {})

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+import export
+import import_checkpoint
 from common.flags import parse_flags
 from config.loading import load_config
 from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
@@ -24,10 +26,13 @@ from dataset import (
     import_arc,
 )
 from models import targets
+from models.exported import write_exported
+from models.pretrained import StoredModel
+from models.supervision import SupervisionConfig
 from study import __main__ as study
-from tiny import cell_random, target_request
+from tiny import cell_random, target_request, tiny_arch, tiny_model
 
-OUTPUTS = ("data", "demo_output", "kaggle", "runs", "wandb")
+OUTPUTS = ("data", "demo_output", "exported", "imported", "kaggle", "runs", "wandb")
 """Folders that the programs make."""
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -41,6 +46,10 @@ def arguments_of(program: str) -> list[list[str]]:
     """Of every command that runs the program."""
     found = [shlex.split(command) for command in COMMANDS]
     return [words[words.index(program) + 1 :] for words in found if program in words]
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
 CONFIGURED: list[tuple[str, Any, list[str]]] = [
@@ -128,7 +137,7 @@ def test_the_study_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_generator_that_the_readme_adds_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its function as printed, added to the module, and its line to the registry."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (code,) = [block for block in python_blocks(README) if "def backwards" in block]
     (line,) = re.findall(r"`(\"backwards\": .*?),`", README)
     exec(code, names := dict(vars(targets)))
     monkeypatch.setattr(targets, "TARGETS", targets.TARGETS | eval(f"{{{line}}}", names))
@@ -136,6 +145,43 @@ def test_the_generator_that_the_readme_adds_works(monkeypatch: pytest.MonkeyPatc
     request = target_request(inputs, solution, 4, cell_random(1))
     frames = targets.TARGETS["backwards"].generate(request)
     assert [(frame == 3).nonzero()[0].item() for frame in frames[0]] == [12, 8, 4, 0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/sharing.md"])
+def test_the_lines_that_use_a_model_run_word_for_word(
+    page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder where the model lies that they name: here one that was never trained."""
+    stored = StoredModel(
+        tiny_arch(), SupervisionConfig(), tiny_model().state_dict(), "raw", torch.ones(2, 16),
+        {"vocab_size": 12, "seq_len": 900, "num_puzzle_identifiers": 2}, {"007bbfb7": 1}, "it",
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "exported" / "compact").mkdir(parents=True)
+    write_exported(folder, stored, {}, "")
+    (code,) = [
+        block
+        for block in python_blocks((REPOSITORY / page).read_text())
+        if "from_pretrained" in block
+    ]
+    exec(code, names := {})
+    assert names["answers"].shape == (1, 3, 900)
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_commands_that_share_a_model_parse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a folder where the checkpoint exists."""
+    monkeypatch.chdir(tmp_path)
+    ((run, out),) = arguments_of("export.py")
+    exported = parse_flags(export.ExportOptions, "export.py", None, [run, out])
+    assert (str(exported.run), str(exported.out)) == ("runs/compact-seed0", "exported/compact")
+    (arguments,) = arguments_of("import_checkpoint.py")
+    (file := Path(arguments[0])).parent.mkdir()
+    file.touch()
+    imported = parse_flags(import_checkpoint.ImportOptions, "import", None, arguments)
+    assert (imported.file, str(imported.out)) == (file, "imported/trm")
 
 
 @pytest.mark.parametrize("arguments", arguments_of("dataset.build_arc_dataset"))

@@ -1,13 +1,13 @@
 """A command's options say once what its flags are called, mean, default to and may be."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pytest
 from pydantic import Field, FilePath, field_validator, model_validator
 
 from common.errors import UserError
-from common.flags import NewFolder, parse_flags
+from common.flags import POSITIONAL, NewFolder, parse_flags
 from common.settings import Settings
 
 
@@ -116,3 +116,32 @@ def test_the_help_has_descriptions_defaults_and_what_stands_for_a_value(capsys: 
         "of all draws (default: 0)", "processes (default: 5)",
     ):  # fmt: skip
         assert part in text
+
+
+class Arguments(Settings):
+    source: Annotated[FilePath, POSITIONAL] = Field(title="FROM", description="what to read")
+    count: Annotated[int, POSITIONAL] = Field(title="COUNT", ge=1, description="how often")
+    names: tuple[str, ...] = Field((), description="who")
+
+
+def test_values_are_also_given_by_their_place() -> None:
+    found = parse_flags(Arguments, "command", None, ["--names", "a", "--", __file__, "2"])
+    assert found == Arguments(source=Path(__file__), count=2, names=("a",))
+    assert found == parse_flags(Arguments, "command", None, [__file__, "2", "--names", "a"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "required: FROM, COUNT; --help"),
+        ([__file__], "required: COUNT; --help"),
+        (["nowhere", "1"], "^FROM nowhere: Path does not point to a file"),
+        ([__file__, "0"], "^COUNT 0: must be greater than or equal to 1"),
+        ([__file__, "1", "2"], "unrecognized arguments: 2"),
+    ],
+)
+def test_a_bad_argument_is_refused_by_what_stands_for_it(
+    arguments: list[str], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        parse_flags(Arguments, "command", None, arguments)

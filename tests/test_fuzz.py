@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import evaluate
+import export
+import import_checkpoint
 import train_arc_tiny_corrupt
 from arc_oracles import contents
 from boards import solved_mazes
 from common.errors import UserError, exit_cleanly
 from common.settings import fields_of, validate
 from config.loading import load_config
-from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
+from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig, TrainedAs
 from damage import ODD_TEXTS, ODD_VALUES, Change, damage
 from dataset import maze, sudoku
 from dataset.board_csv import draw_halves, write_csv
@@ -44,10 +46,14 @@ from dataset.import_trajectories import Trajectories, import_trajectories
 from dataset.splits import open_split
 from dataset.verify import verify
 from evaluation.test_set import open_test_set
+from export import ExportOptions
+from import_checkpoint import ImportOptions as ImportCheckpointOptions
 from models.build import ComputeConfig
+from models.recursive import TinyRecursiveModel
 from runs import TINY, run_evaluation, run_training
+from test_import_checkpoint import published_state
 from tiny import ALONE, CPU
-from training.checkpoints import load_trained, stored_config
+from training.checkpoints import load_stored, load_trained, stored_config
 from training.run_folder import complete_checkpoints, find_checkpoint
 from training.run_log import RunLog, WandbConfig
 from training.scores import Score, best_checkpoint
@@ -81,6 +87,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> 
         "eval.max_variants=1",
     )  # fmt: skip
     run_evaluation(folder / "results", f"checkpoint={run}", "report=false")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models_folder(
+    tmp_path_factory: pytest.TempPathFactory, run_folder: Path, tiny_dataset: Path
+) -> Path:
+    """A model that was exported, and a checkpoint of the published code, with the dataset."""
+    folder = tmp_path_factory.mktemp("models")
+    export.export(ExportOptions(run=run_folder / "run", out=folder / "model"))
+    shutil.copytree(tiny_dataset, folder / "data")
+    torch.save(published_state("TRM"), folder / "theirs.pt")
     return folder
 
 
@@ -210,6 +228,27 @@ def read_scores_and_log(folder: Path, out: Path) -> None:
     RunLog(out, WandbConfig(mode="disabled"), {}, 2, Score("raw", {"eval/pass@2": 0.5})).close()
 
 
+def export_run(folder: Path, out: Path) -> None:
+    export.export(ExportOptions(run=folder / "run", out=out))
+
+
+def load_exported(folder: Path, out: Path) -> None:
+    model = TinyRecursiveModel.from_pretrained(folder / "model")
+    model.vectors_of([*model.tasks][:1])
+    assert model.mean_vector.shape == (model.model.config.hidden_size,)
+    path = find_checkpoint(folder / "model", "checkpoint")
+    config = stored_config(path, TrainedAs)
+    load_stored(path, config.arch, config.supervision, "auto").build(ComputeConfig(), CPU)
+
+
+def import_published(folder: Path, out: Path) -> None:
+    flags = {"num_heads": 2, "num_recursions": 1, "num_latent_updates": 1}
+    with suppress(UserError):
+        find_checkpoint(folder / "theirs.pt", "checkpoint")
+    given = {"file": folder / "theirs.pt", "out": out, "data": folder / "data", **flags}
+    import_checkpoint.import_checkpoint(validate(ImportCheckpointOptions, given, "flags"))
+
+
 CHECKPOINT = "run/checkpoints/*/"
 READERS = {
     "tasks": Reader("tasks_folder", read_tasks),
@@ -226,6 +265,9 @@ READERS = {
     "predictions": Reader("run_folder", recount, ("results/predictions.npz", "results/metrics.json",
                           "data/test_puzzles.json", "data/build.json"), 1.5),
     "checkpoint": Reader("run_folder", load_to_evaluate, (f"{CHECKPOINT}*.*",), 1.5),
+    "export": Reader("run_folder", export_run, (f"{CHECKPOINT}*.*",)),
+    "exported": Reader("models_folder", load_exported, ("model/*.[js]*",), 1.5),
+    "published": Reader("models_folder", import_published, ("*.pt", "data/train/dataset.json")),
     "training state": Reader("run_folder", resume, (f"{CHECKPOINT}*.*",), 1.5),
     "scores": Reader("run_folder", read_scores_and_log, (f"{CHECKPOINT}score.json",
                      "run/metrics.jsonl")),

@@ -75,7 +75,7 @@ def test_trainer_evaluator_and_diagnoser_read_every_key(
 
     read = {("EvaluateConfig", name) for name in ("device", "checkpoint", "predictions")}
     watch(monkeypatch, evaluate, "evaluate_checkpoints", read)
-    run_evaluation(tmp_path / "scored", f"checkpoint={first}")
+    run_evaluation(tmp_path / "scored", f"checkpoint={first}", "wandb.mode=offline")
     assert set(leaves(EvaluateConfig)) - read == set()
 
     read = {("DiagnoseConfig", "device")}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.packed import NO_TOKEN, PackedBatch
+from common.packed import NO_TOKEN, PackedBatch, pack_whole
 
 NUM_CELLS = 6
 PREFIX = 2
@@ -97,3 +97,17 @@ def test_a_path_is_taken_step_by_step(drawn: list[Sequence], seed: int) -> None:
     batch = packed(drawn, path=path)
     by_step: list[Tensor] = [batch.from_canvas(path[:, s], fill=-7) for s in range(3)]
     assert torch.equal(batch.from_canvas(path, fill=-7), torch.stack(by_step))
+
+
+def test_whole_canvases_are_packed_as_sequences_that_show_every_cell() -> None:
+    canvases = torch.arange(NUM_CELLS).expand(3, -1)
+    found, expected = pack_whole(canvases, PREFIX), packed([[*range(NUM_CELLS)]] * 3)
+    for name, value in (
+        expected._replace(labels=torch.zeros_like(expected.labels))._asdict().items()
+    ):
+        own = getattr(found, name)
+        if value is None:
+            assert own is None
+        else:
+            assert own.dtype == value.dtype, name
+            assert torch.equal(own, value), name

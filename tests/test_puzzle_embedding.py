@@ -244,8 +244,8 @@ def test_a_task_that_was_not_trained_on_is_refused(
     stored = json.loads(path.read_text())
     for tasks, complaint in (
         (["another", *stored["tasks"][1:]], "was not trained on task"),
-        (None, f"{path} does not name the tasks"),
-        ([["another"]], f"{path} does not name the tasks"),
+        (None, f"{path.parent} does not name its tasks"),
+        ([["another"]], f"{path.parent} does not name its tasks"),
     ):
         path.write_text(json.dumps({**stored, "tasks": tasks}))
         with pytest.raises(SystemExit) as exit_info:

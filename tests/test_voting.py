@@ -25,7 +25,6 @@ from evaluation.voting import (
     shares_within,
     solution_place,
     solution_places,
-    submission,
 )
 
 SIDE = 6
@@ -314,23 +313,3 @@ def test_an_answer_of_another_shape_is_another_answer() -> None:
     assert solution_place(ranking([[1, 1]], [[1], [1]]), grid([[1], [1]])) == 2
     assert solution_place(ranking([[1, 1]]), grid([[1]])) == float("inf")
     assert solution_place(None, grid([[1]])) == float("inf")
-
-
-def test_the_submission_has_two_attempts_for_every_test_input_in_order() -> None:
-    tasks = [task_of("b", [[1]], None, [[3]]), task_of("a", [[4]])]
-    votes = {
-        ("b", 0): ranking([[1, 2]], [[3]], [[4]]),  # more than two: the first two
-        ("b", 1): ranking([[5], [6]]),  # one: twice
-        ("b", 2): ranking(),  # none
-        # "a" was not predicted at all
-    }
-    nothing = {"attempt_1": [[0]], "attempt_2": [[0]]}
-    assert submission(votes, tasks) == {
-        "b": [
-            {"attempt_1": [[1, 2]], "attempt_2": [[3]]},
-            {"attempt_1": [[5], [6]], "attempt_2": [[5], [6]]},
-            nothing,
-        ],
-        "a": [nothing],
-    }
-    assert list(submission(votes, tasks)) == ["b", "a"]

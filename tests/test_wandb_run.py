@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.wandb_files import history_of, offline_files, records_of
 from conftest import REPOSITORY
-from runs import read_metrics, run_training
+from runs import read_metrics, read_results, run_evaluation, run_training
 from training.scores import read_score
 from training.wandb_run import AXES, CHARTS, WandbConfig, WandbRun, panel_of, without_seed
 
@@ -190,7 +190,20 @@ def test_metrics_are_put_into_sections(name: str, panel: str) -> None:
 
 def test_an_agent_of_a_sweep_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
-    run = WandbRun(tmp_path, WandbConfig(mode="offline", group="mine"), {}, "train")
+    run = WandbRun(tmp_path, WandbConfig(mode="offline", group="mine"), {}, "train", "x")
     run.finish()
     assert run.run_id == "abc123"
     assert Recorded(tmp_path).run.run_group == "mine"
+
+
+def test_an_evaluation_is_a_run_beside_that_of_the_training_and_keeps_its_page(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    results = run_evaluation(tmp_path / "results", f"checkpoint={run_dir}", "wandb.mode=offline")
+    recorded = Recorded(results)
+    assert (recorded.run.run_group, recorded.run.job_type) == ("tiny", "evaluate")
+    assert recorded.run.display_name == "tiny-seed0 results"
+    (line,) = recorded.history
+    assert line["eval/pass@2"] == read_results(results)["pass@2"]
+    (artifact,) = [artifact for artifact in recorded.artifacts if artifact.type == "report"]
+    assert [entry.path for entry in artifact.manifest.contents] == ["report.html"]

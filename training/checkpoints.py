@@ -12,22 +12,14 @@
 A folder is written aside, flushed and renamed, so any folder of that name is complete.
 """
 
-import errno
 import io
 import json
-import logging
-import os
-import pickle
-import shutil
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
@@ -39,22 +31,19 @@ from common.files import (
 from common.json_files import read_object
 from common.puzzles import PuzzleFactors
 from common.settings import SettingsType, select, validate_stored
-from models.build import ComputeConfig, build_model, puzzle_embedding_of
-from models.puzzle_embedding import PuzzleTable
-from models.recursive import ArchConfig, TinyRecursiveModel
+from models.build import ComputeConfig
+from models.exported import is_exported, read_exported
+from models.pretrained import StoredModel
+from models.recursive import ArchConfig
 from models.steps import TrainedModel
 from models.supervision import SupervisionConfig
-from training.run_folder import (
-    CHECKPOINTS_FOLDER,
-    MODEL_FILE,
-    STEP_PREFIX,
-    complete_checkpoints,
-)
+from models.weights import CONFIG_FILE, MODEL_FILE, read_tensors, save_tensors
+from training.run_folder import CHECKPOINTS_FOLDER, STEP_PREFIX, complete_checkpoints
 from training.scores import Score, best_checkpoint, write_score
+from training.torch_files import NOT_A_TORCH_FILE
 
 EMA_FILE = "model_ema.safetensors"
 PUZZLE_EMBEDDING_FILE = "puzzle_embedding.safetensors"
-CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
 STATE_FILE = "training_state.pt"
 REMEDY = "use another checkpoint"
@@ -69,29 +58,10 @@ name is not used again. The default of a new field must mean what was done befor
 tests/fixtures holds a checkpoint of each format.
 """
 
-NOT_A_TORCH_FILE = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    pickle.UnpicklingError,
-    struct.error,
-    # Of a pickle of other instructions, in torch's reader:
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OverflowError,
-    TypeError,
-    ValueError,
-)
-"""What torch raises of files that are none of its own, or damaged."""
-
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds besides the training state."""
+    """What a checkpoint, or an exported model, holds besides the training state."""
 
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
@@ -100,6 +70,27 @@ class Checkpoint:
     config: dict[str, Any]
     dataset: dict[str, Any]
     """Fingerprint of the dataset that the puzzle embeddings belong to; `tasks` of factored ones."""
+    exported: StoredModel | None = None
+    """Of an exported model, which has one kind of weights: here they are `model`, whichever."""
+
+    def chosen(self, weights: str, path: Path) -> tuple[dict[str, Tensor], Literal["raw", "ema"]]:
+        """The weights that "raw", "ema" or "auto" (the running mean if there is one) means.
+
+        Raises:
+            UserError: there are none such.
+        """
+        if self.exported is not None:
+            if weights not in ("auto", self.exported.kind):
+                raise UserError(
+                    f"eval.weights={weights}: {path} is an exported model and holds only "
+                    f"{self.exported.kind} weights"
+                )
+            return self.model, self.exported.kind
+        if weights == "ema" and self.ema is None:
+            raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
+        if weights == "raw" or self.ema is None:
+            return self.model, "raw"
+        return self.ema, "ema"
 
 
 class CheckpointFolder:
@@ -119,11 +110,11 @@ class CheckpointFolder:
         with atomic_directory(path) as folder:
             (folder / CONFIG_FILE).write_text(json.dumps(checkpoint.config, indent=1))
             (folder / DATASET_FILE).write_text(json.dumps(checkpoint.dataset, indent=1))
-            _save_tensors(checkpoint.model, folder / MODEL_FILE)
+            save_tensors(checkpoint.model, folder / MODEL_FILE)
             if checkpoint.ema is not None:
-                _save_tensors(checkpoint.ema, folder / EMA_FILE)
+                save_tensors(checkpoint.ema, folder / EMA_FILE)
             if (table := checkpoint.puzzle_embedding) is not None:
-                _save_tensors({"weight": table}, folder / PUZZLE_EMBEDDING_FILE)
+                save_tensors({"weight": table}, folder / PUZZLE_EMBEDDING_FILE)
             # By way of memory: torch hides the reason when it cannot write to a file.
             state_bytes = io.BytesIO()
             torch.save(training_state, state_bytes)
@@ -154,22 +145,26 @@ class CheckpointFolder:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read weights and configuration; tensors stay on the CPU.
+    """Read weights and configuration, also of an exported model; tensors stay on the CPU.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or of another program.
     """
     ema_path = path / EMA_FILE
     config = read_object(path / CONFIG_FILE, REMEDY)
+    if is_exported(config, path / CONFIG_FILE):
+        exported = read_exported(path)
+        weights, table = exported.weights, exported.table
+        return Checkpoint(weights, None, table, config, exported.dataset, exported)
     table = None
     if select(config, "arch.puzzle_embedding", "table") == "table":
-        tensors = _load_tensors(path / PUZZLE_EMBEDDING_FILE)
+        tensors = _read_tensors(path / PUZZLE_EMBEDDING_FILE)
         if "weight" not in tensors:
             raise UserError(f"checkpoint {path} is not one that the trainer wrote")
         table = tensors["weight"]
     return Checkpoint(
-        model=_load_tensors(path / MODEL_FILE),
-        ema=_load_tensors(ema_path) if ema_path.is_file() else None,
+        model=_read_tensors(path / MODEL_FILE),
+        ema=_read_tensors(ema_path) if ema_path.is_file() else None,
         puzzle_embedding=table,
         config=config,
         dataset=read_object(path / DATASET_FILE, REMEDY),
@@ -180,10 +175,36 @@ def stored_config(path: Path, schema: type[SettingsType]) -> SettingsType:
     """The configuration that a checkpoint was trained with, as an object of today's `schema`.
 
     Raises:
-        UserError: the file is missing or damaged, or holds a key that there never was.
+        UserError: the file is missing, damaged or of another program, or holds a key that there
+            never was.
     """
     file = path / CONFIG_FILE
-    return validate_stored(schema, read_object(file, REMEDY), str(file), REMOVED_KEYS)
+    values = read_object(file, REMEDY)
+    is_exported(values, file)  # Says so of another program's.
+    return validate_stored(schema, values, str(file), REMOVED_KEYS)
+
+
+def load_stored(
+    path: Path, arch: ArchConfig, supervision: SupervisionConfig, weights: str
+) -> StoredModel:
+    """A checkpoint's or exported model's parts; its `build` makes a model without a dataset.
+
+    Args:
+        path: of the checkpoint or exported model.
+        arch: of its network, see `stored_config`.
+        supervision: that it was trained by.
+        weights: "raw", "ema" (the running mean), or "auto": the running mean if there is one.
+
+    Raises:
+        UserError: it is damaged, or lacks the weights that are asked for.
+    """
+    stored = load_checkpoint(path)
+    chosen, kind = stored.chosen(weights, path)
+    tasks = {} if stored.exported is None else stored.exported.tasks
+    return StoredModel(
+        arch, supervision, chosen, kind, stored.puzzle_embedding, stored.dataset, tasks,
+        source=f"checkpoint {path}",
+    )  # fmt: skip
 
 
 def load_trained(
@@ -196,56 +217,45 @@ def load_trained(
     compute: ComputeConfig,
     device: torch.device,
 ) -> tuple[TrainedModel, dict[str, str]]:
-    """A checkpoint's model, ready to predict, and facts that go with its score.
+    """A checkpoint's or exported model's model, ready to predict on a dataset.
 
     Args:
-        path: of the checkpoint.
-        arch: of its network, see `stored_config`.
+        path: see `load_stored`, as of the next two and `weights`.
+        arch: of its network.
         supervision: that it was trained by.
         dataset: fingerprint of the dataset to predict on.
         factors: tells the factors of its puzzles, for a model that needs them.
-        weights: "raw", "ema" (the running mean), or "auto": the running mean if there is one.
+        weights: which.
         compute: how the network is computed.
         device: where the model shall be.
+
+    Returns:
+        The model, and facts that go with its score.
 
     Raises:
         UserError: the checkpoint is damaged, was not trained on this dataset (with factored puzzle
             embeddings: on its tasks), has another architecture than it says, or lacks the running
             mean that is asked for.
     """
-    stored = load_checkpoint(path)
-    source = f"checkpoint {path}"
+    stored = load_stored(path, arch, supervision, weights)
     numbered: PuzzleFactors | None = None
     required = stored.dataset
     if arch.is_factored:
         # Any variants of the tasks that it was trained on will do.
         tasks = stored.dataset.get("tasks")
         if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
-            raise UserError(f"{path / DATASET_FILE} does not name the tasks; {REMEDY}")
-        numbered = factors().numbered_as(tuple(tasks), source)
+            raise UserError(f"{stored.source} does not name its tasks; {REMEDY}")
+        numbered = factors().numbered_as(tuple(tasks), stored.source)
         kept = ("seq_len", "vocab_size", "description")
         required = {key: value for key, value in stored.dataset.items() if key in kept}
-    require_same_dataset(required, dataset, source)
-    if weights == "ema" and stored.ema is None:
-        raise UserError(f"eval.weights=ema: {path} holds no running mean, only raw weights")
-    averaged = stored.ema if weights != "raw" else None
-    found = stored.model if averaged is None else averaged
-    sizes = dataset["vocab_size"], dataset["seq_len"]
-    with torch.device("meta"):  # Only an outline: a damaged size may be beyond all memory.
-        num_tasks = 0 if numbered is None else len(numbered.task_names)
-        outline = TinyRecursiveModel(arch, *sizes, torch.float32, num_tasks)
-    require_fitting(outline, found, str(path))
-    model = build_model(arch, *sizes, compute, device, numbered)
-    load_weights(model, found, str(path))
-    embedding = puzzle_embedding_of(model, dataset["num_puzzle_identifiers"])
-    if isinstance(embedding, PuzzleTable):
-        remedy = "data.path must name the dataset that the checkpoint was trained on"
-        load_table(embedding.weight, stored.puzzle_embedding, str(path), remedy)
-    facts = {
+    require_same_dataset(required, dataset, stored.source)
+    model = stored.network(dataset["vocab_size"], dataset["seq_len"], compute, device, numbered)
+    remedy = "data.path must name the dataset that the checkpoint was trained on"
+    embedding = stored.embedding(model, dataset["num_puzzle_identifiers"], remedy)
+    return TrainedModel(model, embedding, supervision), {
         "checkpoint": str(path),
-        "weights": "raw" if averaged is None else "ema",
+        "weights": stored.kind,
     }
-    return TrainedModel(model, embedding, supervision), facts
 
 
 def require_same_dataset(stored: dict[str, Any], dataset: dict[str, Any], source: str) -> None:
@@ -290,66 +300,6 @@ def load_training_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copy `weights` into `network`, insisting on the very same names and shapes.
-
-    Raises:
-        UserError: naming the first difference; nothing has been copied then.
-    """
-    require_fitting(network, weights, source)
-    network.load_state_dict(weights)
-
-
-def require_fitting(network: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Raise UserError unless `weights` have the very names and shapes of the network's."""
-    own = network.state_dict()
-    if different := sorted(set(own) ^ set(weights)):
-        raise UserError(
-            f"{source} is of another architecture: '{different[0]}' is in only one of it and this "
-            f"model; use the arch group that it was trained with"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(
-                f"{source} is of another architecture: '{name}' has shape {list(tensor.shape)}, "
-                f"this model needs {list(own[name].shape)}; use the arch that it was trained with"
-            )
-
-
-def load_table(table: Tensor | None, stored: Tensor | None, source: str, remedy: str) -> None:
-    """Copy a stored puzzle-embedding table into `table`; another size is an error.
-
-    None is for factored embeddings, which are among the model's weights.
-    """
-    if table is None or stored is None:
-        return
-    if stored.shape != table.shape:
-        raise UserError(
-            f"{source}: its puzzle embeddings are a table of {list(stored.shape)}, this dataset "
-            f"and arch need {list(table.shape)}; {remedy}"
-        )
-    table.copy_(stored)
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except safetensors.SafetensorError as error:
-        # The one sign of a full disk that safetensors gives is in its text.
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-    # safetensors lets only the owner read; checkpoints are as open as all other files here.
-    shutil.copymode(path.with_name(CONFIG_FILE), path)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint file {path} does not exist") from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"checkpoint file {path} is damaged ({error}); remove {path.parent} and use the "
-            f"checkpoint before"
-        ) from error
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    remedy = f"remove {path.parent} and use the checkpoint before"
+    return read_tensors(path, "checkpoint file", remedy)

@@ -16,14 +16,14 @@ import yaml
 from common.distributed import Ranks
 from common.errors import UserError
 from common.files import atomic_write, require_new_directory
+from models.weights import MODEL_FILE
+from training.foreign import what_it_is
 
 log = logging.getLogger(__name__)
 
 RUN_CONFIG_FILE = "config.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
 STEP_PREFIX = "step_"
-MODEL_FILE = "model.safetensors"
-"""The file by which a folder is known as a checkpoint."""
 
 
 def find_start(run_dir: Path, resume: str) -> Path | None:
@@ -133,6 +133,8 @@ def checkpoints_of(path: Path, key: str) -> list[Path]:
     """
     found = complete_checkpoints(path / CHECKPOINTS_FOLDER) or complete_checkpoints(path)
     if not found:
+        if known := what_it_is(path):
+            raise UserError(f"{key}={path}: {known}")
         hint = "; eval.best=true scores the best of a run folder" if path.name == "best" else ""
         raise UserError(
             f"{key}={path}: no checkpoint there; give a run folder or one of its "
@@ -141,14 +143,18 @@ def checkpoints_of(path: Path, key: str) -> list[Path]:
     return found
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint is in, or whatever folder it has been moved to."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == CHECKPOINTS_FOLDER else folder
+
+
 def default_output_dir(found: Sequence[Path], kind: str, split: str) -> Path:
     """Where results go: in the first checkpoint's run folder, named by `kind` and checkpoint.
 
     And by the split that was scored, unless that is test.
     """
-    run_dir = found[0].parent
-    if run_dir.name == CHECKPOINTS_FOLDER:
-        run_dir = run_dir.parent
+    run_dir = run_of(found[0])
     pooled = f"_and_{len(found) - 1}_more" if len(found) > 1 else ""
     other_split = "" if split == "test" else f"_{split}"
     return run_dir / f"{kind}{other_split}_{found[0].name}{pooled}"

@@ -53,7 +53,8 @@ class RunLog:
             scored = (found or {}).keys() - set(AXES)
             before = _drop_lines_after(self.path, resume_step, scored)
         self._file = self.path.open("a", encoding="utf-8")
-        self._wandb = WandbRun(run_dir, config, run_config, "train", wandb_run_id)
+        name = run_dir.resolve().name
+        self._wandb = WandbRun(run_dir, config, run_config, "train", name, wandb_run_id)
         self._mirror_missing(before)
         # The process that found them may have been lost before it could record them.
         if found is not None:

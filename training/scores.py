@@ -13,7 +13,8 @@ from typing import Any, Literal
 from common.errors import UserError
 from common.files import atomic_write
 from common.json_files import read_object
-from training.run_folder import MODEL_FILE, checkpoints_of, find_checkpoint
+from models.weights import MODEL_FILE
+from training.run_folder import checkpoints_of, find_checkpoint
 
 SCORE_FILE = "score.json"
 

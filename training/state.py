@@ -16,6 +16,7 @@ from common.settings import Settings, fields_of, select
 from models.build import describe
 from models.puzzle_embedding import PuzzleEmbedding, PuzzleTable
 from models.recursive import TinyRecursiveModel
+from models.weights import load_table, load_weights
 from training import checkpoints
 from training.checkpoints import Checkpoint, CheckpointFolder
 from training.optimizers import WeightAverage
@@ -143,9 +144,9 @@ class TrainingState:
         rest = checkpoints.load_training_state(path)
         _require_same_run(checkpoints.stored_config(path, type(config)), config, path)
         checkpoints.require_same_dataset(stored.dataset, self.dataset, f"resume: {path}")
-        checkpoints.load_weights(self.model, stored.model, str(path))
+        load_weights(self.model, stored.model, str(path))
         remedy = "resume with the dataset that the run was started on"
-        checkpoints.load_table(self.table, stored.puzzle_embedding, str(path), remedy)
+        load_table(self.table, stored.puzzle_embedding, str(path), remedy)
         if self.average is not None:
             weights = stored.ema if stored.ema is not None else stored.model
             self.average.weights = {k: v.to(ranks.device) for k, v in weights.items()}
@@ -193,12 +194,12 @@ class TrainingState:
             own = self.model.state_dict()
             weights = {k: v for k, v in weights.items() if not k.startswith(OF_PUZZLES)}
             weights |= {k: v for k, v in own.items() if k.startswith(OF_PUZZLES)}
-        checkpoints.load_weights(self.model, weights, str(path))
+        load_weights(self.model, weights, str(path))
         if take_puzzle_embedding:
             remedy = "init_puzzle_embedding=false leaves them at zero"
             source_name = f"init_from: {path} ({remedy})"
             checkpoints.require_same_dataset(stored.dataset, self.dataset, source_name)
-            checkpoints.load_table(self.table, stored.puzzle_embedding, str(path), remedy)
+            load_table(self.table, stored.puzzle_embedding, str(path), remedy)
         if self.average is not None:
             self.average = WeightAverage(self.model, self.average.decay)
         log.info("Started from the weights of %s", path)

@@ -52,6 +52,11 @@ class WandbConfig(Settings):
     group: str | None = Field(
         None, description="W&B group; null: the name without its seed, so that seeds fold together"
     )
+
+
+class TrainWandbConfig(WandbConfig):
+    """Of the trainer."""
+
     save_checkpoint: bool = Field(
         False,
         description="at the end of the run keep its best checkpoint, or without scores the newest, "
@@ -67,6 +72,7 @@ class WandbRun:
         config: options.
         run_config: what the run is, as shown beside its charts.
         job_type: "train" or "evaluate".
+        default_name: where `config` has none.
         run_id: of the run to go on with; None for a new one.
     """
 
@@ -76,12 +82,13 @@ class WandbRun:
         config: WandbConfig,
         run_config: Mapping[str, Any],
         job_type: str,
+        default_name: str,
         run_id: str | None = None,
     ) -> None:
         self.run_id = run_id
         """To find the run again; None: there never was one."""
         self._wandb: Any = None
-        self._run = self._start(folder, config, run_config, job_type)
+        self._run = self._start(folder, config, run_config, job_type, default_name)
         self._do("describe its charts", self._define_metrics)
 
     @property
@@ -147,7 +154,12 @@ class WandbRun:
                 run.define_metric(metric, step_metric="examples", summary=summary)
 
     def _start(
-        self, folder: Path, config: WandbConfig, run_config: Mapping[str, Any], job_type: str
+        self,
+        folder: Path,
+        config: WandbConfig,
+        run_config: Mapping[str, Any],
+        job_type: str,
+        default_name: str,
     ) -> Any:
         mode = config.mode if config.mode != "auto" else _mode_of_environment()
         if mode == "disabled":
@@ -155,7 +167,7 @@ class WandbRun:
         wandb = self._wandb = _attempt("be imported", lambda: importlib.import_module("wandb"))
         if wandb is None:
             return None
-        name = config.run_name or folder.resolve().name
+        name = config.run_name or default_name
 
         def start(mode: Literal["online", "offline"], run_id: str) -> Any:
             settings = wandb.Settings(
@@ -169,7 +181,7 @@ class WandbRun:
                 mode=mode,
                 project=config.project,
                 name=name,
-                group=config.group or without_seed(name),
+                group=config.group or without_seed(default_name),
                 job_type=job_type,
                 id=run_id,
                 resume="allow" if mode == "online" else None,
