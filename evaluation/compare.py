@@ -26,11 +26,11 @@ from dataset.storage import puzzles_file
 from dataset.task_files import load_tasks
 from dataset.tasks import Task
 from evaluation import figures
-from evaluation.charts import Axis, Chart, draw_chart
 from evaluation.gallery import Case, Gallery, Outcome, outcome_of
 from evaluation.grids import plural
 from evaluation.kinds import KINDS
-from evaluation.pages import FILTER_TITLES, SUBSET, answers_of, curve_series, curve_table
+from evaluation.page_charts import attempts_charts, votes_charts
+from evaluation.pages import FILTER_TITLES, SUBSET, answers_of
 from evaluation.predictions import PREDICTIONS_FILE, load_predictions
 from evaluation.report import Page, Score, write_page
 from evaluation.results import METRICS_FILE, recorded_test_set, subsets_of
@@ -225,6 +225,11 @@ def page_of(a: Evaluation, b: Evaluation, document: Mapping[str, Any]) -> Page:
         for each in (a, b)
         for mean in [mean_share([*each.shares(k).values()])]
     ]
+    attempts, by_votes = {}, {}
+    for each in (a, b):
+        attempts[each.name] = figures.pass_at_k(each.votes, each.tasks)
+        curves = figures.by_variants(each.votes, each.tasks, (ATTEMPTS,))
+        by_votes[f"{each.name}, {DECIDING}"] = curves[ATTEMPTS]
     test_set = " + ".join(sorted(set(subsets.values())))
     found = document[DECIDING]
     gained, lost = len(found["gained"]), len(found["lost"])
@@ -239,45 +244,8 @@ def page_of(a: Evaluation, b: Evaluation, document: Mapping[str, Any]) -> Page:
             "A": str(a.path),
             "B": str(b.path),
         },
-        charts=[*attempt_charts(a, b), *vote_charts(a, b)],
+        charts=[*attempts_charts(attempts), *votes_charts(by_votes)],
     )
-
-
-def attempt_charts(a: Evaluation, b: Evaluation) -> list[Chart]:
-    """How far the answers of either reach."""
-    curves = {each.name: figures.pass_at_k(each.votes, each.tasks) for each in (a, b)}
-    points = sorted({k for curve in curves.values() for k, _ in curve})
-    if len(points) < 2:
-        return []
-    return [
-        draw_chart(
-            "Score against attempts",
-            "pass@k over tasks: how often the solution is among the first k answers.",
-            Axis("attempts k", points, True),
-            [curve_series(name, curve) for name, curve in curves.items()],
-            curve_table("k", curves),
-        )
-    ]
-
-
-def vote_charts(a: Evaluation, b: Evaluation) -> list[Chart]:
-    """Whether one of them owes its score to more votes."""
-    curves = {
-        each.name: figures.by_variants(each.votes, each.tasks, (ATTEMPTS,))[ATTEMPTS]
-        for each in (a, b)
-    }
-    counts = sorted({count for curve in curves.values() for count, _ in curve})
-    if len(counts) < 2:
-        return []
-    return [
-        draw_chart(
-            "Score against votes",
-            f"{DECIDING} when only the first n variants of each task vote, the original first.",
-            Axis("variants that vote", counts, True),
-            [curve_series(name, curve) for name, curve in curves.items()],
-            curve_table("variants", curves),
-        )
-    ]
 
 
 def cases_of(a: Evaluation, b: Evaluation, subsets: Mapping[str, str]) -> list[Case]:

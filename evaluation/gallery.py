@@ -36,10 +36,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class Case:
-    """One test input with what was answered; `test_index` counts from 0."""
+    """One test input with what was answered."""
 
     task_id: str
-    test_index: int
+    test_index: int | None
+    """Which of the task's, from 0; None where there is but one, as of boards."""
     demonstrations: tuple[Pair, ...]
     test_input: Grid
     solution: Grid | None
@@ -152,8 +153,8 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def case_name(case: Case) -> str:
-    """Which of the task's test inputs it is."""
-    return f"test input {case.test_index + 1}"
+    """Which of the task's test inputs it is; empty where there is but one."""
+    return "" if case.test_index is None else f"test input {case.test_index + 1}"
 
 
 def _case_data(case: Case) -> dict[str, Any]:

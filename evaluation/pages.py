@@ -1,7 +1,6 @@
 """From what was evaluated to what its page says: scores, charts, and a case for each test input."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,6 @@ from dataset.canvas import canvas_side, read_back
 from dataset.tasks import Grid, Pair, Task
 from evaluation import figures
 from evaluation.boards import is_solved
-from evaluation.charts import (
-    Axis,
-    Bars,
-    Chart,
-    Series,
-    Table,
-    draw_bars,
-    draw_chart,
-    interval_text,
-    percent,
-)
 from evaluation.gallery import (
     BOARD_OUTCOMES,
     OUTCOMES,
@@ -34,12 +22,19 @@ from evaluation.gallery import (
 )
 from evaluation.grids import canvas_text, plural
 from evaluation.kinds import KINDS
+from evaluation.page_charts import (
+    attempts_charts,
+    calibration_charts,
+    kind_bars,
+    step_charts,
+    votes_charts,
+)
 from evaluation.predict import Answers as Predicted
 from evaluation.report import Page, Score
 from evaluation.submission import ATTEMPTS
 from evaluation.summary import HEADLINES
 from evaluation.test_set import BoardTestSet
-from evaluation.uncertainty import Share, mean_share, share_of
+from evaluation.uncertainty import mean_share, share_of
 from evaluation.voting import Ranking, Votes, shares_within, solution_places
 
 REPORTED_BOARDS = 100
@@ -79,17 +74,22 @@ def arc_page(
     for k in (2, 1) if places else ():
         share = mean_share([*shares_within(places, k).values()])
         scores.append(Score(f"pass@{k}", share, f"over {plural(share.total, 'task')}"))
-    bars = None
+    by_votes, bars = figures.by_variants(votes, tasks, (1, 2)), None
     if places:
         kinds = figures.by_kind(tasks, shares_within(places, ATTEMPTS), subsets)
         bars = kind_bars(kinds)
     return Page(
         title=f"Answers on {document['test_set']['name']}",
-        summary=summary_of(cases),
+        summary=summary_of(cases, "test input"),
         gallery=Gallery(cases, OUTCOMES, FILTER_TITLES),
         scores=scores,
         facts=facts_of(document),
-        charts=arc_charts(tasks, votes, document),
+        charts=[
+            *attempts_charts({"pass@k": figures.pass_at_k(votes, tasks)}),
+            *votes_charts({f"pass@{k}": by_votes[k] for k in (2, 1)}),
+            *step_charts(document),
+            *calibration_charts(votes, tasks),
+        ],
         bars=bars,
     )
 
@@ -154,76 +154,6 @@ def _steps(
     return answers, tuple(canvas_text(target, shape) for target in step_answers["targets"][row])
 
 
-def arc_charts(tasks: Sequence[Task], votes: Votes, document: Document) -> list[Chart]:
-    """Those that there are numbers for."""
-    charts = []
-    curve = figures.pass_at_k(votes, tasks)
-    if len(curve) > 1:
-        charts.append(
-            draw_chart(
-                "Score against attempts",
-                "pass@k over tasks, with its 95% interval: how often the solution is among the "
-                "first k answers. Where it ends, more attempts would not help.",
-                Axis("attempts k", [k for k, _ in curve if k != 3], True),
-                [curve_series("pass@k", curve, has_band=True)],
-                curve_table("k", {"pass@k": curve}),
-            )
-        )
-    by_variants = {
-        f"pass@{k}": curve for k, curve in figures.by_variants(votes, tasks, (2, 1)).items()
-    }
-    if len(by_variants["pass@2"]) > 1:
-        counts = [count for count, _ in by_variants["pass@2"]]
-        charts.append(
-            draw_chart(
-                "Score against votes",
-                "When only the first n variants of each task vote, the original first.",
-                Axis("variants that vote", counts, True),
-                [curve_series(name, curve) for name, curve in by_variants.items()],
-                curve_table("variants", by_variants),
-            )
-        )
-    return [*charts, *step_charts(document), *calibration_charts(votes, tasks)]
-
-
-def calibration_charts(votes: Votes, tasks: Sequence[Task]) -> list[Chart]:
-    """How often the first answer is right, against its share of the votes; if any is known."""
-    bins = figures.calibration(votes, tasks)
-    if not bins:
-        return []
-    series = Series(
-        "first answer",
-        [(b.mean_share, b.right.value) for b in bins],
-        [(b.right.low, b.right.high) for b in bins],
-        is_joined=False,
-    )
-    rows = [
-        (percent(b.mean_share), percent(b.right.value), interval_text(b.right), f"{b.right.total}")
-        for b in bins
-    ]
-    return [
-        draw_chart(
-            "What a share of the votes is worth",
-            "How often the first answer is right, by the share of the votes that it got. On the "
-            "dotted line the share is the chance of being right.",
-            Axis("share of the votes", (0, 0.2, 0.4, 0.6, 0.8, 1), is_share=True),
-            [series],
-            Table(("share of votes", "right", "95%", "test inputs"), rows),
-            has_diagonal=True,
-        )
-    ]
-
-
-def kind_bars(kinds: Mapping[str, Mapping[str, Share]]) -> Bars:
-    """Score by kind of task."""
-    return draw_bars(
-        "Score by kind of task",
-        "pass@2 with its 95% interval and the number of tasks. Sizes and colours are those that "
-        "the demonstrations show; the longest side is that of all known grids.",
-        {title: dict(table) for title, table in kinds.items()},
-    )
-
-
 # ---- boards, on which nothing votes ----
 
 
@@ -241,9 +171,9 @@ def board_page(
         count = len(answers.rows)
         share = share_of(document["solved"] * count, count)
         scores.append(Score("solved", share, f"of {plural(count, 'board')}"))
-    summary = summary_of(cases)
+    summary = summary_of(cases, "board")
     if len(cases) < len(inputs):
-        summary += f" among the first {len(cases)}, which are shown"
+        summary = f"of the first, which are shown, {summary}"
     return Page(
         title=f"Answers on {document['test_set']['name']}",
         summary=summary,
@@ -277,7 +207,7 @@ def board_cases(
         cases.append(
             Case(
                 task_id=f"board {index + 1}",
-                test_index=0,
+                test_index=None,
                 demonstrations=(),
                 test_input=grid(inputs[index]),
                 solution=solution,
@@ -292,12 +222,12 @@ def board_cases(
 # ---- both ----
 
 
-def summary_of(cases: Sequence[Case]) -> str:
-    """How many test inputs are right, in a sentence."""
+def summary_of(cases: Sequence[Case], noun: str) -> str:
+    """How many test inputs or boards are right, in a sentence."""
     counts = Gallery(cases, OUTCOMES).counts
     hidden = counts.pop("hidden", 0)
     right, scored = sum(counts.values()) - counts.get("unsolved", 0), sum(counts.values())
-    parts = [f"{right} of {plural(scored, 'test input')} right"] if scored else []
+    parts = [f"{right} of {plural(scored, noun)} right"] if scored else []
     parts += [f"{hidden} not scored"] if hidden else []
     return ", ".join(parts)
 
@@ -312,41 +242,3 @@ def facts_of(document: Document) -> dict[str, str]:
         weights = f"{checkpoint['weights']} weights"
         facts[f"checkpoint {number}"] = f"{checkpoint['checkpoint']} ({weights})"
     return facts
-
-
-def step_charts(document: Document) -> list[Chart]:
-    """Accuracy of single answers after each step; of the first checkpoint where several vote."""
-    curves, whose = figures.by_step(document), ""
-    if not curves and document.get("checkpoints"):
-        curves, whose = figures.by_step(document["checkpoints"][0]), " Of checkpoint 1."
-    if not curves:
-        return []
-    steps = range(1, len(next(iter(curves.values()))) + 1)
-    names = {figures.STEP_METRICS[key]: values for key, values in curves.items()}
-    rows = [(f"{s}", *(percent(values[s - 1]) for values in names.values())) for s in steps]
-    return [
-        draw_chart(
-            "Accuracy by step",
-            f"Of single answers, before any vote, after each improvement step.{whose}",
-            Axis("improvement step", steps),
-            [Series(name, list(zip(steps, values, strict=True))) for name, values in names.items()],
-            Table(("step", *names), rows),
-        )
-    ]
-
-
-def curve_series(name: str, curve: figures.Curve, has_band: bool = False) -> Series:
-    """A curve as it is drawn, with its intervals if it is to have a band."""
-    intervals = [(share.low, share.high) for _, share in curve] if has_band else []
-    return Series(name, [(x, share.value) for x, share in curve], intervals)
-
-
-def curve_table(x_name: str, curves: Mapping[str, figures.Curve]) -> Table:
-    """Curves as numbers; nothing where only others have a point."""
-    by_x = [dict(curve) for curve in curves.values()]
-    rows = []
-    for x in sorted({x for curve in by_x for x in curve}):
-        found = [curve.get(x) for curve in by_x]
-        cells = [(percent(s.value), interval_text(s)) if s else ("", "") for s in found]
-        rows.append((f"{x}", *chain.from_iterable(cells)))
-    return Table((x_name, *chain.from_iterable((name, "95%") for name in curves)), rows)

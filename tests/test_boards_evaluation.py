@@ -194,7 +194,7 @@ def test_the_page_of_boards_has_their_score_with_its_interval_and_shows_the_firs
     }  # fmt: skip
     page = board_page(test_set, answers, inputs, labels, document)
     assert page.title == "Answers on queens"
-    assert page.summary == "100 of 100 test inputs right among the first 100, which are shown"
+    assert page.summary == "of the first, which are shown, 100 of 100 boards right"
     (score,) = page.scores
     assert (score.name, score.value, score.over) == ("solved", "50.0%", "of 120 boards")
     assert score.share == share_of(60, 120)

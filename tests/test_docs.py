@@ -25,6 +25,7 @@ from dataset import (
     build_sudoku_dataset,
     import_arc,
 )
+from evaluation import compare
 from models import targets
 from models.exported import write_exported
 from models.pretrained import StoredModel
@@ -133,6 +134,13 @@ def test_the_study_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     (arguments,) = arguments_of("study")
     monkeypatch.setattr(sys, "argv", ["study", *arguments])
     study.parse_arguments()
+
+
+def test_the_comparison_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    (arguments,) = arguments_of("evaluation.compare")
+    monkeypatch.setattr(sys, "argv", ["evaluation.compare", *arguments])
+    parsed = compare.parse_arguments()
+    assert parsed.A.parent.name == "compact-seed0" and parsed.B.parent.name == "compact-seed1"
 
 
 def test_the_generator_that_the_readme_adds_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from dataset.canvas import place
 from dataset.tasks import Grid, Pair, Task
-from evaluation.pages import arc_cases, arc_page, curve_table
+from evaluation.page_charts import curve_table
+from evaluation.pages import arc_cases, arc_page
 from evaluation.uncertainty import mean_share, share_of
 from evaluation.voting import Ranking, Voters
 
