@@ -161,7 +161,7 @@ def _arch_of(theirs: dict[str, Tensor], recursion: Recursion, source: str) -> Ar
             "name": "dis" if is_dis else "trm",
             "hidden_size": width,
             "num_layers": _num_layers(theirs),
-            "expansion": _expansion(width, inner, source),
+            "expansion": expansion_of(width, inner, source),
             "step_embedding": is_dis,
             "halting_head": not is_dis,
             **recursion.model_dump(),
@@ -171,8 +171,12 @@ def _arch_of(theirs: dict[str, Tensor], recursion: Recursion, source: str) -> Ar
     )
 
 
-def _expansion(width: int, inner: int, source: str) -> float:
-    """What makes SwiGLU so wide: a whole number if one does."""
+def expansion_of(width: int, inner: int, source: str) -> float:
+    """What makes SwiGLU `inner` wide: a whole number if one does, the smallest.
+
+    Raises:
+        UserError: nothing does.
+    """
     for whole in range(1, 2 + 3 * inner // (2 * width)):
         if swiglu_width(width, whole) == inner:
             return float(whole)

@@ -24,7 +24,8 @@ import train_arc_tiny_corrupt
 from common.errors import UserError
 from common.packed import pack_whole
 from dataset.storage import load_identifiers
-from models.published import Recursion, convert
+from models.layers import swiglu_width
+from models.published import Recursion, convert, expansion_of
 from models.recursive import TinyRecursiveModel, run_step
 from models.steps import TrainedModel
 from models.supervision import SupervisionConfig
@@ -305,6 +306,18 @@ def test_every_tensor_has_its_place_and_nothing_is_left_over() -> None:
         assert found.arch.step_embedding == (code == "DIS") != found.arch.halting_head
         read = "answer" if code == "DIS" else "question"
         assert (found.supervision.next_input, found.supervision.halting) == (read, code == "TRM")
+
+
+@pytest.mark.parametrize(
+    ("width", "inner", "expansion"), [(512, 1536, 4), (256, 768, 4), (16, 256, 1), (512, 512, 1)]
+)
+def test_the_expansion_is_the_one_that_makes_swiglu_so_wide(
+    width: int, inner: int, expansion: int
+) -> None:
+    """As published: 4, at both widths."""
+    found = expansion_of(width, inner, "it")
+    assert found == expansion
+    assert swiglu_width(width, found) == inner
 
 
 # ---- it is used like any other ----
