@@ -153,7 +153,7 @@ def groups_of(name: str) -> dict[str, list[str]]:
 
 
 def help_text(name: str, schema: type[BaseModel], description: str) -> str:
-    """What `--help` prints: usage, the schema's `first` keys, groups and their options, all keys."""
+    """What `--help` prints: usage, the schema's `first` keys, groups with options, all keys."""
     groups = groups_of(name)
     known = {entry.key: entry for entry in entries(name, schema)}
     lines = [description.strip(), "", "Overrides are key=value. Most people change:", ""]
