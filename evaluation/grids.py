@@ -28,9 +28,14 @@ def changed_cells(previous: Grid | None, grid: Grid) -> npt.NDArray[np.bool_]:
     return changed
 
 
-def draw_grid(grid: Grid, changed: npt.NDArray[np.bool_] | None = None) -> Image.Image:
-    """Draw a grid in ARC's colours between grey lines, with a dot on each cell in `changed`."""
-    cell = min(MAX_CELL_SIDE, MAX_IMAGE_SIDE // max(grid.shape))
+def draw_grid(
+    grid: Grid, changed: npt.NDArray[np.bool_] | None = None, cell: int | None = None
+) -> Image.Image:
+    """Draw a grid in ARC's colours between grey lines, with a dot on each cell in `changed`.
+
+    `cell` is the side of a cell in pixels; None: as the grid's size allows.
+    """
+    cell = cell or min(MAX_CELL_SIDE, MAX_IMAGE_SIDE // max(grid.shape))
     pixels = np.full([side * cell + 1 for side in grid.shape], LINE, dtype=np.uint8)
     one_cell = np.ones((cell, cell), dtype=np.uint8)
     pixels[:-1, :-1] = np.kron(grid, one_cell)
@@ -50,6 +55,16 @@ def draw_grid(grid: Grid, changed: npt.NDArray[np.bool_] | None = None) -> Image
 def grid_text(grid: Grid) -> str:
     """Rows of digits between slashes: a byte a cell, which a script draws when it is looked at."""
     return "/".join("".join(map(str, row)) for row in grid.tolist())
+
+
+def visible(canvas: npt.NDArray[np.integer], shape: tuple[int, ...]) -> Grid:
+    """The top-left of a canvas [cells] as a grid to draw; WHITE where its token is no colour.
+
+    See `canvas_text` for why it is not read back.
+    """
+    side = canvas_side(len(canvas))
+    tokens = canvas.reshape(side, side)[: shape[0], : shape[1]]
+    return np.where(tokens >= COLOUR_OFFSET, tokens - COLOUR_OFFSET, WHITE).astype(np.uint8)
 
 
 def canvas_text(canvas: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> str:

@@ -21,9 +21,9 @@ from common.errors import UserError
 from common.files import atomic_directory, named_in_errors, remove_directory
 from common.media import Media, Table
 from common.tokens import PAD
-from dataset.canvas import COLOUR_OFFSET, Canvases, canvas_side, read_back
+from dataset.canvas import Canvases, canvas_side, read_back
 from dataset.tasks import Grid
-from evaluation.grids import WHITE as BLANK
+from evaluation.grids import visible
 from evaluation.metrics import targets_at_test_time
 from evaluation.predict import Answers
 from evaluation.predictions import predictions_of
@@ -172,9 +172,7 @@ class Showcase:
         """A target as a grid of the solution's shape, blank where it has no colour."""
         if isinstance(self.test_set, BoardTestSet):
             return _board(canvas)
-        side = canvas_side(len(canvas))
-        tokens = canvas.reshape(side, side)[: shape[0], : shape[1]]
-        return np.where(tokens >= COLOUR_OFFSET, tokens - COLOUR_OFFSET, BLANK).astype(np.uint8)
+        return visible(canvas, shape)
 
     def _rank(self, row: int, answers: Answers, solution: Grid | None) -> Ranked:
         """The votes for a test input's answers, of all its variants."""

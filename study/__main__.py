@@ -37,6 +37,7 @@ from config.schema import TrainConfig
 from dataset.splits import open_split
 from models.recursive import TinyRecursiveModel
 from study.results import Grid, Record, Row, draw, fill, tables
+from training.run_log import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GRIDS = Path(__file__).with_name("grids")
@@ -186,8 +187,7 @@ def read_curve(metrics_path: Path) -> list[Row]:
     """
     curve: list[Row] = []
     seconds, examples, before = 0.0, 0.0, 0
-    for line in metrics_path.read_text().splitlines():
-        metrics = json.loads(line)
+    for metrics in read_metrics(metrics_path):
         step = metrics.pop("step")
         if "train/steps_per_second" in metrics:
             taken = (step - before) / metrics["train/steps_per_second"]

@@ -119,6 +119,12 @@ class NoLog:
         pass
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """What a run has recorded, a dictionary for each line; those that are damaged are left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return list(filter(None, map(_parsed, lines)))
+
+
 def _drop_lines_after(path: Path, step: int, scored: Collection[str]) -> list[dict[str, Any]]:
     """Forget what a lost run recorded after the checkpoint it is resumed from; what is left.
 
