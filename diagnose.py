@@ -21,11 +21,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from common.distributed import Ranks, start_ranks
 from common.errors import exit_cleanly
 from common.files import atomic_directory
+from common.progress import follow
 from config.loading import load_config
 from config.schema import DiagnoseConfig, TrainedAs
 from dataset.tasks import Task
@@ -96,7 +96,7 @@ def measure(
     _, followed = ask(num_steps, 1.0)
     answers, plain = ask(trained.trained_steps, 1.0)
     guidance: Rows = []
-    for weight in tqdm(config.guidance_weights, "guidance", disable=not ranks.is_main):
+    for weight in follow(config.guidance_weights, "guidance", "weight", is_shown=ranks.is_main):
         metrics = plain if weight == 1.0 else ask(trained.trained_steps, weight)[1]
         guidance.append({"guidance_weight": weight, **last_metrics(metrics)})
     if answers is None:  # All but the main rank have only helped.

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
+from common.progress import EXAMPLE, follow
 from config.loading import load_config
 from config.schema import EvaluateConfig, TrainedAs
 from dataset.storage import puzzles_file
 from dataset.task_files import load_tasks
-from evaluation.predict import Answers, predict
+from evaluation.predict import Answers, Batch, predict
 from evaluation.predictions import (
     first_variants,
     load_predictions,
@@ -154,8 +154,12 @@ def predict_with(
         ranks.device,
     )
 
-    def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-        return tqdm(batches, path.name, total, unit="batch", disable=not ranks.is_main)
+    def progress(batches: Iterable[Batch], num_rows: int) -> Iterable[Batch]:
+        each = ranks.world_size  # All ranks have as many rows.
+        return follow(
+            batches, f"predicting, {path.name}", EXAMPLE, num_rows * each,
+            lambda batch: len(batch[0]) * each, ranks.is_main,
+        )  # fmt: skip
 
     depends_on = {
         **facts,

@@ -14,14 +14,13 @@ import sys
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.distributed import Ranks, start_ranks
 from common.errors import exit_cleanly
+from common.progress import Progress
 from config.loading import load_config
 from config.schema import TrainConfig
 from dataset.batches import TrainingBatches, require_shares
@@ -32,7 +31,7 @@ from dataset.splits import open_split, require_square
 from evaluation.predict import predict
 from evaluation.showcase import Showcase
 from evaluation.summary import headline, summarise
-from evaluation.test_set import ArcTestSet, BoardTestSet, open_test_set, split_while_training
+from evaluation.test_set import AnyTestSet, open_test_set, split_while_training
 from models.build import (
     build_model,
     build_supervision,
@@ -149,11 +148,9 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
             config.run_dir, config.wandb, facts, state.step, found, wandb_run_id, media
         )
     stream = iter(run.loader)
-    bar = tqdm(
-        total=run.standing.total_steps, initial=state.step, unit="step", disable=not ranks.is_main
-    )
+    bar = Progress("training", run.standing.total_steps, "step", state.step, ranks.is_main)
     profiling = profiled_batches(loop.profile if ranks.is_main else None, ranks.device)
-    with run.signals, closing(run.log), logging_redirect_tqdm(), bar, profiling as end_of_batch:
+    with run.signals, closing(run.log), bar, profiling as end_of_batch:
         # Rare events stand before the batch, so that the end of the run takes the same path.
         while not finish_batch(run, test_set, clock, bar):
             run.engine.begin(next(stream), batch_seed(config.seed, state.step))
@@ -261,14 +258,16 @@ def describe_run(run: Run) -> None:
     check_memory(
         run.state, loader.batch_tokens, loader.tokens_at_a_time, loader.maker.longest, ranks.device
     )
+    tokens, vocab_size = loader.batch_tokens * ranks.world_size, split.metadata.vocab_size
+    flops = step_flops(config.arch, vocab_size, batch_size, tokens, tokens**2 / batch_size)
+    flops *= run.engine.steps_per_update
+    run.standing.say_first_step(flops, run.engine.compiled or run.engine.captured)
     steps, minutes = f"{run.standing.total_steps} steps", config.train.max_minutes
     length = steps if minutes is None else f"{steps} or {minutes:g} minutes, whichever is first"
     log.info("%d rank(s) on %s, %s", ranks.world_size, ranks.device.type, length)
 
 
-def finish_batch(
-    run: Run, test_set: ArcTestSet | BoardTestSet | None, clock: Clock, bar: "tqdm[Any]"
-) -> bool:
+def finish_batch(run: Run, test_set: AnyTestSet | None, clock: Clock, bar: Progress) -> bool:
     """Log, save and score what is due after a batch; whether training is to end."""
     loop, state = run.config.train, run.state
     # By the step, the main rank's clock, and what any rank was asked for: all ranks decide alike.
@@ -311,22 +310,19 @@ def take_steps(run: Run) -> None:
         run.state.step += 1
 
 
-def report_metrics(run: Run, bar: "tqdm[Any]") -> bool:
+def report_metrics(run: Run, bar: Progress) -> bool:
     """Log what was summed since the last time; False if no step since then made an update."""
     step, num_steps = run.state.step, run.metrics.num_steps
     means = run.metrics.read(run.ranks)
     if has_diverged(means.skipped_steps, step - num_steps + 1, step):
         return False
     run.log.write(step, means.as_dict() | run.standing.metrics(means))
-    bar.update(step - bar.n)
-    bar.set_postfix_str(
-        f"loss {means.loss:.3f}, exact {means.finished.get('exact_accuracy', 0.0):.3f}, "
-        f"{means.examples_per_second:.3g} examples/s"
-    )
+    exact = means.finished.get("exact_accuracy", 0.0)
+    bar.reach(step, means.examples_per_second, f"loss {means.loss:.3f}, exact {exact:.3f}")
     return True
 
 
-def evaluate(run: Run, test_set: ArcTestSet | BoardTestSet) -> None:
+def evaluate(run: Run, test_set: AnyTestSet) -> None:
     """Score (some variants of) what is held out, and record it with the checkpoint."""
     config, state = run.config.eval.resolved(run.config.data.canvas), run.state
     # What training fits into the device is what is predicted at a time, beside it.

@@ -153,10 +153,25 @@ def groups_of(name: str) -> dict[str, list[str]]:
 
 
 def help_text(name: str, schema: type[BaseModel], description: str) -> str:
-    """What `--help` prints: usage, groups with their options, and all keys with their meaning."""
-    lines = [description.strip(), "", "Overrides are key=value.", ""]
-    lines += [f"{group}={' | '.join(options)}" for group, options in groups_of(name).items()]
-    lines.append("")
-    for entry in entries(name, schema):
+    """What `--help` prints: usage, the schema's `first` keys, groups with options, all keys."""
+    groups = groups_of(name)
+    known = {entry.key: entry for entry in entries(name, schema)}
+    lines = [description.strip(), "", "Overrides are key=value. Most people change:", ""]
+    for key in first_of(schema):
+        if key in groups:
+            lines.append(f"  {key}\n      one of {', '.join(groups[key])}")
+        else:
+            lines.append(f"  {key}  [{known[key].default}]\n      {known[key].meaning}")
+    if groups:
+        lines += ["", "Groups, each a file of presets:", ""]
+        lines += [f"{group}={' | '.join(options)}" for group, options in groups.items()]
+    lines += ["", "All keys, with their defaults:", ""]
+    for entry in known.values():
         lines.append(f"{entry.key}  [{entry.default}]\n    {entry.meaning}")
     return "\n".join(lines) + "\n"
+
+
+def first_of(schema: type[BaseModel]) -> tuple[str, ...]:
+    """The five keys or groups of an entry point that people change, its class attribute `first`."""
+    first: tuple[str, ...] = getattr(schema, "first", ())
+    return first

@@ -5,7 +5,7 @@ Defaults stand in the classes, beside what they mean; the YAML files hold what a
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -118,6 +118,14 @@ class LoopConfig(ComputeConfig):
 class TrainConfig(Settings):
     """`train_arc_tiny_corrupt.py`."""
 
+    first: ClassVar = (
+        "data.path",
+        "arch",
+        "run_dir",
+        "train.global_batch_size",
+        "train.max_minutes",
+    )
+    """What `--help` begins with, here and below: five keys or groups that people change."""
     arch: ArchConfig = ArchConfig()
     data: DataConfig = DataConfig()
     supervision: SupervisionConfig = SupervisionConfig()
@@ -247,6 +255,13 @@ class PooledEvalConfig(EvalConfig):
 class EvaluateConfig(CheckpointConfig):
     """`evaluate.py`."""
 
+    first: ClassVar = (
+        "checkpoint",
+        "eval.max_variants",
+        "eval.pool_last",
+        "data.path",
+        "output_dir",
+    )
     eval: PooledEvalConfig = PooledEvalConfig()
     checkpoint: PathOrPaths | None = Field(
         None,
@@ -280,6 +295,13 @@ class EvaluateConfig(CheckpointConfig):
 class DiagnoseConfig(CheckpointConfig):
     """`diagnose.py`."""
 
+    first: ClassVar = (
+        "checkpoint",
+        "eval.max_variants",
+        "num_steps",
+        "guidance_weights",
+        "output_dir",
+    )
     eval: PredictConfig = PredictConfig()
     checkpoint: AnyPath | None = Field(
         None, description="run folder (its newest checkpoint), checkpoint, or exported model"
@@ -329,6 +351,7 @@ came out right in the same time.)
 class DemoConfig(Settings):
     """`demo.py`: minutes on two CPU cores, from raw tasks to a page with the answers."""
 
+    first: ClassVar = ("output_dir", "task_ids", "num_aug", "max_steps", "experiment")
     output_dir: AnyPath = Field(
         Path("demo_output"), description="folder for everything that the demo makes"
     )

@@ -13,9 +13,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.errors import UserError
+from common.progress import EXAMPLE, follow
 from common.tokens import PAD
 from dataset.boards import Rules, keeps_given
 from dataset.build_boards import TEST, TRAIN, Half, PuzzleOptions
@@ -97,7 +97,7 @@ def _read_files(
     parts: list[Half] = []
     for path in paths:
         num_parts, rows = len(parts), _read_rows(path, options, alphabet, cells)
-        progress = iter(tqdm(rows, desc=f"reading {path.name}", unit="row"))
+        progress = follow(rows, f"reading {path.name}", EXAMPLE, examples=lambda _: 1)
         while chunk := list(islice(progress, ROWS_AT_ONCE)):
             lines, *texts = zip(*chunk, strict=True)
             # One byte for each character, whatever it is.

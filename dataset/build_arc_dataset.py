@@ -22,22 +22,21 @@ depend on the number of workers. Memory grows with the variants by their draws a
 import json
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from common.errors import exit_cleanly
 from common.files import atomic_directory
 from common.flags import parse_flags
 from common.locks import exclusive
 from common.processes import worker_processes
+from common.progress import EXAMPLE, follow
 from common.tokens import PAD
 from dataset.augmentation import (
     ORIGINAL,
@@ -71,8 +70,6 @@ CHUNK_VARIANTS = 1024
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 
 def build(options: BuildOptions) -> dict[str, Any]:
     """Build the dataset; `options.output_dir` appears only when it is complete.
@@ -93,9 +90,13 @@ def build(options: BuildOptions) -> dict[str, Any]:
         worker_processes(options.workers) as executor,
     ):
         results = executor.map(partial(draw, options=options), sources, chunksize=8)
-        drawn = list(_progress(results, len(sources), "drawing"))
-        sources = [s._replace(variants=v) for s, (v, _) in zip(sources, drawn, strict=True)]
-        write_identifiers(folder, [names for _, names in drawn], options)
+        drawn = (
+            (source._replace(variants=variants), names)
+            for source, (variants, names) in zip(sources, results, strict=True)
+        )
+        found = list(follow(drawn, "drawing", "task", len(sources), lambda d: d[0].num_examples))
+        sources = [source for source, _ in found]
+        write_identifiers(folder, [names for _, names in found], options)
         for split in options.splits:
             (folder / split).mkdir()
             if split != "train":
@@ -132,10 +133,6 @@ def count(sources: list[Source], options: BuildOptions) -> dict[str, Any]:
         counts[f"{split}_examples"] = first_rows(sources, split)[-1]
     too_few = sum(source.num_variants <= options.num_aug for source in sources)
     return counts | {"tasks_with_too_few_variants": too_few}
-
-
-def _progress(results: Iterator[Result], total: int, what: str) -> Iterator[Result]:
-    return iter(tqdm(results, total=total, desc=what, unit="task", smoothing=0.05))
 
 
 # ---- draw ------------------------------------------------------------------------------------
@@ -242,21 +239,22 @@ def write_canvases(
     folder: Path, sources: list[Source], options: BuildOptions, executor: Executor
 ) -> None:
     """Reserve the space for all examples, then render and write them."""
-    jobs = []
+    jobs, total = [], 0
     for split in options.splits:
         *rows, num_examples = first_rows(sources, split)
         for name in ("inputs", "labels"):
             create_array(folder / split, name, "uint8", (num_examples, options.canvas_side**2))
         jobs += [(s, split, row) for s, row in zip(sources, rows, strict=True) if s.pairs[split]]
+        total += num_examples
     written = executor.map(partial(write_examples, folder, options), *zip(*jobs, strict=True))
-    for _ in _progress(written, len(jobs), "writing"):
+    for _ in follow(written, "writing", EXAMPLE, total, int):
         pass
 
 
 def write_examples(
     folder: Path, options: BuildOptions, source: Source, split: str, first_row: int
-) -> None:
-    """Render and write all variants of one task's pairs in one split."""
+) -> int:
+    """Render and write all variants of one task's pairs in one split; how many examples."""
     pairs, variants, side = source.pairs[split], source.variants, options.canvas_side
     origins = np.zeros((source.num_variants, len(pairs), 2), dtype=np.int64)
     if split == "train":
@@ -268,6 +266,7 @@ def write_examples(
         row = first_row + start * len(pairs)
         write_rows(folder / split, "inputs", row, inputs)
         write_rows(folder / split, "labels", row, labels)
+    return source.num_variants * len(pairs)
 
 
 # ---- the command -----------------------------------------------------------------------------

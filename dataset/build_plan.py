@@ -5,11 +5,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, computed_field, model_validator
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.flags import NewFolder
 from common.processes import num_cpus
+from common.progress import follow
 from common.settings import PathText, Settings
 from dataset.augmentation import ORIGINAL, Variants
 from dataset.canvas import CANVAS_SIDE
@@ -111,6 +111,10 @@ class Source(NamedTuple):
     def num_variants(self) -> int:
         return len(self.variants.dihedrals)
 
+    @property
+    def num_examples(self) -> int:
+        return self.num_variants * sum(map(len, self.pairs.values()))
+
 
 def load_sources(options: BuildOptions) -> tuple[list[Source], dict[str, Any]]:
     """Tasks in the order of the subsets, each once, and what was met on the way, counted.
@@ -206,7 +210,7 @@ def _read_subsets(
             is_test=name in options.test_set_names,
             left_out=left_out[name] if options.skip_invalid else None,
         )
-        for name in tqdm(named, desc="reading", unit="subset")
+        for name in follow(named, "reading", "subset")
     }
     others = {task.task_id for name in options.exclude_tasks_of for task in read[name]}
     others.update(*(left_out[name] for name in options.exclude_tasks_of))

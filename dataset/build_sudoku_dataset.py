@@ -22,11 +22,11 @@ from typing import Self
 
 import numpy as np
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from common.errors import UserError, exit_cleanly
 from common.flags import parse_flags
 from common.processes import num_cpus, worker_processes
+from common.progress import EXAMPLE, follow
 from dataset import sudoku
 from dataset.board_csv import draw_halves
 from dataset.boards import Boards
@@ -84,7 +84,7 @@ def build(options: BuildOptions) -> Summary:
 
 def _require_one_solution(puzzles: Boards, executor: Executor) -> None:
     results = executor.map(sudoku.has_one_solution, puzzles, chunksize=16)
-    progress = tqdm(results, total=len(puzzles), desc="searching", unit="puzzle")
+    progress = follow(results, "searching", EXAMPLE, len(puzzles), lambda _: 1)
     for puzzle, is_single in zip(puzzles, progress, strict=True):
         if not is_single:
             text = "".join("." if token == sudoku.EMPTY else str(token - 1) for token in puzzle)
@@ -94,7 +94,7 @@ def _require_one_solution(puzzles: Boards, executor: Executor) -> None:
 def _generate(clues: Sequence[int], count: int, seed: Sequence[int], executor: Executor) -> Half:
     rngs = (np.random.default_rng([*seed, number]) for number in range(count))
     results = executor.map(partial(sudoku.generate, clues), rngs, chunksize=16)
-    progress = tqdm(results, total=count, desc="generating", unit="puzzle")
+    progress = follow(results, "generating", EXAMPLE, count, lambda _: 1)
     inputs, labels = zip(*progress, strict=True)
     return Half(np.stack(inputs), np.stack(labels))
 

@@ -33,12 +33,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from tqdm import tqdm
 
 from common.errors import UserError, exit_cleanly
 from common.files import atomic_file, read_arrays, require_creatable
 from common.flags import parse_flags
 from common.json_files import read_object
+from common.progress import follow
 from common.settings import AnyPath, Settings
 from common.tokens import MISSING, PAD
 from dataset.augmentation import augment, parse_variant_name
@@ -85,7 +85,7 @@ def import_trajectories(
     known = [task_id for task_id in source if task_id in pairs]
     kept: dict[tuple[str, int], list[Grid]] = {}
     problems, num_untrained = [], 0
-    for task_id in tqdm(known, desc="checking", unit="task"):
+    for task_id in follow(known, "checking", "task"):
         if not isinstance(source[task_id], list):
             problems.append(f"task '{task_id}': must be a list, an entry for each pair")
             continue

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import BaseModel, RootModel
-from tqdm import tqdm
 
 from common.json_files import read_json
 from common.processes import num_cpus
+from common.progress import follow
 from common.settings import validate
 from dataset.storage import REBUILD
 
@@ -100,4 +100,4 @@ def _checksums(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
     with ThreadPoolExecutor(num_cpus()) as executor:
         found = executor.map(checksum, names)
-        yield from tqdm(found, total=len(names), desc="checksums", unit="file")
+        yield from follow(found, "checksums", "file", len(names))

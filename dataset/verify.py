@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.errors import CommandParser, UserError, exit_cleanly
+from common.progress import EXAMPLE, follow
 from common.settings import expanded_path
 from common.tokens import PAD
 from dataset.boards import keeps_given, puzzle_of, rules_of
@@ -107,8 +107,9 @@ def _verify_boards(puzzle: str | None, splits: dict[str, Split], found: Findings
     for name, split in splits.items():
         with found.told(f"{name}, boards") as facts:
             facts.append(f"{split.num_examples:,} boards by the rules of {puzzle or 'none known'}")
-            for start in tqdm(range(0, split.num_examples, CHUNK_BOARDS), f"verifying {name}"):
-                rows = np.arange(start, min(start + CHUNK_BOARDS, split.num_examples))
+            starts = range(0, split.num_examples, CHUNK_BOARDS)
+            chunks = [np.arange(s, min(s + CHUNK_BOARDS, split.num_examples)) for s in starts]
+            for rows in follow(chunks, f"verifying {name}", EXAMPLE, split.num_examples, len):
                 inputs, labels = split.read(rows)
                 boards.setdefault(name, set()).update(map(bytes, inputs))
                 if rules is None:
@@ -119,7 +120,7 @@ def _verify_boards(puzzle: str | None, splits: dict[str, Split], found: Findings
                     (~rules.is_valid(inputs, labels), "its label is no solution"),
                 ):
                     if bad.any():
-                        row = start + int(bad.argmax())
+                        row = int(rows[bad.argmax()])
                         found.add(f"{split.path}: board {row}: {problem}", int(bad.sum()))
     if shared := len(boards.get("train", set()) & boards.get("test", set())):
         log.info("NOTE: %d test boards are training boards", shared)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from common.progress import follow
 from dataset.augmentation import ORIGINAL, Variants, parse_variant_names
 from dataset.compact import CompactSplit
 from dataset.findings import Findings
@@ -96,7 +96,7 @@ def _check_examples(split: Split, names: Names, found: Findings, facts: list[str
     pairs: Pairs = {}
     num_examples = 0
     groups = zip(split.group_indices[:-1], split.group_indices[1:], strict=True)
-    for first, end in tqdm(list(groups), f"verifying {split.path.name}", unit="task"):
+    for first, end in follow(list(groups), f"verifying {split.path.name}", "task"):
         sizes = np.diff(split.puzzle_indices[first : end + 1])
         task_id = names.task_ids[split.puzzle_identifiers[first]]
         if (sizes != sizes[0]).any():

@@ -36,8 +36,9 @@ TYPICAL_TOKENS = 128
 """A batch has room for as many windows as if they were so long."""
 
 Item = TypeVar("Item")
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Wraps an iterable of known length in a progress bar."""
+Batch = tuple[Rows, "PendingResult"]
+Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
+"""Wraps batches of so many rows in all in a progress bar."""
 
 
 class PredictConfig(Settings):
@@ -131,7 +132,7 @@ def predict(
         test_set: what is predicted.
         config: how, see `PredictConfig.resolved`.
         ranks: that share the work.
-        progress: shows batches.
+        progress: shows how far this rank's share is.
         rows: which of the test set's rows, in order; None: all.
 
     Returns:
@@ -214,9 +215,9 @@ class Predictor:
             (batch, self._start(host, len(batch), np.flatnonzero(is_followed[batch])))
             for batch, host in one_ahead(prepared)
         )
-        pending: Iterable[tuple[Rows, PendingResult]] = one_behind(started)
+        pending: Iterable[Batch] = one_behind(started)
         if progress and runs:
-            pending = progress(pending, len(runs))
+            pending = progress(pending, len(places))
         for batch, result in pending:
             canvases, probability, metrics, steps = result.wait()
             answers.canvases[batch] = canvases

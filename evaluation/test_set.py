@@ -143,9 +143,12 @@ def split_while_training(path: Path) -> str:
     return "validation" if (path / "validation").is_dir() else "test"
 
 
+AnyTestSet = ArcTestSet | BoardTestSet
+
+
 def open_test_set(
     path: Path, max_variants: int | None, canvas: str, split_name: str = "test"
-) -> ArcTestSet | BoardTestSet:
+) -> AnyTestSet:
     """Tasks whose variants vote, or boards.
 
     Args:

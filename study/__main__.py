@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from benchmarks.measure import machine, positive
 from common.children import run_child
 from common.errors import CommandParser, UserError, exit_cleanly
 from common.files import atomic_write
 from common.locks import exclusive
+from common.progress import follow
 from common.settings import expanded_path, validate
 from config.loading import load_config
 from config.schema import TrainConfig
@@ -120,7 +120,7 @@ def run_grid(
     try:
         runs = zip(points, configs, strict=True)
         futures = [threads.submit(run_point, grid, *run, output) for run in runs]
-        for future in tqdm(futures, "study", unit="run"):
+        for future in follow(futures, "study", "run"):
             try:
                 records.append(future.result())
             except UserError as error:

@@ -276,6 +276,24 @@ def test_help_prints_the_groups_and_every_key_with_default_and_meaning_and_exits
         assert re.search(rf"^{re.escape(key)}  \[.+\]\n    {meaning}$", printed, re.M), key
 
 
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_help_begins_with_five_keys_that_there_are(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = ENTRY_POINTS[name]
+    with pytest.raises(SystemExit):
+        load_config(name, schema, "What it does.", ["--help"])
+    before, _, _ = capsys.readouterr().out.partition("All keys")
+    shown = re.findall(r"^  ([\w.]+)(?:  \[.+\])?\n      (.+)$", before, re.M)
+    known = {key: field.description for key, field in fields_of(schema)}
+    assert len(shown) == 5
+    assert tuple(key for key, _ in shown) == schema.first  # type: ignore[attr-defined]
+    for key, text in shown:
+        assert "compact, hrm, medium" in text if key == "arch" else text.endswith(known[key])
+    usage, _, _ = before.partition("  " + shown[0][0])
+    assert usage == "What it does.\n\nOverrides are key=value. Most people change:\n\n"
+
+
 def test_the_reference_page_is_what_the_schema_says() -> None:
     assert reference.REFERENCE.read_text() == reference.reference(), (
         "run python -m config.reference"

@@ -40,7 +40,7 @@ from dataset.task_files import save_tasks
 from dataset.tasks import Pair, Task
 from evaluation import predict as predicting
 from evaluation.metrics import mean_metrics
-from evaluation.predict import Answers, Predictor, one_behind, predict
+from evaluation.predict import Answers, Batch, Predictor, one_behind, predict
 from evaluation.predictions import predictions_of
 from evaluation.summary import summarise
 from evaluation.test_set import ArcTestSet, open_test_set
@@ -657,12 +657,16 @@ def test_a_network_answers_the_same_however_rows_are_packed(roomy_compact_datase
         np.testing.assert_allclose(together.metrics, alone.metrics, rtol=1e-3, atol=1e-4)
 
 
-def test_progress_is_told_the_number_of_batches_of_each_pass(dataset: Path) -> None:
+def test_progress_is_told_the_rows_of_each_pass_and_of_each_batch(dataset: Path) -> None:
     told: list[int] = []
 
-    def progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-        told.append(total)
-        return batches
+    def progress(batches: Iterable[Batch], num_rows: int) -> Iterable[Batch]:
+        sizes = []
+        for batch in batches:
+            yield batch
+            sizes.append(len(batch[0]))
+        assert sum(sizes) == num_rows
+        told.append(len(sizes))
 
     for batch_tokens in (31, 41):
         answer(dataset, batch_tokens, progress=progress)

@@ -1,6 +1,7 @@
 """Looking before and while training: the dry run and the profile."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def test_a_dry_run_says_what_would_be_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
     for said in ("arch tiny", "examples an epoch", "memory: about", "12 steps", "Dry run"):
         assert said in caplog.text
+    assert re.search(
+        r"first step: nothing is compiled, then at least [\d.e-]+ s a step", caplog.text
+    )
 
 
 def test_a_dry_run_finds_what_is_wrong(

@@ -3,6 +3,7 @@
 import logging
 
 from common.distributed import Ranks, peak_memory
+from common.progress import in_words
 from models.flops import matmul_peak
 from training.metrics import TrainingMetrics
 from training.optimizers import OptimConfig, learning_rates, lr_schedule
@@ -78,6 +79,22 @@ class Standing:
         }
         return self.axes | {f"train/{name}": value for name, value in found.items()}
 
+    def say_first_step(self, flops: float, is_prepared: bool) -> None:
+        """Say how soon a run gets on, before it begins.
+
+        Args:
+            flops: model FLOPs of an optimizer step, on all ranks.
+            is_prepared: whether the step is compiled or captured first.
+        """
+        seconds = flops / self.peak
+        # A bound, and no estimate: small networks come to a tenth of the peak, large ones to half.
+        took = f"{seconds:.2g} s" if seconds < 10 else in_words(seconds)
+        start = "after up to a minute of compiling" if is_prepared else "nothing is compiled"
+        log.info(
+            "first step: %s, then at least %s a step, which its products take at the peak of this "
+            "device", start, took,
+        )  # fmt: skip
+
     def _seconds_left(self, steps_per_second: float) -> float:
         left = max(0, self.total_steps - self.state.step) / steps_per_second
         if self.max_minutes is None:
@@ -95,11 +112,3 @@ class Standing:
             device = "GPU" if self.ranks.device.type == "cuda" else "process"
             log.info("At this speed training takes %s more (%s %s-hours), evaluations not counted",
                      in_words(seconds_left), hours, device)  # fmt: skip
-
-
-def in_words(seconds: float) -> str:
-    """A duration: seconds, or from two minutes on hours and minutes."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
