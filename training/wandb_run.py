@@ -161,7 +161,7 @@ class WandbRun:
         job_type: str,
         default_name: str,
     ) -> Any:
-        mode = config.mode if config.mode != "auto" else _mode_of_environment()
+        mode = config.mode if config.mode != "auto" else mode_of_environment()
         if mode == "disabled":
             return None
         wandb = self._wandb = _attempt("be imported", lambda: importlib.import_module("wandb"))
@@ -193,9 +193,7 @@ class WandbRun:
         run_id = self.run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
         self.run_id = run_id
         if mode != "offline":
-            # Looks for credentials as W&B does, without the network and without asking for them;
-            # going online without any would make W&B ask.
-            if _attempt("log in", lambda: wandb.login(prompt=False, verify=False)):
+            if has_login(wandb):  # Going online without one would make W&B ask.
                 run = _attempt("start online", lambda: start("online", run_id))
                 if run is not None:
                     return run
@@ -226,7 +224,12 @@ def without_seed(name: str) -> str:
     return re.sub(r"[-_]?seed[-_=]?\d+", "", name) or name
 
 
-def _mode_of_environment() -> str:
+def has_login(wandb: Any) -> bool:
+    """Whether W&B finds credentials where it looks for them: without the network, or asking."""
+    return bool(_attempt("log in", lambda: wandb.login(prompt=False, verify=False)))
+
+
+def mode_of_environment() -> str:
     """What `wandb.mode=auto` means: what W&B's variable says, or else to look for a login."""
     mode = os.environ.get("WANDB_MODE", "").lower()
     return mode if mode in ("online", "offline", "disabled") else "auto"

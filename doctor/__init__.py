@@ -1,0 +1,1 @@
+"""The machine before the first run: what is there, what is missing, what it would cost."""
