@@ -3,9 +3,10 @@
     torchrun --nproc_per_node=4 train_arc_tiny_corrupt.py
     torchrun --nproc_per_node=4 train_arc_tiny_corrupt.py resume=auto
     python train_arc_tiny_corrupt.py arch=medium data.path=data/my-dataset run_dir=runs/mine
+    python train_arc_tiny_corrupt.py -m seed=0,1,2 arch=compact,medium    # one after another
 
 Without overrides this trains the compact model (0.86M parameters) on data/arc1concept-aug-1000.
-The run folder receives config.yaml, metrics.jsonl, wandb/ and checkpoints/.
+The run folder receives config.yaml, metrics.jsonl, answers/, wandb/ and checkpoints/.
 """
 
 import logging

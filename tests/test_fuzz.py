@@ -32,6 +32,7 @@ from common.errors import UserError, exit_cleanly
 from common.settings import fields_of, validate
 from config.loading import load_config
 from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig, TrainedAs
+from conftest import REPOSITORY
 from damage import ODD_TEXTS, ODD_VALUES, Change, damage
 from dataset import maze, sudoku
 from dataset.board_csv import draw_halves, write_csv
@@ -50,13 +51,15 @@ from export import ExportOptions
 from import_checkpoint import ImportOptions as ImportCheckpointOptions
 from models.build import ComputeConfig
 from models.recursive import TinyRecursiveModel
+from records.rows import read_rows
 from runs import TINY, run_evaluation, run_training
 from test_import_checkpoint import published_state
 from tiny import ALONE, CPU
 from training.checkpoints import load_stored, load_trained, stored_config
 from training.run_folder import complete_checkpoints, find_checkpoint
-from training.run_log import RunLog, WandbConfig
-from training.scores import Score, best_checkpoint
+from training.run_log import RunLog
+from training.scores import best_checkpoint
+from training.wandb_run import WandbConfig
 
 EXAMPLES = 500
 """Of the default suite, over all readers."""
@@ -87,6 +90,19 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> 
         "eval.max_variants=1",
     )  # fmt: skip
     run_evaluation(folder / "results", f"checkpoint={run}", "report=false")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def factored_folder(tmp_path_factory: pytest.TempPathFactory, tiny_compact_dataset: Path) -> Path:
+    """A run whose puzzle embeddings are factored, its dataset, and a row of the records."""
+    folder = tmp_path_factory.mktemp("factored")
+    shutil.copytree(tiny_compact_dataset, folder / "data")
+    run_training(
+        folder / "data", folder / "run", "train.max_steps=3", "train.eval_every=null",
+        "arch.puzzle_embedding=factored",
+    )  # fmt: skip
+    shutil.copytree(REPOSITORY / "records" / "rows", folder / "rows")
     return folder
 
 
@@ -222,10 +238,15 @@ def load_to_evaluate(folder: Path, out: Path) -> None:
                  test_set.puzzle_factors, "auto", compute, CPU)  # fmt: skip
 
 
+def load_factored(folder: Path, out: Path) -> None:
+    load_to_evaluate(folder, out)
+    read_rows(folder / "rows")
+
+
 def read_scores_and_log(folder: Path, out: Path) -> None:
     best_checkpoint(complete_checkpoints(folder / "run" / "checkpoints"))
     shutil.copytree(folder / "run", out)  # The log is cut where it is.
-    RunLog(out, WandbConfig(mode="disabled"), {}, 2, Score("raw", {"eval/pass@2": 0.5})).close()
+    RunLog(out, WandbConfig(mode="disabled"), {}, 2, {"eval/pass@2": 0.5}).close()
 
 
 def export_run(folder: Path, out: Path) -> None:
@@ -265,6 +286,7 @@ READERS = {
     "predictions": Reader("run_folder", recount, ("results/predictions.npz", "results/metrics.json",
                           "data/test_puzzles.json", "data/build.json"), 1.5),
     "checkpoint": Reader("run_folder", load_to_evaluate, (f"{CHECKPOINT}*.*",), 1.5),
+    "factored checkpoint": Reader("factored_folder", load_factored, (f"{CHECKPOINT}*.*", "rows/*")),
     "export": Reader("run_folder", export_run, (f"{CHECKPOINT}*.*",)),
     "exported": Reader("models_folder", load_exported, ("model/*.[js]*",), 1.5),
     "published": Reader("models_folder", import_published, ("*.pt", "data/train/dataset.json")),

@@ -375,6 +375,22 @@ def test_playing_can_be_stopped_and_stops_with_the_case(tab: Browser) -> None:
 
 
 @needs_browser
+def test_who_prefers_less_motion_gets_slower_steps_and_nothing_that_glides(
+    tab: Browser, tmp_path: Path
+) -> None:
+    duration = "getComputedStyle(document.querySelector('.card')).transitionDuration"
+    waits = []
+    for motion in ("no-preference", "reduce"):
+        tab.prefer(prefers_reduced_motion=motion)
+        tab.open(tmp_path / "report.html")
+        tab.run("window.waits = []; window.setInterval = (_, wait) => { waits.push(wait); }")
+        tab.run("document.querySelector('.card:nth-child(2) a').click()")
+        tab.press("p")
+        waits.append((tab.run("waits")[0], tab.run(duration) == "0s"))
+    assert waits == [(700, False), (1500, True)]
+
+
+@needs_browser
 def test_a_case_without_steps_has_no_strip(tab: Browser) -> None:
     tab.click(".card:nth-child(5) a")
     assert tab.run("document.querySelector('.steps').hidden")

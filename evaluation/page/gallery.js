@@ -18,7 +18,8 @@ function addThumbs(number) {
   const thumbs = cards[number].querySelector(".thumbs");
   if (thumbs.childElementCount > 0) return;
   const firsts = answers.map(({ name, attempts }) => [name || "answer", attempts[0].grid]);
-  const grids = [...(answers.length > 1 ? [] : [["input", input]]), ...firsts, ["solution", solution]];
+  const asked = answers.length > 1 ? [] : [["input", input]];
+  const grids = [...asked, ...firsts, ["solution", solution]];
   thumbs.append(...grids.map(([label, grid]) => figure(
     label, grid, 72, { empty: label === "solution" ? "hidden" : "no answer" })));
 }
@@ -72,7 +73,8 @@ function restore() {
 
 function badgeOf(isRight) {
   if (isRight === null) return null;
-  return element("span", { className: `badge ${isRight ? "right" : "wrong"}`, textContent: isRight ? "✓ right" : "✗ wrong" });
+  const [look, text] = isRight ? ["right", "✓ right"] : ["wrong", "✗ wrong"];
+  return element("span", { className: `badge ${look}`, textContent: text });
 }
 
 function attemptFigures({ attempts }, solution, box) {
@@ -112,7 +114,8 @@ function show(number) {
   const asked = figure("Test input", input, box);
   const known = figure("Solution", solution, box, { empty: "hidden" });
   inViewer(".attempts .groups").replaceChildren(...(answers.length === 1
-    ? [element("div", { className: "row" }, asked, ...attemptFigures(answers[0], solution, box), known)]
+    ? [element("div", { className: "row" },
+      asked, ...attemptFigures(answers[0], solution, box), known)]
     : [element("div", { className: "row alone" }, asked, known), ...answers.map((each) => element(
       "div", {}, element("h4", { textContent: each.name }),
       element("div", { className: "row" }, ...attemptFigures(each, solution, box))))]));
@@ -168,8 +171,9 @@ const player = {
     inViewer(".steps").hidden = steps.length === 0;
     if (steps.length === 0) return;
     inViewer("#step").max = steps.length;
-    const thumb = (text, label) => element("span", { className: "thumb" }, text === null
-      ? element("span", { className: "empty", textContent: "no grid" }) : drawGrid(text, 52, label));
+    const nothing = () => element("span", { className: "empty", textContent: "no grid" });
+    const thumb = (text, label) => element("span", { className: "thumb" },
+      text === null ? nothing() : drawGrid(text, 52, label));
     const names = ["Step", "Answer", ...(targets.length > 0 ? ["Target"] : [])];
     inViewer(".strip").replaceChildren(
       element("div", { className: "labels", ariaHidden: "true" },

@@ -17,7 +17,8 @@ function different(text, other) {
 function drawGrid(text, box, label, marks = null) {
   const rows = text.split("/"), height = rows.length, width = rows[0].length;
   const scale = Math.max(1, Math.round(window.devicePixelRatio));
-  const cell = Math.max(1, Math.min(MAX_CELL * scale, Math.floor((box * scale - 1) / Math.max(width, height))));
+  const room = Math.floor((box * scale - 1) / Math.max(width, height));
+  const cell = Math.max(1, Math.min(MAX_CELL * scale, room));
   const canvas = element("canvas", { width: width * cell + 1, height: height * cell + 1 });
   canvas.style.width = `${canvas.width / scale}px`;
   canvas.setAttribute("role", "img");
@@ -32,9 +33,9 @@ function drawGrid(text, box, label, marks = null) {
     }
   }));
   pen.fillStyle = colours.line;
-  const isLined = cell >= 4 * scale;
-  for (let x = 0; x <= width; x += isLined ? 1 : width) pen.fillRect(x * cell, 0, 1, canvas.height);
-  for (let y = 0; y <= height; y += isLined ? 1 : height) pen.fillRect(0, y * cell, canvas.width, 1);
+  const [across, down] = cell >= 4 * scale ? [1, 1] : [width, height];  // Or only a frame.
+  for (let x = 0; x <= width; x += across) pen.fillRect(x * cell, 0, 1, canvas.height);
+  for (let y = 0; y <= height; y += down) pen.fillRect(0, y * cell, canvas.width, 1);
   rows.forEach((row, y) => [...row].forEach((digit, x) => {
     if (isMarked[y][x]) {
       pen.fillStyle = colours.dots[digit] ?? colours.line;
@@ -45,7 +46,8 @@ function drawGrid(text, box, label, marks = null) {
 }
 
 // A captioned grid; where there is none, words in its place.
-function figure(label, text, box, { marks = null, notes = [], badge = null, empty = "no grid" } = {}) {
+function figure(label, text, box, options = {}) {
+  const { marks = null, notes = [], badge = null, empty = "no grid" } = options;
   return element("figure", {},
     element("figcaption", {}, element("span", { textContent: label }), badge),
     text === null ? element("p", { className: "empty", textContent: empty })
