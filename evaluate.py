@@ -80,7 +80,8 @@ def evaluate_checkpoints(config: EvaluateConfig, paths: Sequence[Path], ranks: R
     found = list(chain(*chosen))
     stored = [stored_config(path, TrainedAs) for path in found]
     split = config.eval.resolved(stored[0].data.canvas).split
-    output_dir = config.output_dir or default_output_dir(found, "evaluation", split)
+    kind = "evaluation" if options.puzzle_id == "own" else f"evaluation_{options.puzzle_id}"
+    output_dir = config.output_dir or default_output_dir(found, kind, split)
     if ranks.is_main and (output_dir / METRICS_FILE).is_file():
         drop_unfinished(output_dir)
     with new_output(output_dir, ranks):

@@ -152,6 +152,7 @@ class _Options(BaseModel):
     max_variants: int | None = None
     guidance_weight: float = 1.0
     num_supervision_steps: int | None = None
+    puzzle_id: str = "own"
 
 
 class _Evaluation(BaseModel):
@@ -181,6 +182,8 @@ class _Evaluation(BaseModel):
             parts.append(f"guidance weight {options.guidance_weight:g}")
         if options.num_supervision_steps is not None:
             parts.append(f"{options.num_supervision_steps} steps")
+        if options.puzzle_id != "own":
+            parts.append("told no puzzle")
         return ", ".join(parts)
 
 

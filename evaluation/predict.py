@@ -26,6 +26,7 @@ from common.distributed import Ranks
 from common.settings import Settings
 from dataset.canvas import Canvases, canvas_side, read_extents
 from dataset.loading import BatchMaker, Capacity, HostBatch, Plan, cut, one_ahead
+from dataset.storage import BLANK_IDENTIFIER
 from dataset.windows import Boxes
 from evaluation.metrics import StepMetrics, metric_names
 from evaluation.test_set import Rows, TestSet
@@ -87,6 +88,11 @@ class EvalConfig(PredictConfig):
     )
     guidance_weight: float = Field(
         1.0, description="w in (1-w) l_u + w l_c (DIS eq. 5); 1 is plain decoding"
+    )
+    puzzle_id: Literal["own", "blank"] = Field(
+        "own",
+        description="which puzzle the network is told that it sees; blank: none, whose vector is "
+        "zero (an ablation: what does it know without?)",
     )
     diagnostics: bool = Field(
         False,
@@ -230,7 +236,10 @@ class Predictor:
         """What is shown of the rows."""
         examples = self.test_set.examples.take(rows)
         origins = np.zeros((len(rows), 2), dtype=np.int64)
-        plan = Plan(examples.rows, examples.puzzle_ids, rows, origins, boxes)
+        puzzle_ids = examples.puzzle_ids
+        if self.config.puzzle_id == "blank":
+            puzzle_ids = np.full_like(puzzle_ids, BLANK_IDENTIFIER)
+        plan = Plan(examples.rows, puzzle_ids, rows, origins, boxes)
         return self.maker.pack(plan, self.capacity)
 
     def _start(self, host_batch: HostBatch, count: int, followed: Rows) -> "PendingResult":

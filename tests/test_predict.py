@@ -36,6 +36,7 @@ from common.packed import PackedBatch
 from dataset.augmentation import augment, parse_variant_name
 from dataset.canvas import VOCAB_SIZE, place
 from dataset.loading import NUM_FILLERS
+from dataset.storage import BLANK_IDENTIFIER
 from dataset.task_files import save_tasks
 from dataset.tasks import Pair, Task
 from evaluation import predict as predicting
@@ -675,6 +676,25 @@ def test_progress_is_told_the_rows_of_each_pass_and_of_each_batch(dataset: Path)
     for size in (1, 2):  # The second time they are full: all is predicted again.
         in_windows(dataset, Seen(grid_of(size, size)), 31, progress=progress)
     assert told[2:] == [2, 2, 3]
+
+
+def test_with_the_blank_identifier_the_network_is_told_no_puzzle_and_votes_count_as_before(
+    dataset: Path,
+) -> None:
+    class Blind(LookedUp):
+        def improve(self, batch: PackedBatch, num_steps: int, *_: Any) -> Iterator[Improvement]:
+            told.append(batch.puzzle_ids[batch.is_example].tolist())
+            return self.steps(batch, batch.rows)
+
+    told: list[list[int]] = []
+    voting = []
+    test_set = ArcTestSet(dataset, None)
+    for puzzle_id in ("own", "blank"):
+        config = eval_config(batch_tokens=EIGHT_CANVASES, puzzle_id=puzzle_id)
+        answers = Predictor(cast(Any, Blind()), test_set, config).answer(np.arange(8))
+        voting.append(predictions_of(test_set, answers).identifier.tolist())
+    assert voting[0] == voting[1] != []
+    assert [sorted(ids) for ids in told] == [IDENTIFIERS, [BLANK_IDENTIFIER] * 8]
 
 
 def test_cells_are_shown_as_in_training_unless_asked_otherwise() -> None:
