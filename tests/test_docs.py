@@ -1,5 +1,6 @@
 """README and docs say what is so: commands parse and run, links lead on, tables are current."""
 
+import inspect
 import re
 import shlex
 import shutil
@@ -15,7 +16,9 @@ import torch
 import export
 import import_checkpoint
 from common.flags import parse_flags
+from common.puzzles import NO_TASK, PuzzleFactors
 from config.loading import load_config
+from config.multirun import FLAGS, combinations
 from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
 from conftest import REPOSITORY
 from dataset import (
@@ -26,40 +29,66 @@ from dataset import (
     import_arc,
 )
 from evaluation import compare
-from models import targets
+from models import puzzle_embedding, targets
 from models.exported import write_exported
 from models.pretrained import StoredModel
 from models.supervision import SupervisionConfig
 from study import __main__ as study
 from tiny import cell_random, target_request, tiny_arch, tiny_model
+from training import optimizers
 
 OUTPUTS = ("data", "demo_output", "exported", "imported", "kaggle", "runs", "wandb")
 """Folders that the programs make."""
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
-]
+PAGES = {path.name: path.read_text() for path in sorted(REPOSITORY.glob("docs/*.md"))}
+EXTENDING = PAGES["extending.md"]
+EVERYWHERE = "\n".join([README, *PAGES.values()])
 
 
-def arguments_of(program: str) -> list[list[str]]:
-    """Of every command that runs the program."""
-    found = [shlex.split(command) for command in COMMANDS]
-    return [words[words.index(program) + 1 :] for words in found if program in words]
+def commands_of(text: str) -> list[str]:
+    """The lines of its shell blocks, without comments."""
+    return [
+        re.sub(r"(^| )#.*", "", line).strip()
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+
+
+def arguments_of(program: str, text: str = README) -> list[list[str]]:
+    """Of every command that runs the program; each once."""
+    found = []
+    for command in commands_of(text):
+        words = shlex.split(command)
+        if words[:3] == ["srun", "bash", "-c"]:  # Slurm starts a shell on each node.
+            words = shlex.split(words[3])
+        if program in words and (given := words[words.index(program) + 1 :]) not in found:
+            found.append(given)
+    return found
 
 
 def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
+SCRIPTS = (
+    ("train", TrainConfig, "train_arc_tiny_corrupt.py"),
+    ("evaluate", EvaluateConfig, "evaluate.py"),
+    ("diagnose", DiagnoseConfig, "diagnose.py"),
+)
 CONFIGURED: list[tuple[str, Any, list[str]]] = [
-    *(("train", TrainConfig, given) for given in arguments_of("train_arc_tiny_corrupt.py")),
-    *(("evaluate", EvaluateConfig, given) for given in arguments_of("evaluate.py")),
+    *(
+        (name, schema, given)
+        for name, schema, script in SCRIPTS
+        for given in arguments_of(script, EVERYWHERE)
+        if not FLAGS & set(given)
+    ),
     *(
         ("diagnose", DiagnoseConfig, given.split())
         for given in re.findall(r"`python diagnose.py ([^`]*)`", README)
     ),
+]
+SWEEPS = [
+    given for given in arguments_of("train_arc_tiny_corrupt.py", EVERYWHERE) if FLAGS & set(given)
 ]
 
 
@@ -72,6 +101,14 @@ def test_every_command_of_a_script_is_a_valid_configuration(
     name: str, schema: Any, arguments: list[str]
 ) -> None:
     load_config(name, schema, "", arguments)
+
+
+@pytest.mark.parametrize("arguments", SWEEPS)
+def test_every_run_of_a_sweep_is_a_valid_configuration(arguments: list[str]) -> None:
+    runs = combinations([word for word in arguments if word not in FLAGS])
+    assert len(runs) > 1
+    for overrides in runs:
+        load_config("train", TrainConfig, "", overrides)
 
 
 def test_training_without_overrides_is_the_compact_model_on_arc_1() -> None:
@@ -107,14 +144,15 @@ def test_every_other_command_parses(
 ) -> None:
     """In a folder where the CSVs exist."""
     monkeypatch.chdir(tmp_path)
-    found = arguments_of(program)
+    found = arguments_of(program, EVERYWHERE)
     assert found
     for arguments in found:
         for file in arguments:
             if file.endswith(".csv"):
                 Path(file).touch()
         parsed = parse_flags(options, program, None, arguments)
-        assert {key: getattr(parsed, key) for key in expected} == expected
+        if arguments in arguments_of(program):  # The README's are the published ones.
+            assert {key: getattr(parsed, key) for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -143,16 +181,54 @@ def test_the_comparison_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parsed.A.parent.name == "compact-seed0" and parsed.B.parent.name == "compact-seed1"
 
 
-def test_the_generator_that_the_readme_adds_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generator_that_is_added_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its function as printed, added to the module, and its line to the registry."""
-    (code,) = [block for block in python_blocks(README) if "def backwards" in block]
-    (line,) = re.findall(r"`(\"backwards\": .*?),`", README)
+    (code,) = [block for block in python_blocks(EXTENDING) if "def backwards" in block]
+    (line,) = re.findall(r"`(\"backwards\": .*?),`", EXTENDING)
     exec(code, names := dict(vars(targets)))
     monkeypatch.setattr(targets, "TARGETS", targets.TARGETS | eval(f"{{{line}}}", names))
     inputs, solution = torch.full((1, 16), 2), torch.full((1, 16), 3)
     request = target_request(inputs, solution, 4, cell_random(1))
     frames = targets.TARGETS["backwards"].generate(request)
     assert [(frame == 3).nonzero()[0].item() for frame in frames[0]] == [12, 8, 4, 0]
+
+
+def test_the_optimizer_that_is_added_follows_schedules_and_skips_what_is_not_finite() -> None:
+    """Its lines as printed, in the place that the page names."""
+    (lines,) = [block for block in python_blocks(EXTENDING) if '"sgd"' in block]
+    source = inspect.getsource(optimizers.build_optimizers)
+    before = '    if config.name == "adam_atan2":\n'
+    assert before in source
+    exec(source.replace(before, lines + before), names := dict(vars(optimizers)))
+    model = tiny_model()
+    config = optimizers.OptimConfig.model_construct(name="sgd", lr=0.5)
+    (sgd,) = names["build_optimizers"](config, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.scale_lr([sgd], 0.5)
+    weight = model.readout.weight
+    start = weight.detach().clone()
+    sgd.found_inf = torch.ones(())
+    sgd.step()
+    assert torch.equal(weight, start)
+    sgd.found_inf = torch.zeros(())
+    sgd.step()
+    decayed = start * (1 - 0.25 * config.weight_decay)
+    torch.testing.assert_close(weight.detach(), decayed - 0.25)
+
+
+def test_the_embedding_that_is_added_tells_tasks_and_not_variants() -> None:
+    (code,) = [block for block in python_blocks(EXTENDING) if "class TaskEmbedding" in block]
+    exec(code, names := dict(vars(puzzle_embedding)))
+    embedding = names["TaskEmbedding"](2, 16)
+    torch.nn.init.normal_(embedding.task.weight)
+    tasks, dihedrals = torch.tensor([NO_TASK, 0, 0, 1]), torch.tensor([0, 0, 3, 0])
+    permutations = torch.arange(10).expand(4, 10)
+    embedding.use(PuzzleFactors(("a", "b"), tasks, dihedrals, permutations))
+    blank, first, variant, other = embedding.lookup(torch.arange(4))
+    assert not blank.any()
+    assert torch.equal(first, variant)
+    assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/sharing.md"])
@@ -192,18 +268,23 @@ def test_the_commands_that_share_a_model_parse(
     assert (imported.file, str(imported.out)) == (file, "imported/trm")
 
 
-@pytest.mark.parametrize("arguments", arguments_of("dataset.build_arc_dataset"))
+def write_subsets(prefix: Path, kaggle_prefix: str) -> None:
+    """Kaggle files of a few small tasks, for every subset that a page names."""
+    prefix.parent.mkdir(parents=True)
+    for half in ("challenges", "solutions"):
+        for subset in ("training", "evaluation", "training2", "evaluation2", "mini"):
+            source = subset.removesuffix("2").replace("mini", "training")
+            shutil.copy(f"{kaggle_prefix}_{source}_{half}.json", f"{prefix}_{subset}_{half}.json")
+        Path(f"{prefix}_concept_{half}.json").write_text("{}")
+
+
+@pytest.mark.parametrize("arguments", arguments_of("dataset.build_arc_dataset", EVERYWHERE))
 def test_the_builder_commands_run_word_for_word(
     arguments: list[str], tmp_path: Path, kaggle_prefix: str
 ) -> None:
     """In a folder where the named files exist, here with a few small tasks in each subset."""
-    folder = tmp_path / "kaggle" / "combined"
-    folder.mkdir(parents=True)
-    for half in ("challenges", "solutions"):
-        for subset in ("training", "evaluation", "training2", "evaluation2"):
-            source = f"{kaggle_prefix}_{subset.removesuffix('2')}_{half}.json"
-            shutil.copy(source, folder / f"arc-agi_{subset}_{half}.json")
-        (folder / f"arc-agi_concept_{half}.json").write_text("{}")
+    prefix = tmp_path / arguments[arguments.index("--input-file-prefix") + 1]
+    write_subsets(prefix, kaggle_prefix)
     process = subprocess.run(
         [sys.executable, "-m", "dataset.build_arc_dataset", *arguments, "--num-aug", "3"],
         cwd=tmp_path,
@@ -244,5 +325,6 @@ def test_the_make_commands_are_the_plain_ones() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     assert "$(BIN)/python demo.py" in makefile
     assert "$(BIN)/python -m pytest -n 2" in makefile
-    assert any(command.endswith(".venv/bin/python demo.py") for command in COMMANDS)
-    assert any(command.endswith(".venv/bin/python -m pytest -n 2") for command in COMMANDS)
+    commands = commands_of(README)
+    assert any(command.endswith(".venv/bin/python demo.py") for command in commands)
+    assert any(command.endswith(".venv/bin/python -m pytest -n 2") for command in commands)
