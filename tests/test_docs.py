@@ -16,7 +16,7 @@ import export
 import import_checkpoint
 from common.flags import parse_flags
 from config.loading import load_config
-from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
+from config.schema import DiagnoseConfig, EvaluateConfig, OwnPuzzlesConfig, TrainConfig
 from conftest import REPOSITORY
 from dataset import (
     build_maze_dataset,
@@ -56,6 +56,7 @@ def python_blocks(page: str) -> list[str]:
 CONFIGURED: list[tuple[str, Any, list[str]]] = [
     *(("train", TrainConfig, given) for given in arguments_of("train_arc_tiny_corrupt.py")),
     *(("evaluate", EvaluateConfig, given) for given in arguments_of("evaluate.py")),
+    *(("predict", OwnPuzzlesConfig, given) for given in arguments_of("predict.py")),
     *(
         ("diagnose", DiagnoseConfig, given.split())
         for given in re.findall(r"`python diagnose.py ([^`]*)`", README)
@@ -64,7 +65,7 @@ CONFIGURED: list[tuple[str, Any, list[str]]] = [
 
 
 def test_there_are_commands_of_each_script() -> None:
-    assert {name for name, _, _ in CONFIGURED} == {"train", "evaluate", "diagnose"}
+    assert {name for name, _, _ in CONFIGURED} == {"train", "evaluate", "predict", "diagnose"}
 
 
 @pytest.mark.parametrize(("name", "schema", "arguments"), CONFIGURED)
@@ -155,9 +156,8 @@ def test_the_generator_that_the_readme_adds_works(monkeypatch: pytest.MonkeyPatc
     assert [(frame == 3).nonzero()[0].item() for frame in frames[0]] == [12, 8, 4, 0]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/sharing.md"])
 def test_the_lines_that_use_a_model_run_word_for_word(
-    page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a folder where the model lies that they name: here one that was never trained."""
     stored = StoredModel(
@@ -169,7 +169,7 @@ def test_the_lines_that_use_a_model_run_word_for_word(
     write_exported(folder, stored, {}, "")
     (code,) = [
         block
-        for block in python_blocks((REPOSITORY / page).read_text())
+        for block in python_blocks((REPOSITORY / "docs" / "sharing.md").read_text())
         if "from_pretrained" in block
     ]
     exec(code, names := {})
