@@ -77,7 +77,7 @@ def answer_puzzles(config: OwnPuzzlesConfig, ranks: Ranks) -> None:
     stored = load_stored(path, trained_as.arch, trained_as.supervision, config.eval.weights)
     tasks = read_puzzles(config, canvas_side_of(stored))
     say_what_is_known(stored, tasks)
-    require_shares(config.adapt.batch_size, ranks.world_size)
+    require_shares(config.adapt.batch_size, ranks.world_size, "adapt.batch_size")
     name = name_of(config)
     output_dir = config.output_dir or default_output_dir([path], f"predictions_{name}", "test")
     with new_output(output_dir, ranks), scratch_folder(output_dir, ranks) as folder:
@@ -242,7 +242,10 @@ def adapted_model(
     # Cells and variants are shown as in training; trajectories are of the tasks of training.
     data = trained_as.data.model_copy(update={"trajectories": None})
     batches = TrainingBatches(split, config.adapt.batch_size, config.seed, data.variants)
-    loader = BatchLoader(batches, data, ranks, arch.prefix_length, config.adapt.micro_batch_tokens)
+    loader = BatchLoader(
+        batches, data, ranks, arch.prefix_length, config.adapt.micro_batch_tokens,
+        key="adapt.micro_batch_tokens",
+    )  # fmt: skip
     adapted = adapt(
         trained, config.adapt, trained_as.optim, ARC_COLOURS, iter(loader), config.seed, ranks,
         config,

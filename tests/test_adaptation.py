@@ -115,6 +115,13 @@ def test_of_factored_vectors_the_tasks_are_new_and_what_puzzles_share_is_kept() 
         assert torch.equal(fresh.weights[name], before[name])
 
 
+@pytest.mark.parametrize("table", [None, torch.zeros(16), torch.zeros(0)])
+def test_a_damaged_model_is_left_to_the_loader(table: torch.Tensor | None) -> None:
+    """Which says what does not fit: here there are no vectors at all, or no table of them."""
+    stored = stored_model(tiny_model(), table)
+    assert with_new_puzzles(stored, 9, ("x",)) is stored
+
+
 # ---- what learns -----------------------------------------------------------------------------
 
 

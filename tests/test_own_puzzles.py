@@ -25,7 +25,7 @@ from dataset.task_files import load_tasks
 from evaluation.compare import load_evaluation
 from models.puzzle_embedding import PuzzleTable
 from models.steps import TrainedModel
-from runs import HALTING, call, read_results, run_training
+from runs import HALTING, call, read_results, run_training, torchrun
 from training.adaptation import TASK_VECTORS
 
 QUICK = ("num_aug=5", "adapt.max_steps=6", "adapt.batch_size=8", "device=cpu")
@@ -323,6 +323,21 @@ def test_the_folder_is_named_by_puzzles_and_checkpoint(
     assert {path.name for path in out.iterdir()} == FILES - {"report.html"}
 
 
+def test_two_processes_adapt_and_predict_together(
+    trained: Path, puzzles: Tasks, tmp_path: Path, results: Path
+) -> None:
+    """Each variant of each test input once, by the same steps."""
+    given = (f"checkpoint={trained}", f"puzzles={write(tmp_path / 'mine.json', puzzles)}")
+    out = tmp_path / "out"
+    process = torchrun(2, "predict.py", *given, *QUICK, f"output_dir={out}")
+    assert process.returncode == 0, process.stderr
+    for name in ("task_id", "test_index", "identifier", "colour_permutation"):
+        assert np.array_equal(predicted(out)[name], predicted(results)[name])
+    assert read_results(out)["num_ranks"] == 2
+    assert read_results(out)["adaptation"]["steps"] == 6
+    assert not out.with_name("out.unfinished").exists()
+
+
 @pytest.mark.parametrize("function", ["adapt", "predict", "write_votes"])
 def test_an_interruption_leaves_nothing(
     function: str, trained: Path, puzzles: Tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -431,6 +446,9 @@ def test_models_of_other_schemes_adapt_as_they_were_trained(
 WIDE = {"train": [{"input": [[1] * 9], "output": [[2]]}], "test": [{"input": [[3]]}]}
 
 
+SMALL = {"train": [{"input": [[1]], "output": [[2]]}], "test": WIDE["test"]}
+
+
 @pytest.mark.parametrize(
     ("tasks", "overrides", "message"),
     [
@@ -444,6 +462,7 @@ WIDE = {"train": [{"input": [[1] * 9], "output": [[2]]}], "test": [{"input": [[3
         ({"wide": WIDE}, ("eval.split=validation",), "your own puzzles have test inputs alone"),
         ({"wide": WIDE}, ("eval.weights=raw", "checkpoint=nowhere"), "no checkpoint there"),
         ({"wide": WIDE}, ("puzzles=null",), "puzzles=FILE_OR_FOLDER"),
+        ({"a": SMALL}, ("adapt.micro_batch_tokens=38",), "adapt.micro_batch_tokens=38 has no room"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(

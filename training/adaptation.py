@@ -126,10 +126,13 @@ def with_new_puzzles(
         num_puzzles: P, the blank one included.
         task_names: of the tasks, in the order of `common.puzzles.PuzzleFactors`.
     """
+    vectors = stored.weights.get(TASK_VECTORS) if stored.table is None else stored.table
+    if vectors is None or vectors.ndim != 2:
+        return stored  # Damaged: where it is loaded it is told what does not fit.
     if stored.table is None:
-        vectors = new_vectors(stored.weights[TASK_VECTORS], len(task_names))
-        return replace(stored, weights={**stored.weights, TASK_VECTORS: vectors}, tasks={})
-    return replace(stored, table=new_vectors(stored.table, num_puzzles), tasks={})
+        weights = {**stored.weights, TASK_VECTORS: new_vectors(vectors, len(task_names))}
+        return replace(stored, weights=weights, tasks={})
+    return replace(stored, table=new_vectors(vectors, num_puzzles), tasks={})
 
 
 def new_vectors(trained: Tensor, count: int) -> Tensor:
