@@ -136,8 +136,8 @@ def start_ranks(device: str) -> Iterator[Ranks]:
     except torch.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{chosen}: {reason} Try half the train.micro_batch_tokens, in evaluations "
-            f"eval.batch_tokens"
+            f"{chosen}: {reason} Try half the train.micro_batch_tokens (of predict.py "
+            f"adapt.micro_batch_tokens), in evaluations eval.batch_tokens"
         ) from error
     if "RANK" in os.environ:
         # Not after an error: it would wait for ranks that wait for this one.

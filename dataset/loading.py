@@ -307,6 +307,7 @@ class BatchLoader:
         micro_batch_tokens: most tokens of a micro-batch.
         num_steps: supervision steps S; only needed for `config.trajectories`.
         static: fill micro-batches up to one shape; None: on CUDA.
+        key: that gives `micro_batch_tokens`, for messages.
 
     Raises:
         UserError: windows or trajectories do not fit the split, see `dataset.import_trajectories`;
@@ -323,6 +324,7 @@ class BatchLoader:
         *,
         num_steps: int | None = None,
         static: bool | None = None,
+        key: str = "train.micro_batch_tokens",
     ) -> None:
         split = batches.split
         require_compact(split, config)
@@ -332,8 +334,8 @@ class BatchLoader:
         self.maker = BatchMaker(split, prefix_length, ranks.device)
         if micro_batch_tokens <= self.maker.longest:
             raise UserError(
-                f"train.micro_batch_tokens={micro_batch_tokens} has no room for the "
-                f"{self.maker.longest} of a whole canvas: take {self.maker.longest + 1} or more"
+                f"{key}={micro_batch_tokens} has no room for the {self.maker.longest} of a whole "
+                f"canvas: take {self.maker.longest + 1} or more"
             )
         self.micro_batch_tokens = micro_batch_tokens
         self.num_steps = num_steps

@@ -6,7 +6,7 @@ One subset is a pair of files, `{prefix}_{subset}_challenges.json` and
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def subset_files(prefix: str, subset: str, tasks: list[Task]) -> dict[Path, str]
     If an output is hidden there is no solutions file: outputs that are known stay in the other.
     """
     challenges_path, solutions_path = subset_paths(prefix, subset)
-    challenges = _to_json(tasks)
+    challenges = tasks_to_json(tasks)
     if any(pair.output is None for task in tasks for pair in task.test):
         return {challenges_path: json.dumps(challenges)}
     outputs = {
@@ -126,7 +126,7 @@ def save_tasks(path: Path, tasks: list[Task], fill_in: bool = False) -> None:
 
     Hidden ones are left out, or, to `fill_in`, FILLER.
     """
-    document = _to_json(tasks)
+    document = tasks_to_json(tasks)
     if fill_in:
         for task in document.values():
             for pair in task["test"]:
@@ -134,7 +134,9 @@ def save_tasks(path: Path, tasks: list[Task], fill_in: bool = False) -> None:
     atomic_write(path, json.dumps(document))
 
 
-def _to_json(tasks: list[Task]) -> dict[str, Any]:
+def tasks_to_json(tasks: Sequence[Task]) -> dict[str, Any]:
+    """The tasks by id in Kaggle form, known outputs filled in."""
+
     def pairs_to_json(pairs: tuple[Pair, ...]) -> list[dict[str, Any]]:
         known = [{"input": p.input, "output": p.output} for p in pairs]
         return [{k: g.tolist() for k, g in p.items() if g is not None} for p in known]
@@ -178,6 +180,11 @@ def hide_fillers(tasks: list[Task], path: Path) -> list[Task]:
     if not outputs or any(output.tolist() != FILLER for output in outputs):
         return tasks
     log.info("%s: every solution is %s, which stands for a hidden one.", path, FILLER)
+    return without_solutions(tasks)
+
+
+def without_solutions(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks as a challenge shows them: no test pair has an output."""
     return [_hide(task, range(len(task.test))) for task in tasks]
 
 

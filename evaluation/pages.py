@@ -237,6 +237,9 @@ def facts_of(document: Document) -> dict[str, str]:
     shown = [key for key in HEADLINES if key in document and key not in SCORES]
     facts = {key.replace("_", " "): f"{document[key]:.3f}" for key in shown}
     facts["test set"] = document["test_set"]["name"]
+    if adaptation := document.get("adaptation"):
+        steps = f", {adaptation['steps']:,} steps" if adaptation["steps"] else ""
+        facts["adapted"] = f"{adaptation['weights']}{steps}"
     facts["predictions"] = f"{document['num_predictions']:,}"
     for number, checkpoint in enumerate(document.get("checkpoints", []), start=1):
         weights = f"{checkpoint['weights']} weights"

@@ -13,7 +13,8 @@ import torch
 from common.files import atomic_directory
 from common.json_files import read_object
 from common.tokens import PAD
-from dataset.storage import read_build
+from dataset.storage import puzzles_file, read_build
+from dataset.task_files import tasks_to_json
 from dataset.tasks import Task
 from evaluation.metrics import targets_at_test_time
 from evaluation.pages import arc_page, board_page
@@ -48,6 +49,7 @@ def write_arc_results(
     step_answers: Arrays | None,
     document: Document,
     report: bool,
+    with_puzzles: bool = False,
 ) -> None:
     """Write predictions, votes and what was scored; nothing unless the submission is valid.
 
@@ -59,6 +61,7 @@ def write_arc_results(
         step_answers: see `step_answers_of`; None where there was no model.
         document: for `metrics.json`.
         report: whether the page is written.
+        with_puzzles: also write the tasks, where no dataset holds them that will stay.
     """
     arrays = {PREDICTIONS_FILE: predictions.arrays()}
     if step_answers is not None:
@@ -70,7 +73,10 @@ def write_arc_results(
         page = arc_page(tasks, votes, step_answers, document, subsets)
     submitted = submission(votes, tasks)
     check_submission(submitted, tasks)
-    _write(output_dir, document, arrays, {SUBMISSION_FILE: submitted}, page)
+    objects = {SUBMISSION_FILE: submitted}
+    if with_puzzles:
+        objects[puzzles_file(document["test_set"]["split"])] = tasks_to_json(tasks)
+    _write(output_dir, document, arrays, objects, page)
 
 
 def write_board_results(

@@ -14,7 +14,7 @@ import torch
 from arc_oracles import canvas_of, change, contents, find_grid, put, remove, truncate
 from common.errors import UserError
 from dataset.augmentation import augment
-from dataset.canvas import place
+from dataset.canvas import place, read_back
 from dataset.compact import Originals, Recipes, expand, expand_whole
 from dataset.splits import open_split
 from dataset.storage import fingerprint
@@ -271,3 +271,22 @@ def test_damage_is_found_when_the_dataset_is_open_split(
     with pytest.raises(UserError, match=complaint) as error:
         open_split(damageable, "train")
     assert str(damageable / "train") in str(error.value)
+
+
+# ---- labels that come later ------------------------------------------------------------------
+
+
+def test_labels_can_be_hidden_and_given_later(small_compact_dataset: Path) -> None:
+    """Then the split is what it was; what is larger than the canvas stays hidden."""
+    split = open_split(small_compact_dataset, "test")
+    rows = np.arange(split.num_examples)
+    outputs = [read_back(canvas) for canvas in split.originals.labels.numpy()]
+    hidden = split.with_labels([None] * len(outputs))
+    assert not hidden.read(rows)[1].any()
+    assert not hidden.originals.sizes[:, 1].any()
+    again = hidden.with_labels(outputs)
+    for name in Originals._fields:
+        assert torch.equal(getattr(again.originals, name), getattr(split.originals, name)), name
+    large = hidden.with_labels([np.ones((31, 1), dtype=np.uint8), *outputs[1:]])
+    assert not large.originals.labels[0].any()
+    assert torch.equal(large.originals.labels[1:], split.originals.labels[1:])

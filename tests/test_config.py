@@ -14,11 +14,18 @@ from common.errors import UserError
 from common.settings import fields_of, select
 from config import reference
 from config.loading import CONFIG_DIR, config_groups, load_config
-from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
+from config.schema import (
+    DemoConfig,
+    DiagnoseConfig,
+    EvaluateConfig,
+    OwnPuzzlesConfig,
+    TrainConfig,
+)
 
 ENTRY_POINTS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "predict": OwnPuzzlesConfig,
     "diagnose": DiagnoseConfig,
     "demo": DemoConfig,
 }

@@ -19,7 +19,7 @@ from common.flags import parse_flags
 from common.puzzles import NO_TASK, PuzzleFactors
 from config.loading import load_config
 from config.multirun import FLAGS, combinations
-from config.schema import DiagnoseConfig, EvaluateConfig, TrainConfig
+from config.schema import DiagnoseConfig, EvaluateConfig, OwnPuzzlesConfig, TrainConfig
 from conftest import REPOSITORY
 from dataset import (
     build_maze_dataset,
@@ -74,6 +74,7 @@ SCRIPTS = (
     ("train", TrainConfig, "train_arc_tiny_corrupt.py"),
     ("evaluate", EvaluateConfig, "evaluate.py"),
     ("diagnose", DiagnoseConfig, "diagnose.py"),
+    ("predict", OwnPuzzlesConfig, "predict.py"),
 )
 CONFIGURED: list[tuple[str, Any, list[str]]] = [
     *(
@@ -93,7 +94,7 @@ SWEEPS = [
 
 
 def test_there_are_commands_of_each_script() -> None:
-    assert {name for name, _, _ in CONFIGURED} == {"train", "evaluate", "diagnose"}
+    assert {name for name, _, _ in CONFIGURED} == {"train", "evaluate", "predict", "diagnose"}
 
 
 @pytest.mark.parametrize(("name", "schema", "arguments"), CONFIGURED)

@@ -11,9 +11,16 @@ from pydantic import BaseModel
 import demo
 import diagnose
 import evaluate
+import predict
 import train_arc_tiny_corrupt
 from common.settings import Settings
-from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
+from config.schema import (
+    DemoConfig,
+    DiagnoseConfig,
+    EvaluateConfig,
+    OwnPuzzlesConfig,
+    TrainConfig,
+)
 from runs import HALTING, call, run_evaluation, run_training
 
 Read = set[tuple[str, str]]
@@ -53,7 +60,7 @@ def leaves(schema: type[BaseModel]) -> Iterator[tuple[str, str]]:
             yield schema.__name__, name
 
 
-def test_trainer_evaluator_and_diagnoser_read_every_key(
+def test_trainer_evaluator_diagnoser_and_predictor_read_every_key(
     monkeypatch: pytest.MonkeyPatch, tiny_compact_dataset: Path, tmp_path: Path
 ) -> None:
     """Training from scratch, then from these weights for some epochs on windows, then with halting,
@@ -84,6 +91,13 @@ def test_trainer_evaluator_and_diagnoser_read_every_key(
     call(diagnose.main, f"checkpoint={first}", *output)
     read |= {("PredictConfig", name) for section, name in read if section == "EvalConfig"}
     assert set(leaves(DiagnoseConfig)) - read == set()
+
+    read = {("OwnPuzzlesConfig", "device")}
+    watch(monkeypatch, predict, "answer_puzzles", read)
+    puzzles = f"puzzles={tiny_compact_dataset / 'test_puzzles.json'}"
+    given = (puzzles, f"output_dir={tmp_path / 'own'}", "adapt.max_steps=3", "num_aug=1")
+    call(predict.main, f"checkpoint={first}", "device=cpu", *given)
+    assert set(leaves(OwnPuzzlesConfig)) - read == set()
 
 
 def test_the_demo_reads_every_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ def test_work_is_done_in_processes_that_are_no_copies_of_this_one(
         assert workers.submit(num_cpus).result() < 10**6
 
 
+def test_without_workers_the_work_is_done_in_this_process() -> None:
+    with worker_processes(0) as workers:
+        assert workers.submit(os.getpid).result() == os.getpid()
+
+
 def test_workers_end_when_their_parent_is_killed() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND], cwd=REPOSITORY, stdout=subprocess.PIPE,

@@ -114,29 +114,37 @@ def build_optimizers(config: OptimConfig, model: TinyRecursiveModel) -> list[tor
 
     Rates are tensors on the device, as a captured step reads them where they lie. A step does
     nothing where the tensor `optimizer.found_inf` is 1, as PyTorch's gradient scaler has it.
+    Parameters that need no gradient have no optimizer; without any that do, there is none.
     """
-    of_puzzles = [] if model.puzzle_embedding is None else [*model.puzzle_embedding.parameters()]
-    matrices = block_matrices(model) if config.name == "muon" else []
+    own = model.puzzle_embedding
+    of_puzzles = [] if own is None else _trained(own.parameters())
+    matrices = _trained(block_matrices(model)) if config.name == "muon" else []
     taken = {id(parameter) for parameter in (*of_puzzles, *matrices)}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
-    device = rest[0].device
+    rest = [p for p in _trained(model.parameters()) if id(p) not in taken]
+    device = model.y_init.device
 
     def group(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> dict[str, Any]:
         # Beside the rate of the moment, each group keeps its own peak, as PyTorch's schedulers do.
         rate = torch.tensor(lr, device=device)
         return {"params": parameters, "lr": rate, "initial_lr": lr, "weight_decay": weight_decay}
 
-    groups = [group(rest, config.lr, config.weight_decay)]
+    groups = [group(rest, config.lr, config.weight_decay)] if rest else []
     if of_puzzles:
         groups.append(group(of_puzzles, config.puzzle_lr, config.puzzle_weight_decay))
+    if not groups:
+        return []
     betas = (config.beta1, config.beta2)
     if config.name == "adam_atan2":
         return [AdamAtan2(groups, betas)]
     # Of the forms that AdamW has, this alone takes a tensor as its rate on every device.
     adamw = torch.optim.AdamW(groups, betas=betas, fused=True, capturable=device.type == "cuda")
-    if config.name == "adamw":
+    if not matrices:
         return [adamw]
     return [Muon([group(matrices, config.muon_lr, config.weight_decay)]), adamw]
+
+
+def _trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def block_matrices(model: TinyRecursiveModel) -> list[nn.Parameter]:
