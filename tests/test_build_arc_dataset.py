@@ -644,7 +644,7 @@ def test_defaults_and_flags_are_the_published_ones() -> None:
         ("--puzzle-identifiers-start 0", r"puzzle.identifiers.start\W+0\b.*\b1\b"),
         ("--canvas-side 31", r"canvas.side\W+31\b.*\b30\b"),
         ("--canvas-side 0", r"canvas.side\W+0\b.*\b1\b"),
-        ("--workers 0", r"workers\W+0\b.*\b1\b"),
+        ("--workers -1", r"workers\W+-1\b.*\b0\b"),
         ("--seed -1", r"seed\W+1\b.*\b0\b"),
         ("--output-dir {file}", "--output-dir .* exists already"),
         ("--output-dir {file}/below", r"test_build_arc_dataset\.py is no folder that you may"),

@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.flags import parse_flags
 from common.settings import expanded_path, fields_of
 from config.loading import load_config
-from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, TrainConfig
+from config.schema import DemoConfig, DiagnoseConfig, EvaluateConfig, OwnPuzzlesConfig, TrainConfig
 from dataset import (
     build_maze_dataset,
     build_nqueens_dataset,
@@ -22,7 +22,7 @@ from dataset import (
 )
 
 OPTIONS: tuple[type[BaseModel], ...] = (
-    TrainConfig, EvaluateConfig, DiagnoseConfig, DemoConfig,
+    TrainConfig, EvaluateConfig, DiagnoseConfig, OwnPuzzlesConfig, DemoConfig,
     build_plan.BuildOptions, build_nqueens_dataset.BuildOptions, build_sudoku_dataset.BuildOptions,
     build_maze_dataset.BuildOptions, import_arc.ImportOptions, import_trajectories.ImportOptions,
 )  # fmt: skip
