@@ -337,6 +337,7 @@ class DiagnoseConfig(CheckpointConfig):
 class OwnPuzzlesConfig(ComputeConfig):
     """`predict.py`."""
 
+    first: ClassVar = ("checkpoint", "puzzles", "num_aug", "adapt.weights", "adapt.max_minutes")
     checkpoint: AnyPath | None = Field(
         None, description="run folder (its newest checkpoint), checkpoint, or exported model"
     )
