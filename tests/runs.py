@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import evaluate
 import train_arc_tiny_corrupt
+from benchmarks.wandb_files import offline_files, records_of
 from conftest import REPOSITORY
 from evaluation.predict import TYPICAL_TOKENS, EvalConfig
 
@@ -119,3 +121,14 @@ def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
+
+
+def wait_for_wandb(run_dir: Path) -> list[list[Any]]:
+    """The records of each process of a run; W&B writes the last after it has said that it did."""
+    deadline = time.monotonic() + 60
+    while True:
+        of_files = [list(records_of(file)) for file in offline_files(run_dir)]
+        if of_files and all(r and r[-1].WhichOneof("record_type") == "exit" for r in of_files):
+            return of_files
+        assert time.monotonic() < deadline, "W&B has not finished its file"
+        time.sleep(0.05)

@@ -12,7 +12,6 @@ import torch
 
 import train_arc_tiny_corrupt
 from arc_oracles import contents
-from conftest import REPOSITORY
 from runs import checkpoint_tensors, read_metrics, run_training, torchrun, train_arguments
 from tiny import ALONE
 from training import checkpoints, clock
@@ -304,7 +303,6 @@ def test_ranks_whose_clocks_differ_stop_and_end_together(
     """
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     given = ("train.max_minutes=0.1", "train.max_steps=300", *LINE, "train.eval_every=null")
     pieces = (("train.stop_after_minutes=0.08",), ("resume=auto",))
     alone, together = tmp_path / "alone", tmp_path / "together"

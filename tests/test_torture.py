@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.torture import compare_files, compare_runs, wandb_steps
 from common.errors import UserError
 from conftest import REPOSITORY
-from runs import run_training
+from runs import run_training, wait_for_wandb
 from training.run_log import RunLog, WandbConfig
 
 WRITER = """
@@ -67,6 +67,7 @@ def test_a_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
     for step in range(3):
         log.write(step, {"train/loss": step / 2} | {f"train/{n}": 0.5 for n in range(3000)})
     log.close()
+    wait_for_wandb(tmp_path)
     assert wandb_steps(tmp_path) == {0: 0.0, 1: 0.5, 2: 1.0}
 
 

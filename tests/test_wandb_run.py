@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.wandb_files import history_of, offline_files, records_of
+from benchmarks.wandb_files import history_of, offline_files
 from conftest import REPOSITORY
-from runs import read_metrics, read_results, run_evaluation, run_training
+from runs import read_metrics, read_results, run_evaluation, run_training, wait_for_wandb
 from training.scores import read_score
 from training.wandb_run import AXES, CHARTS, WandbConfig, WandbRun, panel_of, without_seed
-
-
-def finished(run_dir: Path) -> list[list[Any]]:
-    """The records of each process of a run; the service writes them after it has said so."""
-    deadline = time.monotonic() + 30
-    while True:
-        of_files = [list(records_of(file)) for file in offline_files(run_dir)]
-        if of_files and all(r and r[-1].WhichOneof("record_type") == "exit" for r in of_files):
-            return of_files
-        assert time.monotonic() < deadline, "W&B has not finished its file"
-        time.sleep(0.05)
 
 
 class Recorded:
@@ -33,7 +21,7 @@ class Recorded:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = offline_files(run_dir)[-1].parent / "files"
-        records = finished(run_dir)[-1]
+        records = wait_for_wandb(run_dir)[-1]
 
         def of_kind(kind: str) -> list[Any]:
             return [r for r in records if r.WhichOneof("record_type") == kind]
@@ -72,7 +60,7 @@ def test_the_newest_file_holds_the_whole_run_under_one_id(
     run_dir: Path, recorded: Recorded
 ) -> None:
     assert len(offline_files(run_dir)) == 2
-    first, second = ({r.run.run_id for r in of} - {""} for of in finished(run_dir))
+    first, second = ({r.run.run_id for r in of} - {""} for of in wait_for_wandb(run_dir))
     assert first == second
     steps = [line["step"] for line in read_metrics(run_dir)]
     assert sorted({line["step"] for line in recorded.history}) == sorted(set(steps))
