@@ -18,9 +18,6 @@ from runs import TINY, call
 from study import plot
 from test_docs import PAGES, README, SCRIPTS, commands_of, write_subsets
 
-NOT_YET = {"predict.py"}
-"""Named in the text before it is there."""
-
 
 def section_of(page: str, title: str) -> str:
     (section,) = re.findall(rf"^## {title}$(.*?)(?=^## |\Z)", PAGES[page], re.M | re.S)
@@ -101,7 +98,7 @@ def test_every_program_that_a_page_names_exists(page: str) -> None:
                              r"config)[\w.]*)", text))  # fmt: skip
     for module in modules:
         assert importlib.util.find_spec(module) is not None, module
-    scripts = set(re.findall(r"(?:python|torchrun)[^`\n]*? (\w+\.py)", text)) - NOT_YET
+    scripts = set(re.findall(r"(?:python|torchrun)[^`\n]*? (\w+\.py)", text))
     for script in scripts:
         assert (REPOSITORY / script).is_file(), script
 
