@@ -317,7 +317,7 @@ class Workspace:
         try:
             for name, content in change.items():
                 path = self.folder / name
-                path.unlink() if content is None else path.write_bytes(content)
+                path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
             require_clean_end(lambda: read(self.folder, self.out))
             assert not list(self.elsewhere.iterdir()), "something was written elsewhere"
             there = {str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()}
