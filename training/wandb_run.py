@@ -250,4 +250,4 @@ def _complain(what: str, error: Exception) -> None:
     Not only wandb.Error: W&B also raises types that it does not publish, and whatever it is,
     training matters more.
     """
-    log.warning("W&B could not %s (%s); training goes on.", what, str(error).split("\n")[0])
+    log.warning("W&B could not %s (%s); all else goes on.", what, str(error).split("\n")[0])
