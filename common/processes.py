@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
+from typing import Any
 
 from common.errors import UserError
 
@@ -36,7 +37,7 @@ def worker_processes(workers: int) -> Iterator[Executor]:
         with ThreadPoolExecutor(1) as thread:
             yield thread
         return
-    executor = ProcessPoolExecutor(
+    executor = _Workers(
         max_workers=workers,
         mp_context=get_context("spawn"),
         initializer=_end_with_parent,
@@ -50,6 +51,33 @@ def worker_processes(workers: int) -> Iterator[Executor]:
     finally:
         # What has not begun is of no use after an error, and all is done without one.
         executor.shutdown(cancel_futures=True)
+
+
+class _Workers(ProcessPoolExecutor):
+    """Starts a process when work is handed in, and lets nothing come between its two halves."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As the base class's."""
+        with _signals_later():
+            return super().submit(*args, **kwargs)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Heed SIGTERM and Ctrl-C afterwards: a process half started would say so in a traceback."""
+    if threading.current_thread() is not threading.main_thread():  # Signals are not for it.
+        yield
+        return
+    received: list[int] = []
+    later = (signal.SIGTERM, signal.SIGINT)
+    before = {kind: signal.signal(kind, lambda n, _: received.append(n)) for kind in later}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    for number in received[:1]:
+        signal.raise_signal(number)
 
 
 def _end_with_parent() -> None:

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import util
+from typing import Any
 
 import pytest
 
@@ -73,3 +75,31 @@ def test_a_worker_that_is_killed_is_a_mistake_that_is_named() -> None:
 
 def _kill_myself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_signal_waits_until_a_process_has_started(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Between its two halves, when it is there and waits to be told what to do."""
+    real, started = util.spawnv_passfds, list[int]()
+
+    def interrupted(*arguments: Any) -> int:
+        started.append(real(*arguments))
+        signal.raise_signal(signal.SIGTERM)
+        return started[-1]
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(number)
+
+    monkeypatch.setattr(util, "spawnv_passfds", interrupted)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit), worker_processes(1) as workers:
+            workers.submit(os.getpid)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for process in started:
+        with contextlib.suppress(ChildProcessError):  # Else it was waited for.
+            os.waitpid(process, 0)
+    assert "Traceback" not in capfd.readouterr().err
