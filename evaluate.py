@@ -17,7 +17,7 @@ report.html.
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,11 @@ import torch
 
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
-from common.progress import EXAMPLE, follow
 from config.loading import load_config
 from config.schema import EvaluateConfig, TrainedAs
 from dataset.storage import puzzles_file
 from dataset.task_files import load_tasks
-from evaluation.predict import Answers, Batch, predict
+from evaluation.predict import Answers, predict
 from evaluation.predictions import (
     first_variants,
     load_predictions,
@@ -155,13 +154,6 @@ def predict_with(
         ranks.device,
     )
 
-    def progress(batches: Iterable[Batch], num_rows: int) -> Iterable[Batch]:
-        each = ranks.world_size  # All ranks have as many rows.
-        return follow(
-            batches, f"predicting, {path.name}", EXAMPLE, num_rows * each,
-            lambda batch: len(batch[0]) * each, ranks.is_main,
-        )  # fmt: skip
-
     depends_on = {
         **facts,
         "written": (path / MODEL_FILE).stat().st_mtime_ns,
@@ -170,7 +162,9 @@ def predict_with(
         "split": test_set.split_name,
     }
     answers = predict_in_shards(
-        lambda rows: predict(trained, test_set, asked, ranks, progress, rows),
+        lambda rows: predict(
+            trained, test_set, asked, ranks, f"predicting, {path.name}", rows
+        ),
         len(test_set), kept, depends_on, ranks,
     )  # fmt: skip
     sizes = trained.sizes(asked.num_supervision_steps)

@@ -16,7 +16,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ import torch
 from common.distributed import Ranks, start_ranks
 from common.errors import UserError, exit_cleanly
 from common.files import atomic_write
-from common.progress import EXAMPLE, follow
 from config.loading import load_config
 from config.schema import AdaptedFrom, OwnPuzzlesConfig
 from dataset.batches import TrainingBatches, require_shares
@@ -39,7 +38,7 @@ from dataset.splits import open_split
 from dataset.task_files import subset_files, without_solutions
 from dataset.task_sources import read_tasks
 from dataset.tasks import LeftOut, Task, TaskError, count_left_out
-from evaluation.predict import Answers, Batch, predict
+from evaluation.predict import Answers, predict
 from evaluation.predictions import predictions_of
 from evaluation.results import REPORT_FILE, score_document, step_answers_of, write_arc_results
 from evaluation.shards import unfinished_folder
@@ -90,14 +89,7 @@ def answer_puzzles(config: OwnPuzzlesConfig, ranks: Ranks) -> None:
         # All that is learned is learned now: the solutions can do no more than score.
         test_set.reveal(tasks)
 
-        def progress(batches: Iterable[Batch], num_rows: int) -> Iterable[Batch]:
-            each = ranks.world_size  # All ranks have as many rows.
-            return follow(
-                batches, "predicting", EXAMPLE, num_rows * each,
-                lambda batch: len(batch[0]) * each, ranks.is_main,
-            )  # fmt: skip
-
-        answers = predict(trained, test_set, asked, ranks, progress)
+        answers = predict(trained, test_set, asked, ranks, "predicting")
         if answers is None:  # All but the main rank have only helped.
             return
         facts = {"checkpoint": str(path), "weights": stored.kind, "canvas": asked.canvas}

@@ -332,7 +332,7 @@ def evaluate(run: Run, test_set: AnyTestSet) -> None:
     # The running mean generalises better, and it is what will be scored in the end.
     average = state.average if run.scored_weights == "ema" else None
     with weights_in_place(state.model, average), run.signals.interruptible():
-        answers = predict(trained, test_set, config, run.ranks)
+        answers = predict(trained, test_set, config, run.ranks, "evaluating")
     found = summarise(test_set, answers)
     score = Score(run.scored_weights, {f"eval/{key}": value for key, value in found.items()})
     run.ranks.from_main(lambda: run.folder.rate(state.step, score))

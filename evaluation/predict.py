@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.distributed import Ranks
+from common.progress import EXAMPLE, follow
 from common.settings import Settings
 from dataset.canvas import Canvases, canvas_side, read_extents
 from dataset.loading import BatchMaker, Capacity, HostBatch, Plan, cut, one_ahead
@@ -128,7 +129,7 @@ def predict(
     test_set: TestSet,
     config: EvalConfig,
     ranks: Ranks,
-    progress: Progress | None = None,
+    what: str | None = None,
     rows: Rows | None = None,
 ) -> Answers | None:
     """Answer a test set, each rank its share; all ranks must call it.
@@ -138,7 +139,7 @@ def predict(
         test_set: what is predicted.
         config: how, see `PredictConfig.resolved`.
         ranks: that share the work.
-        progress: shows how far this rank's share is.
+        what: this is, while it is shown how far it is; None: that is not shown.
         rows: which of the test set's rows, in order; None: all.
 
     Returns:
@@ -146,6 +147,14 @@ def predict(
     """
     rows = np.arange(len(test_set)) if rows is None else rows
     share = rows[ranks.rank :: ranks.world_size]
+    each = ranks.world_size  # All ranks have as many rows.
+
+    def progress(batches: Iterable[Batch], num_rows: int) -> Iterable[Batch]:
+        return follow(
+            batches, what or "", EXAMPLE, num_rows * each,
+            lambda batch: len(batch[0]) * each, what is not None and ranks.is_main,
+        )  # fmt: skip
+
     parts = ranks.gather_objects(Predictor(trained, test_set, config).answer(share, progress))
     return None if parts is None else join(parts)
 
