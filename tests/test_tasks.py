@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis.strategies import text
 
 from arc_oracles import write_kaggle
@@ -265,7 +265,7 @@ def test_whatever_id_is_accepted_comes_back_from_names_arrays_and_lines(task_id:
     try:
         parse_task(task_id, [ONE], None, "here")
     except UserError:
-        assume(False)
+        return  # Most of the second kind: not to be assumed away, which hypothesis limits.
     variants = Variants(np.array([0, 3], np.uint8), np.tile(IDENTITY_PERMUTATION, (2, 1)))
     found, _ = parse_variant_names(variant_names(task_id, variants))
     assert found == np.array([task_id]).tolist() * 2 == [task_id] * 2
