@@ -8,6 +8,7 @@ W&B, and for a resumed run that records its history again.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ FOLDER = "answers"
 TABLE_FILE = "table.json"
 NUM_SHOWN = 8
 COLUMNS = ("test input", "attempt 1, votes", "attempt 2, votes", "votes", "solution is attempt")
+
+NOT_WHAT_WAS_RECORDED = (OSError, ValueError, SyntaxError, TypeError)
+"""What comes of reading pictures and a table that are not there, or damaged."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,18 @@ class Showcase:
             (folder / TABLE_FILE).write_text(json.dumps(table))
 
     def media(self, step: int) -> Media:
-        """What was recorded at a step, for W&B; nothing where nothing was."""
+        """What was recorded at a step, for W&B; nothing where nothing was, or it is damaged."""
         folder = self._path_of(step)
-        if not (folder / TABLE_FILE).is_file():
-            return {}
-        lines = json.loads((folder / TABLE_FILE).read_text())
         images: list[Image.Image] = []
-        for number, line in enumerate(lines):
-            with Image.open(folder / f"{number}.png") as image:
-                image.load()
-            image.info["caption"] = line[0]
-            images.append(image)
+        try:
+            lines = json.loads((folder / TABLE_FILE).read_text())
+            for number, (name, *_) in enumerate(lines):
+                with Image.open(folder / f"{number}.png") as image:
+                    image.load()
+                image.info["caption"] = name
+                images.append(image)
+        except NOT_WHAT_WAS_RECORDED:
+            return {}
         rows = [(*line, image) for line, image in zip(lines, images, strict=True)]
         return {"answers/table": Table((*COLUMNS, "steps"), rows), "answers/steps": images}
 
@@ -198,7 +203,9 @@ def _chosen_rows(test_set: ArcTestSet | BoardTestSet, task_ids: Sequence[str] | 
     if not isinstance(test_set, ArcTestSet):
         if task_ids:
             raise UserError("train.show_tasks names tasks, and the test set holds boards")
-        return followed[: 0 if task_ids is not None else NUM_SHOWN]
+        num_cells = test_set.split.metadata.seq_len
+        is_square = math.isqrt(num_cells) ** 2 == num_cells  # Else nothing says how to draw it.
+        return followed[: NUM_SHOWN if task_ids is None and is_square else 0]
     ids = test_set.task_ids[followed]
     if task_ids is None:
         every = np.unique(ids)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,25 @@ def test_a_run_shows_the_tasks_that_are_asked_for(tiny_dataset: Path, tmp_path: 
     )
     table = json.loads((run_dir / "answers/step_00000003/table.json").read_text())
     assert [name for name, *_ in table] == [f"31d5ba1a, test input {n}" for n in (1, 2)]
+
+
+@pytest.mark.parametrize("file", ["table.json", "0.png"])
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b"{", b"\xff\xd8"])
+def test_damaged_pictures_stop_no_run_that_is_resumed(
+    tiny_dataset: Path, tmp_path: Path, file: str, content: bytes | None
+) -> None:
+    shown = showcase(tmp_path, tiny_dataset)
+    shown.record(6, answers_of(shown.test_set, lambda row: 1))
+    path = shown.folder / "step_00000006" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    assert shown.media(6) == {}
+
+
+def test_what_is_not_square_is_not_drawn(queens: Path, tmp_path: Path) -> None:
+    """Another code base's boards may have any shape: they are trained on all the same."""
+    test_set = open_test_set(queens, None, "whole")
+    metadata = test_set.split.metadata.model_copy(update={"seq_len": 60})
+    test_set.split = replace(test_set.split, metadata=metadata)
+    shown = Showcase(tmp_path, test_set, SupervisionConfig(), STEPS, None)
+    shown.record(6, answers_of(test_set, lambda row: 1))
+    assert not shown.folder.exists()

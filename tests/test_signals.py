@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -302,6 +303,36 @@ def test_ranks_that_the_launcher_starts_again_go_on(
     assert process.returncode == 0, output
     assert "Resumed from " in output
     assert saved_in(run_dir)[-1] == 300
+
+
+@pytest.mark.long
+def test_two_nodes_train_together(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Two agents on the loopback, a rank each, as on two machines that share a disk."""
+    run_dir = tmp_path / "run"
+    arguments = train_arguments(tiny_dataset, run_dir, "train.eval_every=null", "resume=auto")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    agents = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                "--rdzv_backend=c10d", f"--rdzv_endpoint={endpoint}", "--rdzv_id=test",
+                "train_arc_tiny_corrupt.py", *arguments,
+            ],
+            cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        outputs = [agent.communicate(timeout=200)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert sum("Done: " in output for output in outputs) == 1, "the main rank alone speaks"
+    assert saved_in(run_dir)[-1] == 12
 
 
 def rank_of(launcher: int, rank: str) -> int:

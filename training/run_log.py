@@ -84,7 +84,8 @@ class RunLog:
 
     def _mirror(self, step: int, metrics: Mapping[str, float]) -> None:
         is_evaluation = any(name.startswith("eval/") for name in metrics)
-        media = self._media_of(step) if self._media_of and is_evaluation else {}
+        is_shown = is_evaluation and self._wandb.is_recording
+        media = self._media_of(step) if self._media_of is not None and is_shown else {}
         self._wandb.record(step, metrics, media)
 
     def _mirror_missing(self, lines: Sequence[dict[str, Any]]) -> None:

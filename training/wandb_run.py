@@ -88,8 +88,21 @@ class WandbRun:
         self.run_id = run_id
         """To find the run again; None: there never was one."""
         self._wandb: Any = None
-        self._run = self._start(folder, config, run_config, job_type, default_name)
+        about = {
+            "dir": folder,
+            "project": config.project,
+            "name": config.run_name or default_name,
+            "group": config.group or without_seed(default_name),
+            "job_type": job_type,
+            "config": dict(run_config),
+        }
+        self._run = self._start(config.mode, about)
         self._do("describe its charts", self._define_metrics)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether anything becomes of what is recorded."""
+        return self._run is not None
 
     @property
     def next_step(self) -> int | None:
@@ -153,21 +166,13 @@ class WandbRun:
             for metric in names:
                 run.define_metric(metric, step_metric="examples", summary=summary)
 
-    def _start(
-        self,
-        folder: Path,
-        config: WandbConfig,
-        run_config: Mapping[str, Any],
-        job_type: str,
-        default_name: str,
-    ) -> Any:
-        mode = config.mode if config.mode != "auto" else mode_of_environment()
+    def _start(self, mode: str, about: Mapping[str, Any]) -> Any:
+        mode = mode_of_environment() if mode == "auto" else mode
         if mode == "disabled":
             return None
         wandb = self._wandb = _attempt("be imported", lambda: importlib.import_module("wandb"))
         if wandb is None:
             return None
-        name = config.run_name or default_name
 
         def start(mode: Literal["online", "offline"], run_id: str) -> Any:
             settings = wandb.Settings(
@@ -177,16 +182,11 @@ class WandbRun:
                 finish_timeout=TIMEOUT_SECONDS,
             )
             return wandb.init(
-                dir=folder,
                 mode=mode,
-                project=config.project,
-                name=name,
-                group=config.group or without_seed(default_name),
-                job_type=job_type,
                 id=run_id,
                 resume="allow" if mode == "online" else None,
-                config=dict(run_config),
                 settings=settings,
+                **about,
             )
 
         # Of an agent of a sweep the run has an id already.
